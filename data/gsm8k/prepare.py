@@ -1,0 +1,56 @@
+r"""GSM8K (Cobbe et al., 2021, https://arxiv.org/abs/2110.14168): grade school math word problems, in English, MIT licence.
+
+    python data/gsm8k/prepare.py                 # downloads into data/gsm8k/raw/, then converts
+    python data/gsm8k/prepare.py RAW_FOLDER      # offline: RAW_FOLDER holds train.jsonl and test.jsonl as published
+
+A raw record, as https://github.com/openai/grade-school-math publishes it:
+
+    {"question": "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How many
+                  clips did Natalia sell altogether in April and May?",
+     "answer": "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nNatalia sold 48+24 = <<48+24=72>>72 clips altogether in
+                April and May.\n#### 72"}
+
+becomes one line {"messages": [...]} of train.jsonl, here wrapped:
+
+    {"role": "user", "content": "Natalia sold clips to 48 of her friends in April, ... in April and May?"}
+    {"role": "assistant", "content": "Natalia sold 48/2 = 24 clips in May.\nNatalia sold 48+24 = 72 clips altogether in
+                                      April and May.\n#### 72"}
+
+The answer is the authors' text, steps first and "#### final answer" last, without its <<...>> notes: they were meant for a
+calculator that the authors let the model call, and cost tokens that no chat model has to print. There is no system message.
+"""
+import argparse
+import re
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from common import download, is_prepared, read_records, write_splits
+
+URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
+EXPECTED = {"train": 7_473, "test": 1_319}
+HERE = Path(__file__).resolve().parent
+
+
+def to_messages(record: dict) -> list[dict]:
+    answer = re.sub(r"<<[^<>]*>>", "", record["answer"])
+    return [{"role": "user", "content": record["question"]}, {"role": "assistant", "content": answer}]
+
+
+def main(raw: Path | None):
+    if is_prepared(HERE, EXPECTED):
+        return
+    if raw is None:
+        raw = HERE / "raw"
+        for split in EXPECTED:
+            download(f"{URL}/{split}.jsonl", raw / f"{split}.jsonl")
+    records = {split: read_records(raw / f"{split}.jsonl", ["question", "answer"]) for split in EXPECTED}
+    write_splits(HERE, EXPECTED, **{split: [to_messages(r) for r in records[split]] for split in EXPECTED})
+    # gsm8k: train.jsonl, 7,473 samples
+    # gsm8k: test.jsonl, 1,319 samples
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("raw_folder", nargs="?", type=Path, help="folder with the raw files (default: download them)")
+    main(parser.parse_args().raw_folder)
