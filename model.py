@@ -1,0 +1,427 @@
+"""The decoder of Qwen2 / Qwen2.5, Qwen3 (dense) and Llama, written out, with Hugging Face's weights in and out.
+
+    ids (B, T) -> embedding -> L x [x + Attention(RMSNorm(x)), x + SwiGLU(RMSNorm(x))] -> RMSNorm -> unembedding -> (B, T, V)
+
+The three families are one architecture; config.json says which of its parts are there:
+
+                q, k, v bias    RMSNorm on q and k    rope_scaling        head_dim
+    Qwen2/2.5   yes             no                    no                  hidden / heads
+    Qwen3       no              yes                   no                  given
+    Llama       no              no                    none or "llama3"    either
+
+Parameter names are Hugging Face's own ("model.layers.0.self_attn.q_proj.weight"), so that loading is an assignment and
+adapters need no table of names. There is no padding mask: batches are padded on the right, and under the causal mask a
+token never sees what stands to the right of it. Only `generate`, which pads on the left, needs a mask.
+
+Shapes: B sequences, T positions, C hidden size, V vocabulary, nh query heads, nk key/value heads, hd size of a head.
+"""
+import contextlib
+import json
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.utils.checkpoint import checkpoint
+
+NANO = Path(__file__).parent / "data/nano/base"     # the embedded model, by the name "nano"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+# ----- configuration ------------------------------------------------------------------------------------------------
+
+@dataclass
+class ModelConfig:
+    vocab_size: int                 # V
+    hidden_size: int                # C
+    intermediate_size: int          # width of the MLP
+    num_hidden_layers: int
+    num_attention_heads: int        # nh
+    num_key_value_heads: int        # nk; nh / nk query heads share one key/value head
+    head_dim: int                   # hd; nh * hd need not be C
+    rms_norm_eps: float
+    rope_theta: float               # base of the rotary frequencies
+    rope_scaling: dict | None       # Llama 3's stretching of them, or None
+    tie_word_embeddings: bool       # the unembedding is the embedding
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    hf: dict = field(repr=False)    # config.json as it was read, for save_pretrained
+
+    @classmethod
+    def from_hf(cls, hf: dict) -> "ModelConfig":
+        """Read config.json's content. Raises ValueError for what this decoder would not compute as transformers does."""
+        family = hf.get("model_type")
+        if family not in ("qwen2", "qwen3", "llama"):
+            raise ValueError(f"model_type {family!r} is not supported; it has to be qwen2, qwen3 or llama")
+        if hf.get("hidden_act", "silu") != "silu":
+            raise ValueError(f"hidden_act {hf['hidden_act']!r} is not supported; it has to be silu")
+        if hf.get("use_sliding_window"):
+            raise ValueError("sliding-window attention (use_sliding_window) is not supported")
+        rope = hf.get("rope_parameters") or {**(hf.get("rope_scaling") or {}), "rope_theta": hf.get("rope_theta", 10_000.0)}
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type not in ("default", "llama3"):
+            raise ValueError(f"rope_scaling of type {rope_type!r} is not supported; it has to be none or llama3")
+        bias = hf.get("attention_bias", False)
+        try:
+            heads, hidden = hf["num_attention_heads"], hf["hidden_size"]
+            config = cls(
+                vocab_size=hf["vocab_size"], hidden_size=hidden, intermediate_size=hf["intermediate_size"],
+                num_hidden_layers=hf["num_hidden_layers"], num_attention_heads=heads,
+                num_key_value_heads=hf.get("num_key_value_heads") or heads, head_dim=hf.get("head_dim") or hidden // heads,
+                rms_norm_eps=hf.get("rms_norm_eps", 1e-6), rope_theta=rope["rope_theta"],
+                rope_scaling=rope if rope_type == "llama3" else None, tie_word_embeddings=hf.get("tie_word_embeddings", False),
+                qkv_bias=family == "qwen2" or bias, o_bias=family != "qwen2" and bias, mlp_bias=hf.get("mlp_bias", False),
+                qk_norm=family == "qwen3", hf=hf)
+        except KeyError as e:
+            raise ValueError(f"config.json lacks {e.args[0]!r}") from None
+        if heads % config.num_key_value_heads:
+            raise ValueError(f"{heads} attention heads cannot share {config.num_key_value_heads} key/value heads evenly")
+        return config
+
+
+# ----- the parts ----------------------------------------------------------------------------------------------------
+
+class RMSNorm(nn.Module):
+    """y = w * x / sqrt(mean(x^2) + eps), in float32, rounded before the multiplication by w (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x):
+        h = x.float()
+        return self.weight * (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+def rope_frequencies(config: ModelConfig) -> torch.Tensor:
+    """theta_i = base^(-2i / hd), i = 0 .. hd/2 - 1: radians a position for each pair of coordinates (arXiv 2104.09864).
+
+    Llama 3 was trained on a context of `old` positions and stretched to `factor` times that: frequencies that turn less
+    than `low` times in the old context are divided by `factor`, those that turn more than `high` times are left, and
+    between them the two are blended linearly.
+    """
+    i = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
+    theta = 1.0 / config.rope_theta ** (i / config.head_dim)                                    # (hd / 2,)
+    if config.rope_scaling is None:
+        return theta
+    s = config.rope_scaling
+    low, high = s["low_freq_factor"], s["high_freq_factor"]
+    turns = s["original_max_position_embeddings"] * theta / (2 * math.pi)
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return keep * theta + (1 - keep) * theta / s["factor"]
+
+
+def rotate(x, cos, sin):
+    """Turn each pair (x_i, x_{i + hd/2}) by its angle; x (B, n, T, hd), cos and sin (B or 1, 1, T, hd / 2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal attention in which groups of nh / nk query heads share a key/value head (GQA, arXiv 2305.13245)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        C, self.hd = config.hidden_size, config.head_dim
+        q, kv = config.num_attention_heads * self.hd, config.num_key_value_heads * self.hd
+        self.q_proj = nn.Linear(C, q, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(C, kv, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(C, kv, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q, C, bias=config.o_bias)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(self.hd, config.rms_norm_eps), RMSNorm(self.hd, config.rms_norm_eps)
+        else:
+            self.q_norm = self.k_norm = nn.Identity()
+
+    def forward(self, x, cos, sin, mask=None, cache=None):
+        B, T, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.hd)).transpose(1, 2)                 # (B, nh, T, hd)
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.hd)).transpose(1, 2)                 # (B, nk, T, hd)
+        v = self.v_proj(x).view(B, T, -1, self.hd).transpose(1, 2)                              # (B, nk, T, hd)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.append(self, k, v)                                                     # (B, nk, S, hd), S so far
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))                                 # (B, T, C)
+
+
+class MLP(nn.Module):
+    """SwiGLU: W_down (silu(W_gate x) * W_up x) (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        C, I, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(C, I, bias=bias)
+        self.up_proj = nn.Linear(C, I, bias=bias)
+        self.down_proj = nn.Linear(I, C, bias=bias)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cos, sin, mask=None, cache=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Cache:
+    """Keys and values of the positions so far, one buffer an attention layer, filled from the left."""
+
+    def __init__(self, size: int):
+        self.size, self.used, self.kv = size, 0, {}
+
+    def append(self, layer, k, v):
+        end = self.used + k.shape[2]
+        if layer not in self.kv:
+            self.kv[layer] = [t.new_empty(*t.shape[:2], self.size, t.shape[3]) for t in (k, v)]
+        for buffer, new in zip(self.kv[layer], (k, v)):
+            buffer[:, :, self.used:end] = new
+        return [buffer[:, :, :end] for buffer in self.kv[layer]]
+
+
+# ----- the loss -----------------------------------------------------------------------------------------------------
+
+class LinearNLL(torch.autograd.Function):
+    """Sum of the NLL of `target` (N,) under softmax(h W^T), h (N, C), W (V, C), a chunk of rows at a time.
+
+    With p = softmax(h W^T) and y the one-hot target, dNLL/dlogits = p - y, so dNLL/dh = (p - y) W and
+    dNLL/dW = (p - y)^T h. They cost two products with logits that are at hand in the forward pass, so they are taken
+    there: the logits of one chunk are all that ever exists of the (N, V) tensor, which at V = 151,936 and N = 4,096
+    would be 2.5 GB in float32, and nothing is computed twice.
+    """
+    CHUNK = 1024    # rows: 0.6 GB of float32 logits at V = 151,936
+
+    @staticmethod
+    def forward(ctx, h, W, target):
+        need_h, need_W, _ = ctx.needs_input_grad
+        dh, dW = (torch.zeros_like(t) if need else None for t, need in ((h, need_h), (W, need_W)))
+        nll = torch.zeros((), device=h.device)
+        for rows in torch.arange(len(h), device=h.device).split(LinearNLL.CHUNK):
+            rows = slice(int(rows[0]), int(rows[-1]) + 1)
+            logp = (h[rows] @ W.T).float().log_softmax(-1)                                      # (n, V)
+            picked = target[rows, None]
+            nll -= logp.gather(1, picked).sum()
+            if need_h or need_W:
+                dlogits = logp.exp_().scatter_add_(1, picked, torch.full_like(picked, -1.0, dtype=logp.dtype)).to(h.dtype)
+            if need_h:
+                dh[rows] = dlogits @ W
+            if need_W:
+                dW.addmm_(dlogits.T, h[rows])
+        ctx.save_for_backward(dh, dW)
+        return nll
+
+    @staticmethod
+    def backward(ctx, grad):
+        return *(None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors), None
+
+
+# ----- the model ----------------------------------------------------------------------------------------------------
+
+class Transformer(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False         # keep each layer's input only, and compute the rest again backwards
+        self.model = nn.Module()
+        self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.model.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.model.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.theta = rope_frequencies(config)
+
+    def hidden(self, ids, positions=None, mask=None, cache=None):
+        """ids (B, T) -> what the unembedding is applied to, (B, T, C)."""
+        if positions is None:
+            positions = torch.arange(ids.shape[1], device=ids.device)[None]                     # (1, T)
+        x = self.model.embed_tokens(ids)                                                        # (B, T, C)
+        angles = positions[:, None, :, None] * self.theta.to(ids.device)                        # (B or 1, 1, T, hd / 2)
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        for layer in self.model.layers:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                # not the re-entrant kind: that one gives no gradients when its input, a frozen embedding's output, has none
+                x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, mask, cache)
+        return self.model.norm(x)
+
+    def forward(self, ids):
+        """ids (B, T) -> logits (B, T, V)."""
+        return self.lm_head(self.hidden(ids))
+
+    def loss(self, ids, labels):
+        """-> (sum of the NLL in nats, number of supervised tokens).
+
+        ids, labels (B, T), aligned as Hugging Face does it: position t predicts labels[:, t + 1]; -100 is not supervised.
+        The sum, not the mean: who accumulates gradients over micro-batches divides by the tokens of all of them.
+        """
+        h, target = self.hidden(ids)[:, :-1], labels[:, 1:]
+        at = (target != -100).nonzero(as_tuple=True)
+        W = self.lm_head.weight
+        if torch.is_autocast_enabled(ids.device.type):
+            W = W.to(torch.get_autocast_dtype(ids.device.type))
+        return LinearNLL.apply(h[at].to(W.dtype), W, target[at]), len(at[0])
+
+    @torch.no_grad()
+    def generate(self, ids, max_new_tokens: int, stop_ids=(), temperature: float = 0.0, top_p: float = 1.0, generator=None):
+        """Continue each sequence until one of `stop_ids` (kept as its last token) or for `max_new_tokens` tokens.
+
+        ids: a tensor (B, T), or a list of B lists of ids of any lengths. Returns the same form, prompt and continuation:
+        lists end where they end, a tensor is filled up with the stop token. temperature 0 takes the likeliest token;
+        otherwise tokens are drawn from the smallest set of likeliest ones whose probabilities sum to `top_p`.
+        """
+        rows = ids.tolist() if torch.is_tensor(ids) else [list(row) for row in ids]
+        device = self.lm_head.weight.device
+        T, pad = max(map(len, rows)), torch.tensor([max(map(len, rows)) - len(row) for row in rows], device=device)[:, None]
+        step = torch.tensor([[0] * (T - len(row)) + row for row in rows], device=device)        # (B, T), padded on the left
+        cache, done = Cache(T + max_new_tokens), torch.zeros(len(rows), dtype=torch.bool)
+        for _ in range(max_new_tokens):
+            at = torch.arange(cache.used, cache.used + step.shape[1], device=device)            # places of the new tokens
+            seen = torch.arange(cache.used + step.shape[1], device=device)                      # and of all so far
+            mask = (seen <= at[:, None]) & (seen >= pad[..., None]) | (seen == at[:, None])     # (B, T, S); padding sees itself
+            h = self.hidden(step, (at - pad).clamp(min=0), mask[:, None], cache)
+            cache.used += step.shape[1]
+            step = pick(self.lm_head(h[:, -1]).float(), temperature, top_p, generator)          # (B, 1)
+            for row, token, ended in zip(rows, step[:, 0].tolist(), done.tolist()):
+                if not ended:
+                    row.append(token)
+            done |= torch.tensor([row[-1] in stop_ids for row in rows])
+            if done.all():
+                break
+        if not torch.is_tensor(ids):
+            return rows
+        longest = max(map(len, rows))
+        return torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows], device=ids.device)
+
+    # ----- Hugging Face's files -------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, name_or_path, dtype=None, device=None) -> "Transformer":
+        """Load a folder or hub repository ("owner/name", "owner/name@revision"); dtype None keeps that of the file.
+
+        The model is made without storage and each tensor is read, cast and put in its place in turn, so that there is
+        never a second copy. Raises ValueError or OSError for files that are missing, broken or do not fit the config.
+        """
+        folder = resolve(name_or_path)
+        with torch.device("meta"):
+            model = cls(ModelConfig.from_hf(read_json(folder / "config.json")))
+        wanted = {name: p.shape for name, p in model.named_parameters()}
+        for file in weight_files(folder):
+            try:
+                with safe_open(file, framework="pt") as f:
+                    for name in f.keys():
+                        if name in wanted:
+                            model.put(name, f.get_tensor(name).to(device=device, dtype=dtype), wanted.pop(name), file)
+            except SafetensorError as e:
+                raise ValueError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
+        if wanted:
+            raise ValueError(f"{folder}: the weights lack {next(iter(wanted))} and {len(wanted) - 1} more that config.json asks for")
+        if model.config.tie_word_embeddings:
+            model.lm_head.weight = model.model.embed_tokens.weight
+        return model
+
+    def put(self, name: str, tensor, shape, file):
+        """Make `tensor` the parameter called `name`."""
+        if tensor.shape != shape:
+            raise ValueError(f"{file}: {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(shape)}")
+        module, _, leaf = name.rpartition(".")
+        setattr(self.get_submodule(module), leaf, nn.Parameter(tensor))
+
+    def save_pretrained(self, folder):
+        """Write config.json and model.safetensors, as transformers, vLLM and llama.cpp's converter read them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: p.detach().contiguous() for name, p in self.named_parameters()}        # a tied lm_head only once
+        dtype = str(self.model.embed_tokens.weight.dtype).removeprefix("torch.")
+        with replacing(folder / "model.safetensors") as part:
+            save_file(weights, part, metadata={"format": "pt"})
+        with replacing(folder / "config.json") as part:
+            part.write_text(json.dumps(self.config.hf | {"torch_dtype": dtype}, indent=2) + "\n")
+
+
+def pick(logits, temperature, top_p, generator):
+    """The next token of each row of logits (B, V): (B, 1)."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    p, order = (logits / temperature).softmax(-1).sort(descending=True)
+    p[p.cumsum(-1) - p > top_p] = 0                 # the first token is always kept
+    return order.gather(1, torch.multinomial(p, 1, generator=generator))
+
+
+# ----- files --------------------------------------------------------------------------------------------------------
+
+def resolve(name_or_path) -> Path:
+    """The folder that holds a checkpoint: itself, the embedded "nano", or a hub repository fetched into the hub's cache.
+
+    HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean everywhere. Raises OSError with what to do when
+    the hub cannot be reached, ValueError for a name that is neither.
+    """
+    if name_or_path == "nano":
+        return NANO
+    if os.path.isdir(name_or_path):
+        return Path(name_or_path)
+    repo, _, revision = str(name_or_path).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
+        raise ValueError(f"{name_or_path}: no such folder, and not the name of a hub repository (owner/name or owner/name@revision)")
+    from huggingface_hub import snapshot_download   # here, for it takes a second that an offline run need not wait
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    files = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*.json",
+             "chat_template*"]
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))
+    except GatedRepoError:
+        raise OSError(f"{repo} asks for its licence to be accepted: do so on its page, then set HF_TOKEN") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise OSError(f"the hub has no repository {repo!r} (or it is private: set HF_TOKEN)") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
+        raise OSError(f"cannot fetch {repo} from the hub ({type(e).__name__}) and it is not in the cache; go online once, set "
+                      "HF_ENDPOINT to a mirror, or give a folder with the files") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that model.safetensors.index.json names."""
+    index = folder / "model.safetensors.index.json"
+    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    for name in names:
+        if not (folder / name).exists():
+            raise OSError(f"{folder} has no {name}; fetch the checkpoint again (only safetensors is read)")
+    return [folder / name for name in names]
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OSError(f"{path.parent} has no {path.name}; is it a model's folder?") from None
+    except ValueError as e:
+        raise ValueError(f"{path} is not valid JSON: {e}") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path):
+    """A name beside `path` to write to; it takes `path`'s place if nothing goes wrong, and goes away if something does."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,157 @@
+"""tokenizer.json, Hugging Face's description of a byte-level BPE, turned into a tiktoken.Encoding; and the chat template.
+
+A text becomes ids in four steps, and tokenizer.json describes each:
+
+    added_tokens    "<|im_start|>" and its like are cut out first, the longest first, and never split
+    normalizer      what lies between them is brought to Unicode's form NFC (Qwen), or left as it is
+    pre_tokenizer   a regular expression cuts it into words, which no token may cross
+    model           the bytes of each word are merged, pair by pair, the earliest-learned merge first
+
+tiktoken does the last two, in Rust. It numbers tokens by the order in which they were learned, which is the order of
+their merges; where a vocabulary numbers them otherwise (SmolLM2 puts its special tokens first), a table translates.
+"""
+import functools
+import json
+import re
+import unicodedata
+from datetime import datetime
+
+import jinja2
+import jinja2.sandbox
+import tiktoken
+
+from model import read_json, replacing, resolve
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# GPT2 over pieces that end at each digit (SmolLM2): spaces before a digit end their piece, so they stay together
+GPT2_DIGITS = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes: tokenizer.json writes the token " a" as "Ġa"."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def split_pattern(pre_tokenizer: dict) -> str:
+    """The regular expression that cuts a text into words. Raises ValueError for a pre-tokenizer that it cannot express."""
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    kinds = [step["type"] for step in steps]
+    if kinds == ["Split", "ByteLevel"] and steps[0]["behavior"] == "Isolated" and not steps[0]["invert"]:
+        pattern = steps[0]["pattern"]["Regex"]                                                  # Qwen, Llama 3
+    elif kinds == ["ByteLevel"]:
+        pattern = GPT2
+    elif kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
+        pattern = GPT2_DIGITS
+    else:
+        raise ValueError(f"tokenizer.json: the pre-tokenizer {' + '.join(kinds)} is not supported; it has to be byte-level")
+    if steps[-1]["add_prefix_space"] or steps[-1]["use_regex"] != (kinds[0] != "Split"):
+        raise ValueError("tokenizer.json: a ByteLevel step with these settings is not supported")
+    return pattern
+
+
+class Tokenizer:
+    """encode and decode as the `tokenizers` library does without its post-processor: no token is added that is not in the text."""
+
+    def __init__(self, spec: dict, config: dict, template: str | None):
+        bpe = spec["model"]
+        if bpe["type"] != "BPE" or bpe.get("byte_fallback"):
+            raise ValueError(f"tokenizer.json: a {bpe['type']} model is not supported; it has to be a byte-level BPE")
+        normalizer = (spec.get("normalizer") or {"type": None})["type"]
+        if normalizer not in (None, "NFC"):
+            raise ValueError(f"tokenizer.json: the normalizer {normalizer} is not supported; it has to be NFC or none")
+        self.nfc = normalizer == "NFC"
+        alphabet = byte_alphabet()
+        merges = [m.split(" ") if isinstance(m, str) else m for m in bpe["merges"]]
+        learned = dict.fromkeys([*alphabet, *("".join(pair) for pair in merges)])               # in order, each token once
+        learned = [token for token in learned if token in bpe["vocab"]]
+        self.to_id = [bpe["vocab"][token] for token in learned]
+        ranks = {bytes(alphabet[c] for c in token): rank for rank, token in enumerate(learned)}
+        self.bpe = tiktoken.Encoding("bpe", pat_str=split_pattern(spec["pre_tokenizer"]), mergeable_ranks=ranks, special_tokens={})
+        self.added = {t["content"]: t["id"] for t in spec["added_tokens"]}
+        self.special_ids = {t["id"] for t in spec["added_tokens"] if t["special"]}
+        self.cut = re.compile("|".join(map(re.escape, sorted(self.added, key=len, reverse=True))) or r"(?!)")
+        self.to_bytes = {i: bytes(alphabet[c] for c in token) for token, i in zip(learned, self.to_id)}
+        self.to_bytes |= {i: token.encode() for token, i in self.added.items()}
+        self.n_vocab = max(self.to_bytes) + 1
+        self.bos_token, self.eos_token = (content(config.get(name)) for name in ("bos_token", "eos_token"))
+        self.template = template
+
+    @classmethod
+    def from_pretrained(cls, name_or_path) -> "Tokenizer":
+        """Load tokenizer.json and, if they are there, tokenizer_config.json and chat_template.jinja."""
+        folder = resolve(name_or_path)
+        spec = read_json(folder / "tokenizer.json")
+        config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+        template = config.get("chat_template")
+        if isinstance(template, list):              # several named templates
+            template = {t["name"]: t["template"] for t in template}.get("default")
+        if (folder / "chat_template.jinja").exists():
+            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        try:
+            tokenizer = cls(spec, config, template)
+        except KeyError as e:
+            raise ValueError(f"{folder / 'tokenizer.json'} lacks {e.args[0]!r}; it has to be a byte-level BPE tokenizer") from None
+        tokenizer.files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+        return tokenizer
+
+    def save_pretrained(self, folder):
+        """Write the files that it was read from beside a model's weights."""
+        for name, data in self.files.items():
+            with replacing(folder / name) as part:
+                part.write_bytes(data)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; an added token written in it becomes that token, as in `tokenizers`."""
+        ids, start = [], 0
+        for match in self.cut.finditer(text):
+            ids += self.encode_plain(text[start:match.start()])
+            ids.append(self.added[match.group()])
+            start = match.end()
+        return ids + self.encode_plain(text[start:])
+
+    def encode_plain(self, text: str) -> list[int]:
+        if self.nfc:
+            text = unicodedata.normalize("NFC", text)
+        return [self.to_id[rank] for rank in self.bpe.encode_ordinary(text)]
+
+    def decode(self, ids, skip_special: bool = False) -> str:
+        """The text of `ids`; bytes that are no valid UTF-8, as of a character cut in half, become U+FFFD."""
+        keep = (i for i in map(int, ids) if not (skip_special and i in self.special_ids))
+        return b"".join(self.to_bytes.get(i, b"") for i in keep).decode("utf-8", errors="replace")
+
+    def apply_chat_template(self, messages: list[dict], add_generation_prompt: bool = False, **variables) -> str:
+        """Render [{"role", "content"}, ...] with the model's own template, in a sandbox: a template is a stranger's program."""
+        if not self.template:
+            raise ValueError("this tokenizer has no chat template; use an instruction-tuned model")
+        try:
+            return compiled(self.template).render(messages=messages, add_generation_prompt=add_generation_prompt,
+                                                  bos_token=self.bos_token, eos_token=self.eos_token, **variables)
+        except jinja2.TemplateError as e:
+            raise ValueError(f"the model's chat template refuses these messages: {e}") from None
+
+    @functools.cached_property
+    def end_of_turn(self) -> int | None:
+        """The token with which the template closes an assistant's turn; None if it closes it with no token of its own."""
+        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        end = self.encode(self.apply_chat_template(turn).rpartition("!")[2])
+        return next((i for i in end if i in self.special_ids), None)
+
+
+def content(token) -> str | None:
+    """tokenizer_config.json writes a token as a string or as {"content": ...}."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+@functools.cache
+def compiled(template: str) -> jinja2.Template:
+    """The environment that transformers gives a template, rebuilt: same whitespace, same functions."""
+    def raise_exception(message):
+        raise jinja2.TemplateError(message)
+
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    env.filters["tojson"] = lambda x, **options: json.dumps(x, **{"ensure_ascii": False} | options)
+    env.globals |= {"raise_exception": raise_exception, "strftime_now": lambda form: datetime.now().strftime(form)}
+    return env.from_string(template)
