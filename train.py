@@ -1,0 +1,464 @@
+"""Fine-tune a decoder on chat data, fully or with LoRA: one run, read from top to bottom.
+
+    python train.py --rank 64 --lr 2e-4                                             # the embedded model and data, on a CPU
+    python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data vi_gsm8k --rank 64 --lr 2e-4
+    python train.py --method full --lr 2e-5 --resume                                # go on where it stopped, or begin
+
+`--out` then holds log.csv (a row an evaluation), run.json (settings, versions), the adapter in PEFT's files or, after full
+fine-tuning, a whole Hugging Face checkpoint, and the tokenizer. While it runs there is also state/, what --resume needs.
+"""
+import argparse
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+import dataset
+from lora import apply_lora, save_adapter
+from model import DTYPES, Transformer, UserError, read_json, replacing, resolve
+from tokenizer import FILES, Tokenizer
+
+COLUMNS = ("run model data method targets rank alpha lr batch_eff seed step tokens train_nll test_nll seconds peak_gb "
+           "trainable").split()
+
+
+# ----- settings -----------------------------------------------------------------------------------------------------
+
+def opt(default, help, **kwargs):
+    return dataclasses.field(default=default, metadata={"help": help, **kwargs})
+
+
+@dataclass
+class Config:
+    model: str = opt("nano", "folder, hub repository (owner/name, owner/name@revision), or the embedded nano", group="what")
+    data: str = opt("nano", "name under data/, or a folder with train.jsonl and test.jsonl")
+    method: str = opt("lora", "what is trained: adapters on a frozen base, or every weight", choices=("lora", "full"))
+    rank: int = opt(64, "rank r of the adapters", group="LoRA")
+    alpha: float = opt(None, "the adapters are scaled by alpha / r; default: r", type=float)
+    targets: str = opt("all-linear", "all-linear, attention, mlp, or layer names: q_proj,v_proj")
+    lr: float = opt(None, "learning rate; default: 2e-4 for lora, 2e-5 for full", type=float, group="optimization")
+    schedule: str = opt("constant", "of the learning rate, after warm-up", choices=("constant", "cosine", "linear"))
+    warmup_ratio: float = opt(0.0, "share of the steps in which the learning rate rises from 0")
+    weight_decay: float = opt(0.0, "AdamW's, decoupled")
+    grad_clip: float = opt(1.0, "largest norm of the gradient; 0: no clipping")
+    micro_bs: int = opt(4, "samples a forward pass: what decides memory")
+    grad_accum: int = opt(4, "forward passes an optimizer step; micro_bs x grad_accum samples are a batch")
+    max_steps: int = opt(None, "optimizer steps; default: 100, or what --epochs says", type=int)
+    epochs: float = opt(None, "passes over the training data, instead of --max_steps", type=float)
+    eval_steps: int = opt(10, "steps between two evaluations; step 0 and the last one are always evaluated")
+    eval_samples: int = opt(0, "evaluate on the first N test samples; 0: on all")
+    max_length: int = opt(256, "tokens; longer samples are cut at their right end")
+    seed: int = opt(42, "of the data's order and of A")
+    dtype: str = opt("auto", "of the computation; auto: bfloat16 on a GPU that has it, float16 on one that has not, float32 "
+                     "on a CPU. Adapters, optimizer and, in full fine-tuning, the weights are float32 throughout",
+                     choices=("auto", *DTYPES), group="machine")
+    device: str = opt("auto", "auto, cpu, cuda, cuda:1, mps ...")
+    compile: bool = opt(False, "torch.compile the layers: slower to start, faster a step; needs a C++ compiler")
+    gradient_checkpointing: bool = opt(False, "keep only the layers' inputs: a third more computation, much less memory")
+    out: str = opt(None, "folder of the run; default: out/<run>", type=str, group="files")
+    resume: bool = opt(False, "go on where the run in --out stopped; begin if there is none")
+    overwrite: bool = opt(False, "delete the run that is in --out, and begin anew")
+
+    @property
+    def batch_eff(self) -> int:
+        return self.micro_bs * self.grad_accum
+
+    @property
+    def run(self) -> str:
+        """A short hash of the settings that decide the result: the same settings are the same run, wherever they are made.
+
+        How a batch is cut into micro-batches is not among them, nor where and how fast the run is computed."""
+        aside = ("micro_bs", "grad_accum", "device", "compile", "gradient_checkpointing", "out", "resume", "overwrite", "epochs")
+        settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in aside} | {"batch_eff": self.batch_eff}
+        if self.method == "full":
+            settings |= {"rank": None, "alpha": None, "targets": None}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def parse(argv=None) -> Config:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: fail(f"{message} (python train.py --help lists the settings)")
+    for f in dataclasses.fields(Config):
+        m = dict(f.metadata)
+        if "group" in m:
+            group = parser.add_argument_group(m.pop("group"))
+        shown = "" if f.default in (None, False) else f" (default: {f.default})"
+        kind = {"action": "store_true"} if f.type is bool else {"type": m.pop("type", f.type), "default": f.default}
+        group.add_argument(f"--{f.name}", help=m.pop("help").replace("%", "%%") + shown, **kind, **m)
+    return Config(**vars(parser.parse_args(argv)))
+
+
+def check(config: Config):
+    """Raise UserError for a setting that cannot be meant."""
+    for name in ("rank", "micro_bs", "grad_accum", "eval_steps", "max_length"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name} {getattr(config, name)}: it has to be at least 1")
+    for name in ("lr", "alpha", "epochs", "max_steps"):
+        if getattr(config, name) is not None and not getattr(config, name) > 0:
+            raise UserError(f"--{name} {getattr(config, name)}: it has to be above 0")
+    for name in ("warmup_ratio", "weight_decay", "grad_clip", "eval_samples"):
+        if getattr(config, name) < 0:
+            raise UserError(f"--{name} {getattr(config, name)}: it cannot be negative")
+    if config.max_steps and config.epochs:
+        raise UserError("--max_steps and --epochs both say how long to train; give one of them")
+    if config.resume and config.overwrite:
+        raise UserError("--resume and --overwrite contradict each other; give one of them")
+
+
+# ----- one step -----------------------------------------------------------------------------------------------------
+
+def lr_at(step: int, config: Config) -> float:
+    """The learning rate of optimizer step `step`, counted from 0, as transformers' schedules of the same names have it."""
+    warmup = math.ceil(config.warmup_ratio * config.max_steps)
+    if step < warmup:
+        return config.lr * step / warmup
+    progress = (step - warmup) / max(1, config.max_steps - warmup)                              # 0 .. 1
+    return config.lr * {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[config.schedule]
+
+
+def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_clip) -> tuple[float, int]:
+    """One AdamW step on the gradient of the mean NLL over all supervised tokens of all micro-batches -> (NLL sum, tokens).
+
+    A mean of the micro-batches' own means would weight a token of a short answer more than one of a long answer, and give
+    another gradient for another way to cut the same samples. So sums are added up, and divided by the tokens of the window.
+    """
+    window_tokens = sum(int((labels[:, 1:] != -100).sum()) for _, labels in micro_batches)
+    device, total = model.lm_head.weight.device, 0.0
+    for ids, labels in micro_batches:
+        with autocast():
+            nll, _ = model.loss(ids.to(device), labels.to(device))
+        scaler.scale(nll / window_tokens).backward()
+        total += nll.item()
+    parameters = optimizer.param_groups[0]["params"]
+    scaler.unscale_(optimizer)
+    if grad_clip:
+        torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+    optimizer.param_groups[0]["lr"] = lr
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return total, window_tokens
+
+
+@torch.no_grad()
+def evaluate(model, micro_batches, autocast) -> float:
+    """Nats a supervised token over all of `micro_batches`, every token weighing the same."""
+    device, nll, tokens = model.lm_head.weight.device, 0.0, 0
+    with autocast():
+        for ids, labels in micro_batches:
+            batch_nll, batch_tokens = model.loss(ids.to(device), labels.to(device))
+            nll, tokens = nll + batch_nll.item(), tokens + batch_tokens
+    return nll / tokens
+
+
+# ----- one run ------------------------------------------------------------------------------------------------------
+
+def train(config: Config) -> list[dict]:
+    """Make the run that `config` describes -> its rows of log.csv. Raises UserError for what the user can mend."""
+    # ----- data -----
+    check(config)
+    tokenizer = Tokenizer.from_pretrained(config.model)
+    folder = dataset.find(config.data)
+    train_set, dropped = dataset.load(folder / "train.jsonl", tokenizer, config.max_length)
+    test_set, test_dropped = dataset.load(folder / "test.jsonl", tokenizer, config.max_length)
+    test_set = test_set[:config.eval_samples or None]
+    test_batches = dataset.micro_batches(test_set, 4 * config.micro_bs)
+    config = settled(config, len(train_set))
+    out = Path(config.out)
+    if finished := begun(config, out):
+        return finished
+
+    # ----- model -----
+    device, dtype = torch.device(config.device), DTYPES[config.dtype]
+    torch.manual_seed(config.seed)
+    # what is trained is float32 throughout: in bfloat16 most of a small learning rate's updates would be rounded away
+    model = Transformer.from_pretrained(config.model, torch.float32 if config.method == "full" else dtype, device)
+    if tokenizer.n_vocab > model.config.vocab_size:
+        raise UserError(f"{config.model}: the tokenizer has {tokenizer.n_vocab} tokens, the embedding {model.config.vocab_size}")
+    mixed = config.method == "full" and dtype != torch.float32
+
+    def autocast():
+        return torch.autocast(device.type, dtype) if mixed else contextlib.nullcontext()
+
+    if config.method == "lora":
+        apply_lora(model, config.rank, config.alpha, config.targets)
+    model.gradient_checkpointing = config.gradient_checkpointing
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay,
+                                  fused=device.type in ("cpu", "cuda"))
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    # ----- where it stands -----
+    state = out / "state" / "state.safetensors"
+    progress = {"step": 0, "tokens": 0, "seconds": 0.0, "nll_sum": 0.0, "nll_tokens": 0, "rows": [], "scaler": scaler.state_dict()}
+    question = next(iter(dataset.read(folder / "test.jsonl")))
+    if state.exists():
+        progress = load_state(state, trained, optimizer)
+        scaler.load_state_dict(progress["scaler"])
+        base_answer = read_json(out / "run.json")["base_answer"]
+    else:
+        base_answer = answer(model, tokenizer, question, autocast)
+        (out / "state").mkdir(parents=True, exist_ok=True)
+        write_run(config, out, base_answer, finished=False)
+    trainable = sum(p.numel() for p in trained.values())
+
+    # ----- what is about to happen -----
+    show_settings(config, train_set, dropped, test_set, test_dropped, trainable, sum(p.numel() for p in model.parameters()), progress)
+    show_sample(train_set[dataset.window(len(train_set), config.batch_eff, 0, config.seed)[0]], tokenizer)
+    if config.compile:
+        for layer in model.model.layers:
+            layer.compile(dynamic=True)
+
+    # ----- the loop -----
+    bar = tqdm(total=config.max_steps, initial=progress["step"], unit="step", disable=None, dynamic_ncols=True)
+    save_after = 0.0
+    with interruption() as interrupted:
+        while True:
+            step, rows = progress["step"], progress["rows"]
+
+            # ----- evaluate, log, keep the state -----
+            due = step % config.eval_steps == 0 or step == config.max_steps
+            if due and not (rows and rows[-1]["step"] == step):
+                nll = progress["nll_sum"] / progress["nll_tokens"] if step else ""
+                progress["nll_sum"], progress["nll_tokens"] = 0.0, 0
+                rows.append(row(config, step, progress, nll, evaluate(model, test_batches, autocast), device, trainable))
+                tqdm.write(report(rows))
+                write_csv(out / "log.csv", rows)
+            if interrupted or (due and time.perf_counter() > save_after):
+                start = time.perf_counter()
+                save_state(state, trained, optimizer, progress | {"scaler": scaler.state_dict()})
+                save_after = time.perf_counter() + 20 * (time.perf_counter() - start)           # at most 5 % of the time
+            if step == config.max_steps or interrupted:
+                break
+
+            # ----- one step -----
+            start = time.perf_counter()
+            picked = dataset.window(len(train_set), config.batch_eff, step, config.seed)
+            micro = dataset.micro_batches([train_set[i] for i in picked], config.micro_bs)
+            nll, tokens = optimizer_step(model, optimizer, scaler, micro, autocast, lr_at(step, config), config.grad_clip)
+            progress["step"] += 1
+            progress["nll_sum"] += nll
+            progress["nll_tokens"] += tokens
+            progress["tokens"] += sum(len(train_set[i].ids) for i in picked)
+            progress["seconds"] += time.perf_counter() - start
+            bar.update()
+            bar.set_postfix_str(f"loss {nll / tokens:.3f}, test {rows[-1]['test_nll']:.3f}, "
+                                f"{progress['tokens'] / progress['seconds']:,.0f} tokens/s")
+    bar.close()
+    if interrupted:
+        raise KeyboardInterrupt(f"stopped after step {step}; {out} has all that is needed to go on: add --resume to the command")
+
+    # ----- save -----
+    if config.method == "lora":
+        save_adapter(model, out, config.model)
+    else:
+        model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    write_run(config, out, base_answer, finished=True)
+    state.unlink()
+    state.parent.rmdir()
+
+    # ----- show what it learned -----
+    show_answers(question, base_answer, answer(model, tokenizer, question, autocast), out)
+    return progress["rows"]
+
+
+# ----- settings that depend on the machine and the data -------------------------------------------------------------
+
+def settled(config: Config, n_train: int) -> Config:
+    """`config` with every default that depends on something else put in its place."""
+    device, dtype = config.device, config.dtype
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: this machine has no usable CUDA device; leave the flag out")
+    if dtype == "auto":
+        dtype = "float32" if not device.startswith("cuda") else "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
+    steps = config.max_steps or (math.ceil(config.epochs * n_train / config.batch_eff) if config.epochs else 100)
+    config = dataclasses.replace(config, device=device, dtype=dtype, max_steps=steps, alpha=config.alpha or float(config.rank),
+                                 lr=config.lr or (2e-4 if config.method == "lora" else 2e-5))
+    return dataclasses.replace(config, out=config.out or f"out/{config.run}")
+
+
+# ----- files --------------------------------------------------------------------------------------------------------
+
+def begun(config: Config, out: Path) -> list[dict] | None:
+    """The rows of the run in `out` if it is this one and finished. Raises UserError if it is in the way of this one."""
+    if config.overwrite:
+        for name in ("run.json", "log.csv", "state/state.safetensors", "adapter_config.json", "adapter_model.safetensors",
+                     "config.json", "model.safetensors", *FILES):
+            (out / name).unlink(missing_ok=True)
+    if not (out / "run.json").exists():
+        if out.exists() and any(p.suffix in (".csv", ".json", ".safetensors") for p in out.iterdir()):
+            raise UserError(f"{out} holds files of something else; give another --out, or --overwrite")
+        return None
+    there = read_json(out / "run.json")
+    if there["run"] != config.run:
+        raise UserError(f"{out} holds another run, with other settings ({out / 'run.json'}); give another --out, or --overwrite")
+    if there["finished"]:
+        rows = read_csv(out / "log.csv")
+        print(f"{out} holds this run, finished: {report(rows)}\nNothing to do; --overwrite makes it anew.")
+        return rows
+    if not config.resume:
+        raise UserError(f"{out} holds this run, unfinished; --resume goes on with it, --overwrite begins anew")
+
+
+def write_run(config: Config, out: Path, base_answer: str, finished: bool):
+    versions = {"python": sys.version.split()[0], "torch": torch.__version__}
+    run = {"run": config.run, "finished": finished, "settings": dataclasses.asdict(config), "versions": versions,
+           "base_answer": base_answer}
+    with replacing(out / "run.json") as part:
+        part.write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_state(path: Path, trained, optimizer, progress: dict):
+    """Everything that --resume needs, in one file: trained weights, AdamW's moments, and `progress` as its metadata."""
+    tensors = {f"{name}/weight": p.detach() for name, p in trained.items()}
+    tensors |= {f"{name}/{key}": t for name, p in trained.items() for key, t in optimizer.state[p].items()}
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={"progress": json.dumps(progress)})
+
+
+def load_state(path: Path, trained, optimizer) -> dict:
+    with safe_open(path, framework="pt") as f:
+        for name, p in trained.items():
+            p.data.copy_(f.get_tensor(f"{name}/weight"))
+        for key in f.keys():
+            name, what = key.rsplit("/", 1)
+            if what != "weight":
+                tensor = f.get_tensor(key)
+                optimizer.state[trained[name]][what] = tensor if what == "step" else tensor.to(trained[name].device)
+        return json.loads(f.metadata()["progress"])
+
+
+def row(config: Config, step: int, progress: dict, train_nll, test_nll: float, device, trainable: int) -> dict:
+    values = dataclasses.asdict(config) | {
+        "run": config.run, "batch_eff": config.batch_eff, "step": step, "tokens": progress["tokens"], "train_nll": train_nll,
+        "test_nll": test_nll, "seconds": round(progress["seconds"], 3), "peak_gb": round(peak_gb(device), 3), "trainable": trainable}
+    if config.method == "full":
+        values |= {"targets": "", "rank": "", "alpha": ""}
+    return {column: values[column] for column in COLUMNS}
+
+
+def peak_gb(device) -> float:
+    """The most memory used so far, in 10^9 bytes: of the GPU by tensors, else the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:         # Windows
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def write_csv(path: Path, rows: list[dict]):
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict]:
+    with open(path, newline="", encoding="utf-8") as f:
+        return [{k: v if k in ("run", "model", "data", "method", "targets") else float(v) if v else "" for k, v in r.items()}
+                for r in csv.DictReader(f)]
+
+
+# ----- what one looks at --------------------------------------------------------------------------------------------
+
+def show_settings(config, train_set, dropped, test_set, test_dropped, trainable, total, progress):
+    print(f"run {config.run} -> {config.out}")
+    for f in dataclasses.fields(config):
+        if f.name not in ("out", "resume", "overwrite"):
+            value = getattr(config, f.name)
+            print(f"  {f.name:<23}{value:g}" if isinstance(value, float) else f"  {f.name:<23}{value}")
+    if config.method == "lora":
+        print(f"  alpha / r              {config.alpha / config.rank:g}")
+    print(f"  samples                {len(train_set):,} for training ({dropped} dropped: nothing supervised within --max_length), "
+          f"{len(test_set):,} for testing ({test_dropped} dropped)")
+    print(f"  trainable parameters   {trainable:,} of {total:,} ({trainable / total:.2%})")
+    if progress["step"]:
+        print(f"  resumed after step     {progress['step']}")
+
+
+def show_sample(sample, tokenizer):
+    """The first sample of the run, its supervised part marked: green in a terminal, between » and « elsewhere."""
+    left, right = ("\033[32m", "\033[0m") if sys.stdout.isatty() else ("»", "«")
+    print(f"\nthe first sample, {len(sample.ids)} tokens, of which the {len(sample.ids) - sample.start} between {left}these marks"
+          f"{right} are learned:\n{tokenizer.decode(sample.ids[:sample.start])}{left}{tokenizer.decode(sample.ids[sample.start:])}"
+          f"{right}\n", flush=True)
+
+
+def report(rows: list[dict]) -> str:
+    last = rows[-1]
+    train_nll = f"train NLL {last['train_nll']:.4f}  " if last["train_nll"] != "" else " " * 18
+    return f"step {last['step']:>4.0f}  {train_nll}test NLL {last['test_nll']:.4f}  {last['seconds']:7.1f} s  {last['peak_gb']:.2f} GB"
+
+
+def answer(model, tokenizer, messages: list[dict], autocast, max_new_tokens: int = 160) -> str:
+    """The model's own answer to the last question of `messages`, greedily."""
+    prompt = tokenizer.encode(tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True))
+    stop = {tokenizer.end_of_turn, tokenizer.added.get(tokenizer.eos_token)} - {None}
+    with autocast():
+        ids = model.generate([prompt], max_new_tokens, stop)[0]
+    return tokenizer.decode(ids[len(prompt):], skip_special=True).strip()
+
+
+def show_answers(messages, base_answer, tuned_answer, out):
+    texts = {"question": messages[-2]["content"], "reference": messages[-1]["content"], "base": base_answer, "tuned": tuned_answer}
+    print()
+    for name, text in texts.items():
+        print(f"{name:<11}" + text.replace("\n", "\n" + " " * 11))
+    print(f"\n{out}: log.csv, run.json and the trained weights", flush=True)
+
+
+# ----- interruption and errors --------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def interruption():
+    """A list that a first Ctrl-C makes non-empty, so that the step under way is finished; a second one ends at once."""
+    asked = []
+
+    def note(*_):
+        asked.append(True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def fail(message: str, code: int = 2):
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    raise SystemExit(code)
+
+
+def main(argv=None):
+    try:
+        train(parse(argv))
+    except KeyboardInterrupt as e:
+        print(f"\n{e}" if str(e) else "\nstopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except torch.OutOfMemoryError:
+        fail("out of memory: lower --micro_bs (and raise --grad_accum as much), or --max_length, or add --gradient_checkpointing")
+    except (UserError, OSError, SafetensorError) as e:
+        fail(e)
+
+
+if __name__ == "__main__":
+    main()
