@@ -34,6 +34,10 @@ NANO = Path(__file__).parent / "data/nano/base"     # the embedded model, by the
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class UserError(ValueError):
+    """What the user can mend: the message says what is wrong and what to do, and the scripts print it as one line."""
+
+
 # ----- configuration ------------------------------------------------------------------------------------------------
 
 @dataclass
@@ -57,18 +61,18 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, hf: dict) -> "ModelConfig":
-        """Read config.json's content. Raises ValueError for what this decoder would not compute as transformers does."""
+        """Read config.json's content. Raises UserError for what this decoder would not compute as transformers does."""
         family = hf.get("model_type")
         if family not in ("qwen2", "qwen3", "llama"):
-            raise ValueError(f"model_type {family!r} is not supported; it has to be qwen2, qwen3 or llama")
+            raise UserError(f"model_type {family!r} is not supported; it has to be qwen2, qwen3 or llama")
         if hf.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"hidden_act {hf['hidden_act']!r} is not supported; it has to be silu")
+            raise UserError(f"hidden_act {hf['hidden_act']!r} is not supported; it has to be silu")
         if hf.get("use_sliding_window"):
-            raise ValueError("sliding-window attention (use_sliding_window) is not supported")
+            raise UserError("sliding-window attention (use_sliding_window) is not supported")
         rope = hf.get("rope_parameters") or {**(hf.get("rope_scaling") or {}), "rope_theta": hf.get("rope_theta", 10_000.0)}
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type not in ("default", "llama3"):
-            raise ValueError(f"rope_scaling of type {rope_type!r} is not supported; it has to be none or llama3")
+            raise UserError(f"rope_scaling of type {rope_type!r} is not supported; it has to be none or llama3")
         bias = hf.get("attention_bias", False)
         try:
             heads, hidden = hf["num_attention_heads"], hf["hidden_size"]
@@ -81,9 +85,9 @@ class ModelConfig:
                 qkv_bias=family == "qwen2" or bias, o_bias=family != "qwen2" and bias, mlp_bias=hf.get("mlp_bias", False),
                 qk_norm=family == "qwen3", hf=hf)
         except KeyError as e:
-            raise ValueError(f"config.json lacks {e.args[0]!r}") from None
+            raise UserError(f"config.json lacks {e.args[0]!r}") from None
         if heads % config.num_key_value_heads:
-            raise ValueError(f"{heads} attention heads cannot share {config.num_key_value_heads} key/value heads evenly")
+            raise UserError(f"{heads} attention heads cannot share {config.num_key_value_heads} key/value heads evenly")
         return config
 
 
@@ -318,7 +322,7 @@ class Transformer(nn.Module):
         """Load a folder or hub repository ("owner/name", "owner/name@revision"); dtype None keeps that of the file.
 
         The model is made without storage and each tensor is read, cast and put in its place in turn, so that there is
-        never a second copy. Raises ValueError or OSError for files that are missing, broken or do not fit the config.
+        never a second copy. Raises UserError for files that are missing, broken or do not fit the config.
         """
         folder = resolve(name_or_path)
         with torch.device("meta"):
@@ -331,9 +335,9 @@ class Transformer(nn.Module):
                         if name in wanted:
                             model.put(name, f.get_tensor(name).to(device=device, dtype=dtype), wanted.pop(name), file)
             except SafetensorError as e:
-                raise ValueError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
+                raise UserError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
         if wanted:
-            raise ValueError(f"{folder}: the weights lack {next(iter(wanted))} and {len(wanted) - 1} more that config.json asks for")
+            raise UserError(f"{folder}: the weights lack {next(iter(wanted))} and {len(wanted) - 1} more that config.json asks for")
         if model.config.tie_word_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight
         return model
@@ -341,7 +345,7 @@ class Transformer(nn.Module):
     def put(self, name: str, tensor, shape, file):
         """Make `tensor` the parameter called `name`."""
         if tensor.shape != shape:
-            raise ValueError(f"{file}: {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(shape)}")
+            raise UserError(f"{file}: {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(shape)}")
         module, _, leaf = name.rpartition(".")
         setattr(self.get_submodule(module), leaf, nn.Parameter(tensor))
 
@@ -371,8 +375,8 @@ def pick(logits, temperature, top_p, generator):
 def resolve(name_or_path) -> Path:
     """The folder that holds a checkpoint: itself, the embedded "nano", or a hub repository fetched into the hub's cache.
 
-    HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean everywhere. Raises OSError with what to do when
-    the hub cannot be reached, ValueError for a name that is neither.
+    HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean everywhere. Raises UserError with what to do
+    for a name that is neither, and when the hub cannot be reached.
     """
     if name_or_path == "nano":
         return NANO
@@ -380,7 +384,7 @@ def resolve(name_or_path) -> Path:
         return Path(name_or_path)
     repo, _, revision = str(name_or_path).partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
-        raise ValueError(f"{name_or_path}: no such folder, and not the name of a hub repository (owner/name or owner/name@revision)")
+        raise UserError(f"{name_or_path}: no such folder, and not the name of a hub repository (owner/name or owner/name@revision)")
     from huggingface_hub import snapshot_download   # here, for it takes a second that an offline run need not wait
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
     files = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*.json",
@@ -388,11 +392,11 @@ def resolve(name_or_path) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))
     except GatedRepoError:
-        raise OSError(f"{repo} asks for its licence to be accepted: do so on its page, then set HF_TOKEN") from None
+        raise UserError(f"{repo} asks for its licence to be accepted: do so on its page, then set HF_TOKEN") from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise OSError(f"the hub has no repository {repo!r} (or it is private: set HF_TOKEN)") from None
+        raise UserError(f"the hub has no repository {repo!r} (or it is private: set HF_TOKEN)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
-        raise OSError(f"cannot fetch {repo} from the hub ({type(e).__name__}) and it is not in the cache; go online once, set "
+        raise UserError(f"cannot fetch {repo} from the hub ({type(e).__name__}) and it is not in the cache; go online once, set "
                       "HF_ENDPOINT to a mirror, or give a folder with the files") from None
 
 
@@ -402,7 +406,7 @@ def weight_files(folder: Path) -> list[Path]:
     names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
     for name in names:
         if not (folder / name).exists():
-            raise OSError(f"{folder} has no {name}; fetch the checkpoint again (only safetensors is read)")
+            raise UserError(f"{folder} has no {name}; fetch the checkpoint again (only safetensors is read)")
     return [folder / name for name in names]
 
 
@@ -410,9 +414,9 @@ def read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise OSError(f"{path.parent} has no {path.name}; is it a model's folder?") from None
+        raise UserError(f"{path.parent} has no {path.name}; is it a model's folder?") from None
     except ValueError as e:
-        raise ValueError(f"{path} is not valid JSON: {e}") from None
+        raise UserError(f"{path} is not valid JSON: {e}") from None
 
 
 @contextlib.contextmanager

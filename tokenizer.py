@@ -20,7 +20,7 @@ import jinja2
 import jinja2.sandbox
 import tiktoken
 
-from model import read_json, replacing, resolve
+from model import UserError, read_json, replacing, resolve
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -36,7 +36,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def split_pattern(pre_tokenizer: dict) -> str:
-    """The regular expression that cuts a text into words. Raises ValueError for a pre-tokenizer that it cannot express."""
+    """The regular expression that cuts a text into words. Raises UserError for a pre-tokenizer that it cannot express."""
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     kinds = [step["type"] for step in steps]
     if kinds == ["Split", "ByteLevel"] and steps[0]["behavior"] == "Isolated" and not steps[0]["invert"]:
@@ -46,9 +46,9 @@ def split_pattern(pre_tokenizer: dict) -> str:
     elif kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
         pattern = GPT2_DIGITS
     else:
-        raise ValueError(f"tokenizer.json: the pre-tokenizer {' + '.join(kinds)} is not supported; it has to be byte-level")
+        raise UserError(f"tokenizer.json: the pre-tokenizer {' + '.join(kinds)} is not supported; it has to be byte-level")
     if steps[-1]["add_prefix_space"] or steps[-1]["use_regex"] != (kinds[0] != "Split"):
-        raise ValueError("tokenizer.json: a ByteLevel step with these settings is not supported")
+        raise UserError("tokenizer.json: a ByteLevel step with these settings is not supported")
     return pattern
 
 
@@ -58,10 +58,10 @@ class Tokenizer:
     def __init__(self, spec: dict, config: dict, template: str | None):
         bpe = spec["model"]
         if bpe["type"] != "BPE" or bpe.get("byte_fallback"):
-            raise ValueError(f"tokenizer.json: a {bpe['type']} model is not supported; it has to be a byte-level BPE")
+            raise UserError(f"tokenizer.json: a {bpe['type']} model is not supported; it has to be a byte-level BPE")
         normalizer = (spec.get("normalizer") or {"type": None})["type"]
         if normalizer not in (None, "NFC"):
-            raise ValueError(f"tokenizer.json: the normalizer {normalizer} is not supported; it has to be NFC or none")
+            raise UserError(f"tokenizer.json: the normalizer {normalizer} is not supported; it has to be NFC or none")
         self.nfc = normalizer == "NFC"
         alphabet = byte_alphabet()
         merges = [m.split(" ") if isinstance(m, str) else m for m in bpe["merges"]]
@@ -93,7 +93,7 @@ class Tokenizer:
         try:
             tokenizer = cls(spec, config, template)
         except KeyError as e:
-            raise ValueError(f"{folder / 'tokenizer.json'} lacks {e.args[0]!r}; it has to be a byte-level BPE tokenizer") from None
+            raise UserError(f"{folder / 'tokenizer.json'} lacks {e.args[0]!r}; it has to be a byte-level BPE tokenizer") from None
         tokenizer.files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
         return tokenizer
 
@@ -125,12 +125,12 @@ class Tokenizer:
     def apply_chat_template(self, messages: list[dict], add_generation_prompt: bool = False, **variables) -> str:
         """Render [{"role", "content"}, ...] with the model's own template, in a sandbox: a template is a stranger's program."""
         if not self.template:
-            raise ValueError("this tokenizer has no chat template; use an instruction-tuned model")
+            raise UserError("this tokenizer has no chat template; use an instruction-tuned model")
         try:
             return compiled(self.template).render(messages=messages, add_generation_prompt=add_generation_prompt,
                                                   bos_token=self.bos_token, eos_token=self.eos_token, **variables)
         except jinja2.TemplateError as e:
-            raise ValueError(f"the model's chat template refuses these messages: {e}") from None
+            raise UserError(f"the model's chat template refuses these messages: {e}") from None
 
     @functools.cached_property
     def end_of_turn(self) -> int | None:
