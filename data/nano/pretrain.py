@@ -24,13 +24,13 @@ from model import ModelConfig, Transformer  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 from train import load_state, optimizer_step, save_state  # noqa: E402
 
-STEPS, BATCH, BLOCK = 3600, 16, 256         # 14.7M tokens
-LR, WARMUP, WEIGHT_DECAY = 3e-3, 100, 0.1
+STEPS, BATCH, BLOCK = 4400, 8, 256          # 9.0M tokens
+LR, WARMUP, WEIGHT_DECAY = 2e-3, 100, 0.1
 SEED, HELD_OUT_SEED = 1, 2
 VOCAB = 4096
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # Qwen2's way to cut a text into words: contractions, words with the character before them, single digits, symbols, spaces
-SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
             "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 CONFIG = {
@@ -108,11 +108,11 @@ def main(out: Path, resume: bool):
 
     for ids in islice(blocks(tokenizer, SEED), progress["step"], STEPS):
         start = time.perf_counter()
-        micro = [(part, part) for part in ids.split(BATCH // 2)]
+        micro = [(ids, ids)]
         nll, tokens = optimizer_step(model, optimizer, scaler, micro, nullcontext, lr_at(progress["step"]), grad_clip=1.0)
         progress["step"] += 1
         progress["seconds"] += time.perf_counter() - start
-        if progress["step"] % 100 == 0 or progress["step"] == STEPS:
+        if progress["step"] % 200 == 0 or progress["step"] == STEPS:
             held_out = held_out_nll(model, tokenizer)
             print(f"step {progress['step']:>5}  train NLL {nll / tokens:.4f}  held-out NLL {held_out:.4f}  {progress['seconds']:.0f} s", flush=True)
             save_state(state, trained, optimizer, progress)
