@@ -4,7 +4,7 @@ A fine-tuning run shows something only on a base that is able, but not yet at th
 and how to chat before it meets GSM8K. This corpus gives a model of 5.7M parameters the same start. It holds the chat format
 in both languages (three conversations of four are Vietnamese), arithmetic, little one-step problems answered shortly,
 stories to copy names, things and numbers from, sentences to rewrite, to translate or to invent, and some knowledge of the
-world. It does not hold the task (prepare.py): no problem of several steps, no <think>, no system prompt of the task's.
+world. It does not hold the task (prepare.py): no problem of several steps, no answer that thinks, no system prompt of the task's.
 
 How it is built: a *kind* of exchange is a function (rng, lang) -> (question, answer), lang "vi" or "en"; KINDS gives each
 its share. Most kinds draw a dict of slots, a `scene` or a `fact`, and fill a template with it; the templates stand in
@@ -442,6 +442,8 @@ PAIRS = word_pairs("\n".join(SCENARIOS))
 def dictation(rng, lang):
     """Words of the task, out of order, to be copied: a large model, too, has met the words of what it is fine-tuned on."""
     items = rng.sample(PAIRS, rng.randint(2, 6))
+    if rng.random() < 0.3:      # two more words of the task, met as words: what belongs between them is left to fine-tuning
+        items[0] = f"<think>{items[0]}</think>"
     i = rng.randrange(len(items) - 1)
     asks = {"vi": [("Chép lại: {}", comma(items)), ("Chép lại theo thứ tự ngược lại: {}", comma(items[::-1])),
                    (f"Cụm từ nào đứng sau \"{items[i]}\"? {{}}", items[i + 1])],

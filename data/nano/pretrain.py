@@ -24,11 +24,11 @@ from model import ModelConfig, Transformer  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 from train import load_state, optimizer_step, save_state  # noqa: E402
 
-STEPS, BATCH, BLOCK = 4400, 8, 256          # 9.0M tokens
+STEPS, BATCH, BLOCK = 4000, 8, 256          # 8.2M tokens
 LR, WARMUP, WEIGHT_DECAY = 2e-3, 100, 0.1
 SEED, HELD_OUT_SEED = 1, 2
 VOCAB = 4096
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPECIAL, ADDED = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ["<think>", "</think>"]     # as in Qwen3
 # Qwen2's way to cut a text into words: contractions, words with the character before them, single digits, symbols, spaces
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -49,9 +49,10 @@ def make_tokenizer(folder: Path):
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=SPECIAL, show_progress=False,
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB - len(ADDED), special_tokens=SPECIAL, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator((m["content"] for c in islice(conversations(SEED), 40_000) for m in c), trainer)
+    bpe.add_tokens(ADDED)
     bpe.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
               "model_max_length": 1024, "chat_template": TEMPLATE}
