@@ -385,17 +385,16 @@ def resolve(name_or_path) -> Path:
     repo, _, revision = str(name_or_path).partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
         raise UserError(f"{name_or_path}: no such folder, and not the name of a hub repository (owner/name or owner/name@revision)")
-    from huggingface_hub import snapshot_download   # here, for it takes a second that an offline run need not wait
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import errors, snapshot_download     # here, for it takes a second that an offline run need not wait
     files = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*.json",
              "chat_template*"]
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))
-    except GatedRepoError:
+    except errors.GatedRepoError:
         raise UserError(f"{repo} asks for its licence to be accepted: do so on its page, then set HF_TOKEN") from None
-    except (RepositoryNotFoundError, HFValidationError):
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise UserError(f"the hub has no repository {repo!r} (or it is private: set HF_TOKEN)") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as e:
         raise UserError(f"cannot fetch {repo} from the hub ({type(e).__name__}) and it is not in the cache; go online once, set "
                       "HF_ENDPOINT to a mirror, or give a folder with the files") from None
 

@@ -14,8 +14,8 @@ FRUIT = [("quả táo", "apple", "apples"), ("quả cam", "orange", "oranges"), 
          ("quả dừa", "coconut", "coconuts"), ("quả bưởi", "pomelo", "pomelos"), ("quả quýt", "tangerine", "tangerines"),
          ("quả chanh", "lemon", "lemons")]
 STATIONERY = [("quyển vở", "notebook", "notebooks"), ("cây bút", "pen", "pens"), ("quyển sách", "book", "books"),
-              ("cục tẩy", "eraser", "erasers"), ("cái thước", "ruler", "rulers"), ("tờ giấy màu", "sheet of paper", "sheets of paper"),
-              ("quyển truyện", "storybook", "storybooks"), ("hộp màu", "paint box", "paint boxes")]
+              ("cục tẩy", "eraser", "erasers"), ("cái thước", "ruler", "rulers"),
+              ("tờ giấy màu", "sheet of paper", "sheets of paper"), ("quyển truyện", "storybook", "storybooks"), ("hộp màu", "paint box", "paint boxes")]
 TOYS = [("viên bi", "marble", "marbles"), ("con búp bê", "doll", "dolls"), ("quả bóng", "ball", "balls"),
         ("con diều", "kite", "kites"), ("chiếc ô tô đồ chơi", "toy car", "toy cars"), ("tấm thẻ", "card", "cards"),
         ("con tem", "stamp", "stamps"), ("nhãn vở", "label", "labels")]
@@ -25,7 +25,8 @@ SWEETS = [("cái kẹo", "candy", "candies"), ("cái bánh", "cake", "cakes"), (
 ANIMALS = [("con gà", "chicken", "chickens"), ("con vịt", "duck", "ducks"), ("con bò", "cow", "cows"),
            ("con cá", "fish", "fish"), ("con thỏ", "rabbit", "rabbits"), ("con dê", "goat", "goats"),
            ("con lợn", "pig", "pigs"), ("con chim", "bird", "birds")]
-PLANTS = [("bông hoa", "flower", "flowers"), ("cây cam", "orange tree", "orange trees"), ("cây chuối", "banana tree", "banana trees"),
+PLANTS = [("bông hoa", "flower", "flowers"), ("cây cam", "orange tree", "orange trees"),
+          ("cây chuối", "banana tree", "banana trees"),
           ("cây xoài", "mango tree", "mango trees"), ("chậu hoa", "flower pot", "flower pots"), ("bông hồng", "rose", "roses")]
 THINGS = FRUIT + STATIONERY + TOYS + SWEETS + ANIMALS + PLANTS
 

@@ -20,6 +20,7 @@ import torch.nn as nn
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE), str(HERE.parents[1])]
 from corpus import conversations  # noqa: E402
+
 from model import ModelConfig, Transformer  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 from train import load_state, optimizer_step, save_state  # noqa: E402
@@ -54,8 +55,8 @@ def make_tokenizer(folder: Path):
     bpe.train_from_iterator((m["content"] for c in islice(conversations(SEED), 40_000) for m in c), trainer)
     bpe.add_tokens(ADDED)
     bpe.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-              "model_max_length": 1024, "chat_template": TEMPLATE}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1024, "chat_template": TEMPLATE,
+              "bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -115,7 +116,8 @@ def main(out: Path, resume: bool):
         progress["seconds"] += time.perf_counter() - start
         if progress["step"] % 200 == 0 or progress["step"] == STEPS:
             held_out = held_out_nll(model, tokenizer)
-            print(f"step {progress['step']:>5}  train NLL {nll / tokens:.4f}  held-out NLL {held_out:.4f}  {progress['seconds']:.0f} s", flush=True)
+            print(f"step {progress['step']:>5}  train NLL {nll / tokens:.4f}  held-out NLL {held_out:.4f}  "
+                  f"{progress['seconds']:.0f} s", flush=True)
             save_state(state, trained, optimizer, progress)
     model.bfloat16().save_pretrained(out)
     state.unlink(missing_ok=True)
