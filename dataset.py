@@ -44,12 +44,12 @@ def find(name: str) -> Path:
 def read(path: Path) -> list[list[dict]]:
     """The messages of each line. Raises UserError that names file and line for a line that is not what it has to be."""
     samples = []
-    with open(path, encoding="utf-8") as lines:
+    with open(path, "rb") as lines:         # bytes end a line at \n alone, and what is not UTF-8 is an error of its line
         for number, line in enumerate(lines, 1):
             try:
                 if line.strip():
                     samples.append(checked(json.loads(line)))
-            except (ValueError, TypeError, KeyError) as e:
+            except (ValueError, RecursionError) as e:
                 raise UserError(f"{path}, line {number}: {e}") from None
     if not samples:
         raise UserError(f"{path} holds no samples")
@@ -63,8 +63,8 @@ def checked(row) -> list[dict]:
     for m in row["messages"]:
         if not isinstance(m, dict) or m.get("role") not in ROLES or not isinstance(m.get("content"), str):
             raise ValueError(f'a message has to be {{"role": one of {", ".join(ROLES)}, "content": text}}, not {str(m)[:60]}')
-    if not row["messages"] or row["messages"][-1]["role"] != "assistant" or not row["messages"][-1]["content"]:
-        raise ValueError("the last message has to be the assistant's, for it is what is learned")
+    if len(row["messages"]) < 2 or row["messages"][-1]["role"] != "assistant" or not row["messages"][-1]["content"]:
+        raise ValueError("the last message has to be the assistant's answer to one before it, for it is what is learned")
     return row["messages"]
 
 

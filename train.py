@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 import dataset
 from lora import apply_lora, save_adapter
-from model import DTYPES, Transformer, UserError, read_json, replacing, resolve
+from model import DTYPES, Transformer, UserError, read_json, replacing
 from tokenizer import FILES, Tokenizer
 
 COLUMNS = ("run model data method targets rank alpha lr batch_eff seed step tokens train_nll test_nll seconds peak_gb "
@@ -107,11 +106,11 @@ def check(config: Config):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: it has to be at least 1")
     for name in ("lr", "alpha", "epochs", "max_steps"):
-        if getattr(config, name) is not None and not getattr(config, name) > 0:
-            raise UserError(f"--{name} {getattr(config, name)}: it has to be above 0")
-    for name in ("warmup_ratio", "weight_decay", "grad_clip", "eval_samples"):
-        if getattr(config, name) < 0:
-            raise UserError(f"--{name} {getattr(config, name)}: it cannot be negative")
+        if getattr(config, name) is not None and not 0 < getattr(config, name) < math.inf:      # nan is in no interval
+            raise UserError(f"--{name} {getattr(config, name)}: it has to be a number above 0")
+    for name, most in (("warmup_ratio", 1), ("weight_decay", math.inf), ("grad_clip", math.inf), ("eval_samples", math.inf)):
+        if not 0 <= getattr(config, name) <= most:
+            raise UserError(f"--{name} {getattr(config, name)}: it has to be at least 0" + (" and at most 1" if most == 1 else ""))
     if config.max_steps and config.epochs:
         raise UserError("--max_steps and --epochs both say how long to train; give one of them")
     if config.resume and config.overwrite:
@@ -205,6 +204,7 @@ def train(config: Config) -> list[dict]:
     state = out / "state" / "state.safetensors"
     progress = {"step": 0, "tokens": 0, "seconds": 0.0, "nll_sum": 0.0, "nll_tokens": 0, "rows": [], "scaler": scaler.state_dict()}
     question = next(iter(dataset.read(folder / "test.jsonl")))
+    clear(out, config.overwrite)
     if state.exists():
         progress = load_state(state, trained, optimizer)
         scaler.load_state_dict(progress["scaler"])
@@ -216,7 +216,8 @@ def train(config: Config) -> list[dict]:
     trainable = sum(p.numel() for p in trained.values())
 
     # ----- what is about to happen -----
-    show_settings(config, train_set, dropped, test_set, test_dropped, trainable, sum(p.numel() for p in model.parameters()), progress)
+    total = sum(p.numel() for p in model.parameters())
+    show_settings(config, train_set, dropped, test_set, test_dropped, trainable, total, progress["step"])
     show_sample(train_set[dataset.window(len(train_set), config.batch_eff, 0, config.seed)[0]], tokenizer)
     if config.compile:
         for layer in model.model.layers:
@@ -283,11 +284,13 @@ def settled(config: Config, n_train: int) -> Config:
     device, dtype = config.device, config.dtype
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: this machine has no usable CUDA device; leave the flag out")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError):          # no such kind, none here, or a torch built without it
+        raise UserError(f"--device {device}: torch cannot use such a device on this machine; leave the flag out") from None
     if dtype == "auto":
         dtype = "float32" if not device.startswith("cuda") else "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
-    steps = config.max_steps or (math.ceil(config.epochs * n_train / config.batch_eff) if config.epochs else 100)
+    steps = config.max_steps or (math.ceil(config.epochs * math.ceil(n_train / config.batch_eff)) if config.epochs else 100)
     config = dataclasses.replace(config, device=device, dtype=dtype, max_steps=steps, alpha=config.alpha or float(config.rank),
                                  lr=config.lr or (2e-4 if config.method == "lora" else 2e-5))
     return dataclasses.replace(config, out=config.out or f"out/{config.run}")
@@ -297,16 +300,16 @@ def settled(config: Config, n_train: int) -> Config:
 
 def begun(config: Config, out: Path) -> list[dict] | None:
     """The rows of the run in `out` if it is this one and finished. Raises UserError if it is in the way of this one."""
-    if config.overwrite:
-        for name in ("run.json", "log.csv", "state/state.safetensors", "adapter_config.json", "adapter_model.safetensors",
-                     "config.json", "model.safetensors", *FILES):
-            (out / name).unlink(missing_ok=True)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give another --out")
     if not (out / "run.json").exists():
-        if out.exists() and any(p.suffix in (".csv", ".json", ".safetensors") for p in out.iterdir()):
-            raise UserError(f"{out} holds files of something else; give another --out, or --overwrite")
+        if out.exists() and any(p.suffix in (".csv", ".json", ".jsonl", ".safetensors") for p in out.iterdir()):
+            raise UserError(f"{out} holds files of something else than a run; give another --out")
+        return None
+    if config.overwrite:
         return None
     there = read_json(out / "run.json")
-    if there["run"] != config.run:
+    if there.get("run") != config.run:
         raise UserError(f"{out} holds another run, with other settings ({out / 'run.json'}); give another --out, or --overwrite")
     if there["finished"]:
         rows = read_csv(out / "log.csv")
@@ -314,6 +317,14 @@ def begun(config: Config, out: Path) -> list[dict] | None:
         return rows
     if not config.resume:
         raise UserError(f"{out} holds this run, unfinished; --resume goes on with it, --overwrite begins anew")
+
+
+def clear(out: Path, overwrite: bool):
+    """Delete what a killed process had half written and, to overwrite, the run itself: run.json last, for it tells a run."""
+    files = ("log.csv", "state/state.safetensors", "adapter_config.json", "adapter_model.safetensors", "config.json",
+             "model.safetensors", *FILES, "run.json")
+    for path in [*out.glob("**/*.part"), *(out / name for name in files if overwrite)]:
+        path.unlink(missing_ok=True)
 
 
 def write_run(config: Config, out: Path, base_answer: str, finished: bool):
@@ -333,21 +344,24 @@ def save_state(path: Path, trained, optimizer, progress: dict):
 
 
 def load_state(path: Path, trained, optimizer) -> dict:
-    with safe_open(path, framework="pt") as f:
-        for name, p in trained.items():
-            p.data.copy_(f.get_tensor(f"{name}/weight"))
-        for key in f.keys():
-            name, what = key.rsplit("/", 1)
-            if what != "weight":
-                tensor = f.get_tensor(key)
-                optimizer.state[trained[name]][what] = tensor if what == "step" else tensor.to(trained[name].device)
-        return json.loads(f.metadata()["progress"])
+    try:
+        with safe_open(path, framework="pt") as f:
+            for key in f.keys():
+                (name, what), tensor = key.rsplit("/", 1), f.get_tensor(key)
+                if what == "weight":
+                    trained[name].data.copy_(tensor)
+                else:
+                    optimizer.state[trained[name]][what] = tensor if what == "step" else tensor.to(trained[name].device)
+            return json.loads(f.metadata()["progress"])
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
+        raise UserError(f"{path} is damaged ({e}); --overwrite begins anew") from None
 
 
 def row(config: Config, step: int, progress: dict, train_nll, test_nll: float, device, trainable: int) -> dict:
     values = dataclasses.asdict(config) | {
-        "run": config.run, "batch_eff": config.batch_eff, "step": step, "tokens": progress["tokens"], "train_nll": train_nll,
-        "test_nll": test_nll, "seconds": round(progress["seconds"], 3), "peak_gb": round(peak_gb(device), 3), "trainable": trainable}
+        "run": config.run, "batch_eff": config.batch_eff, "step": step, "tokens": progress["tokens"],
+        "seconds": round(progress["seconds"], 3), "peak_gb": round(peak_gb(device), 3),
+        "train_nll": train_nll, "test_nll": test_nll, "trainable": trainable}
     if config.method == "full":
         values |= {"targets": "", "rank": "", "alpha": ""}
     return {column: values[column] for column in COLUMNS}
@@ -379,7 +393,7 @@ def read_csv(path: Path) -> list[dict]:
 
 # ----- what one looks at --------------------------------------------------------------------------------------------
 
-def show_settings(config, train_set, dropped, test_set, test_dropped, trainable, total, progress):
+def show_settings(config, train_set, dropped, test_set, test_dropped, trainable, total, step):
     print(f"run {config.run} -> {config.out}")
     for f in dataclasses.fields(config):
         if f.name not in ("out", "resume", "overwrite"):
@@ -390,8 +404,8 @@ def show_settings(config, train_set, dropped, test_set, test_dropped, trainable,
     print(f"  samples                {len(train_set):,} for training ({dropped} dropped: nothing supervised within --max_length), "
           f"{len(test_set):,} for testing ({test_dropped} dropped)")
     print(f"  trainable parameters   {trainable:,} of {total:,} ({trainable / total:.2%})")
-    if progress["step"]:
-        print(f"  resumed after step     {progress['step']}")
+    if step:
+        print(f"  resumed after step     {step}")
 
 
 def show_sample(sample, tokenizer):
@@ -405,7 +419,8 @@ def show_sample(sample, tokenizer):
 def report(rows: list[dict]) -> str:
     last = rows[-1]
     train_nll = f"train NLL {last['train_nll']:.4f}  " if last["train_nll"] != "" else " " * 18
-    return f"step {last['step']:>4.0f}  {train_nll}test NLL {last['test_nll']:.4f}  {last['seconds']:7.1f} s  {last['peak_gb']:.2f} GB"
+    return (f"step {last['step']:>4.0f}  {train_nll}test NLL {last['test_nll']:.4f}  {last['seconds']:7.1f} s  "
+            f"{last['peak_gb']:.2f} GB")
 
 
 def answer(model, tokenizer, messages: list[dict], autocast, max_new_tokens: int = 160) -> str:
@@ -457,8 +472,9 @@ def main(argv=None):
     except torch.OutOfMemoryError:
         fail("out of memory: lower --micro_bs (and raise --grad_accum as much), or --max_length, or add --gradient_checkpointing")
     except (UserError, OSError, SafetensorError) as e:
-        fail(e)
+        fail(f"{e}; make room, then add --resume to the command" if "No space left" in str(e) else e)
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")        # a terminal that cannot show a letter is no reason to stop
     main()

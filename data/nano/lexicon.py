@@ -15,7 +15,8 @@ FRUIT = [("quả táo", "apple", "apples"), ("quả cam", "orange", "oranges"), 
          ("quả chanh", "lemon", "lemons")]
 STATIONERY = [("quyển vở", "notebook", "notebooks"), ("cây bút", "pen", "pens"), ("quyển sách", "book", "books"),
               ("cục tẩy", "eraser", "erasers"), ("cái thước", "ruler", "rulers"),
-              ("tờ giấy màu", "sheet of paper", "sheets of paper"), ("quyển truyện", "storybook", "storybooks"), ("hộp màu", "paint box", "paint boxes")]
+              ("tờ giấy màu", "sheet of paper", "sheets of paper"),
+              ("quyển truyện", "storybook", "storybooks"), ("hộp màu", "paint box", "paint boxes")]
 TOYS = [("viên bi", "marble", "marbles"), ("con búp bê", "doll", "dolls"), ("quả bóng", "ball", "balls"),
         ("con diều", "kite", "kites"), ("chiếc ô tô đồ chơi", "toy car", "toy cars"), ("tấm thẻ", "card", "cards"),
         ("con tem", "stamp", "stamps"), ("nhãn vở", "label", "labels")]
