@@ -411,11 +411,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}; is it a model's folder?") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not valid JSON: {e}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} has to hold a JSON object, and holds a {type(content).__name__}")
+    return content
 
 
 @contextlib.contextmanager
@@ -423,7 +426,10 @@ def replacing(path: Path):
     """A name beside `path` to write to; it takes `path`'s place if nothing goes wrong, and goes away if something does."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        part.chmod(mode)            # what is usual here: safetensors' files could be read by their owner alone
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

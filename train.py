@@ -14,6 +14,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import shutil
 import signal
 import sys
 import time
@@ -113,6 +115,8 @@ def check(config: Config):
             raise UserError(f"--{name} {getattr(config, name)}: it has to be at least 0" + (" and at most 1" if most == 1 else ""))
     if config.max_steps and config.epochs:
         raise UserError("--max_steps and --epochs both say how long to train; give one of them")
+    if config.compile and not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "cl"))):
+        raise UserError("--compile needs a C++ compiler, and there is none on the PATH; install one, or leave the flag out")
     if config.resume and config.overwrite:
         raise UserError("--resume and --overwrite contradict each other; give one of them")
 
@@ -323,7 +327,9 @@ def clear(out: Path, overwrite: bool):
     """Delete what a killed process had half written and, to overwrite, the run itself: run.json last, for it tells a run."""
     files = ("log.csv", "state/state.safetensors", "adapter_config.json", "adapter_model.safetensors", "config.json",
              "model.safetensors", *FILES, "run.json")
-    for path in [*out.glob("**/*.part"), *(out / name for name in files if overwrite)]:
+    halves = [path for name in files for path in out.glob(f"{name}.*.part")]
+    halves += [path for folder in (out, out / "state") for path in folder.glob(".tmp??????")]          # safetensors' own
+    for path in [*halves, *(out / name for name in files if overwrite)]:
         path.unlink(missing_ok=True)
 
 
@@ -346,11 +352,12 @@ def save_state(path: Path, trained, optimizer, progress: dict):
 def load_state(path: Path, trained, optimizer) -> dict:
     try:
         with safe_open(path, framework="pt") as f:
+            for name, p in trained.items():
+                p.data.copy_(f.get_tensor(f"{name}/weight"))
             for key in f.keys():
-                (name, what), tensor = key.rsplit("/", 1), f.get_tensor(key)
-                if what == "weight":
-                    trained[name].data.copy_(tensor)
-                else:
+                name, what = key.rsplit("/", 1)
+                if what != "weight":
+                    tensor = f.get_tensor(key)
                     optimizer.state[trained[name]][what] = tensor if what == "step" else tensor.to(trained[name].device)
             return json.loads(f.metadata()["progress"])
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
@@ -469,7 +476,9 @@ def main(argv=None):
     except KeyboardInterrupt as e:
         print(f"\n{e}" if str(e) else "\nstopped", file=sys.stderr)
         raise SystemExit(130) from None
-    except torch.OutOfMemoryError:
+    except RuntimeError as e:
+        if not isinstance(e, torch.OutOfMemoryError) and "out of memory" not in str(e) and "allocate memory" not in str(e):
+            raise
         fail("out of memory: lower --micro_bs (and raise --grad_accum as much), or --max_length, or add --gradient_checkpointing")
     except (UserError, OSError, SafetensorError) as e:
         fail(f"{e}; make room, then add --resume to the command" if "No space left" in str(e) else e)
