@@ -31,6 +31,8 @@ from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint
 
 NANO = Path(__file__).parent / "data/nano/base"     # the embedded model, by the name "nano"
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,6 +75,9 @@ class ModelConfig:
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type not in ("default", "llama3"):
             raise UserError(f"rope_scaling of type {rope_type!r} is not supported; it has to be none or llama3")
+        for name in SIZES:
+            if not isinstance(hf.get(name), int) or hf[name] < 1:
+                raise UserError(f"config.json lacks {name!r}, or it is no whole number above 0")
         bias = hf.get("attention_bias", False)
         try:
             heads, hidden = hf["num_attention_heads"], hf["hidden_size"]
@@ -81,7 +86,8 @@ class ModelConfig:
                 num_hidden_layers=hf["num_hidden_layers"], num_attention_heads=heads,
                 num_key_value_heads=hf.get("num_key_value_heads") or heads, head_dim=hf.get("head_dim") or hidden // heads,
                 rms_norm_eps=hf.get("rms_norm_eps", 1e-6), rope_theta=rope["rope_theta"],
-                rope_scaling=rope if rope_type == "llama3" else None, tie_word_embeddings=hf.get("tie_word_embeddings", False),
+                rope_scaling={key: rope[key] for key in LLAMA3} if rope_type == "llama3" else None,
+                tie_word_embeddings=hf.get("tie_word_embeddings", False),
                 qkv_bias=family == "qwen2" or bias, o_bias=family != "qwen2" and bias, mlp_bias=hf.get("mlp_bias", False),
                 qk_norm=family == "qwen3", hf=hf)
         except KeyError as e:
@@ -402,7 +408,10 @@ def resolve(name_or_path) -> Path:
 def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the shards that model.safetensors.index.json names."""
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    table = read_json(index).get("weight_map") if index.exists() else {"all": "model.safetensors"}
+    if not isinstance(table, dict):
+        raise UserError(f"{index} has no weight_map; fetch the checkpoint again")
+    names = sorted(set(table.values()))
     for name in names:
         if not (folder / name).exists():
             raise UserError(f"{folder} has no {name}; fetch the checkpoint again (only safetensors is read)")

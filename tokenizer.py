@@ -92,8 +92,10 @@ class Tokenizer:
             template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
         try:
             tokenizer = cls(spec, config, template)
-        except KeyError as e:
-            raise UserError(f"{folder / 'tokenizer.json'} lacks {e.args[0]!r}; it has to be a byte-level BPE tokenizer") from None
+        except UserError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as e:          # null, say, where a table should be
+            raise UserError(f"{folder / 'tokenizer.json'} is not a byte-level BPE tokenizer's ({type(e).__name__}: {e})") from None
         tokenizer.files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
         return tokenizer
 
@@ -129,7 +131,7 @@ class Tokenizer:
         try:
             return compiled(self.template).render(messages=messages, add_generation_prompt=add_generation_prompt,
                                                   bos_token=self.bos_token, eos_token=self.eos_token, **variables)
-        except jinja2.TemplateError as e:
+        except Exception as e:          # a stranger's program can raise anything
             raise UserError(f"the model's chat template refuses these messages: {e}") from None
 
     @functools.cached_property
