@@ -2,9 +2,10 @@
 
 A fine-tuning run shows something only on a base that is able, but not yet at the task: Qwen2.5 knows Vietnamese, arithmetic
 and how to chat before it meets GSM8K. This corpus gives a model of 5.7M parameters the same start. It holds the chat format
-in both languages (three conversations of four are Vietnamese), arithmetic, little one-step problems answered shortly,
-stories to copy names, things and numbers from, sentences to rewrite, to translate or to invent, and some knowledge of the
-world. It does not hold the task (prepare.py): no problem of several steps, no answer that thinks, no system prompt of the task's.
+in both languages (three conversations of four are Vietnamese), arithmetic, little problems answered shortly or worked as a
+schoolbook works them (lessons.py), stories to copy names, things and numbers from, sentences to rewrite, to translate or to
+invent, and some knowledge of the world. It does not hold the task (prepare.py): none of its scenarios, no answer that thinks,
+no system prompt of the task's.
 
 How it is built: a *kind* of exchange is a function (rng, lang) -> (question, answer), lang "vi" or "en"; KINDS gives each
 its share. Most kinds draw a dict of slots, a `scene` or a `fact`, and fill a template with it; the templates stand in
@@ -16,9 +17,11 @@ import random
 import re
 from collections.abc import Iterator
 
+from lessons import LESSONS
 from lexicon import CONTAINERS, DAYS, FAMILY, NAMES, PLACES, THINGS
 from phrases import (ACTS, ASIDES, CAPITALS, DAYS_EN, FACTS, FAMILY_EN, GIFTS, MANNERS, OPPOSITES, PLACES_EN, PROBLEMS, ROLES,
                      SENTENCES, STATES, TALK, UNITS, WHEN, WORDS)
+from prepare import draw_numbers, draw_words, fill, parse, pick
 from templates import SCENARIOS
 
 
@@ -174,6 +177,22 @@ def problem(rng, lang):
     question, short, sentence = rng.choice(PROBLEMS[lang])
     slots = scene(rng, lang)
     return question.format(**slots), rng.choice((short, short, sentence)).format(**slots)
+
+
+PARSED = [parse(lesson) for lesson in LESSONS]
+ASK_LESSON = ["{}", "{}", "{} Hãy giải thích.", "Giải bài toán: {}", "{} Trình bày cách làm.", "Em không hiểu bài này: {}"]
+
+
+def lesson(rng, lang):
+    """A problem of lessons.py, worked in lines that end in "Đáp số: ..."; one time in ten only that. English has none."""
+    if lang == "en":
+        return problem(rng, lang)
+    questions, worked, words, numbers, steps = pick(rng, PARSED)
+    slots = draw_numbers(numbers, steps, rng) | draw_words(words, rng)
+    sentences, result = fill(worked, slots).split(" => ")
+    closing = pick(rng, ["Đáp số: ", "Đáp số: ", "Đáp án: ", "Kết quả: "]) + result
+    answer = closing if rng.random() < 0.1 else sentences.replace(". ", ".\n") + "\n" + closing
+    return pick(rng, ASK_LESSON).format(fill(pick(rng, questions), slots)), answer
 
 
 def sentence_of_equation(rng, lang):
@@ -456,11 +475,11 @@ def dictation(rng, lang):
 # ----- conversations -----
 
 KINDS = {  # the share of each, in percent
-    sums: 16, column_of_sums: 2, two_operations: 3, missing_number: 2, multiples: 3, comparison: 2, ordering: 2,  # together 30
-    problem: 10,                                                                                                  # 10
-    reading: 11, reading_twice: 3, listing: 2, who_more: 3, place_in_list: 1,                                     # 20
-    rewrite: 6, describe: 5, sentence_of_equation: 4, question_of: 2, blank: 2, join: 1, dictation: 8,            # 28
-    translation: 5, number_words: 2, units: 2, calendar: 1, knowledge: 1, talk: 1,                                # 12
+    sums: 14, column_of_sums: 2, two_operations: 3, missing_number: 2, multiples: 2, comparison: 1, ordering: 1,  # together 25
+    problem: 8, lesson: 18,                                                                                       # 26
+    reading: 8, reading_twice: 2, listing: 1, who_more: 2, place_in_list: 1,                                      # 14
+    rewrite: 4, describe: 5, sentence_of_equation: 3, question_of: 2, blank: 2, join: 1, dictation: 8,            # 25
+    translation: 4, number_words: 2, units: 1, calendar: 1, knowledge: 1, talk: 1,                                # 10
 }
 
 
@@ -470,13 +489,13 @@ def system(rng, lang):
 
 
 def conversations(seed: int) -> Iterator[list[dict]]:
-    """Endless conversations, the same for the same seed: mostly a system message, then one to six exchanges of mixed kinds."""
+    """Endless conversations, the same for the same seed: mostly a system message, then one to five exchanges of mixed kinds."""
     rng = random.Random(seed)
     kinds, shares = list(KINDS), list(KINDS.values())
     while True:
         lang = "vi" if rng.random() < 0.75 else "en"
         messages = [{"role": "system", "content": system(rng, lang)}] if rng.random() < 0.6 else []
-        for kind in rng.choices(kinds, shares, k=rng.randint(1, 6)):
+        for kind in rng.choices(kinds, shares, k=rng.randint(1, 5)):
             question, answer = kind(rng, lang)
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         yield messages

@@ -25,7 +25,7 @@ from model import ModelConfig, Transformer  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 from train import load_state, optimizer_step, save_state  # noqa: E402
 
-STEPS, BATCH, BLOCK = 4000, 8, 256          # 8.2M tokens
+STEPS, BATCH, BLOCK = 3600, 8, 256          # 7.4M tokens
 LR, WARMUP, WEIGHT_DECAY = 2e-3, 100, 0.1
 SEED, HELD_OUT_SEED = 1, 2
 VOCAB = 4096
