@@ -223,8 +223,8 @@ class LinearNLL(torch.autograd.Function):
         need_h, need_W, _ = ctx.needs_input_grad
         dh, dW = (torch.zeros_like(t) if need else None for t, need in ((h, need_h), (W, need_W)))
         nll = torch.zeros((), device=h.device)
-        for rows in torch.arange(len(h), device=h.device).split(LinearNLL.CHUNK):
-            rows = slice(int(rows[0]), int(rows[-1]) + 1)
+        for start in range(0, len(h), LinearNLL.CHUNK):
+            rows = slice(start, start + LinearNLL.CHUNK)
             logp = (h[rows] @ W.T).float().log_softmax(-1)                                      # (n, V)
             picked = target[rows, None]
             nll -= logp.gather(1, picked).sum()
@@ -364,7 +364,7 @@ class Transformer(nn.Module):
         with replacing(folder / "model.safetensors") as part:
             save_file(weights, part, metadata={"format": "pt"})
         with replacing(folder / "config.json") as part:
-            part.write_text(json.dumps(self.config.hf | {"torch_dtype": dtype}, indent=2) + "\n")
+            part.write_text(json.dumps(self.config.hf | {"dtype": dtype, "torch_dtype": dtype}, indent=2) + "\n")
 
 
 def pick(logits, temperature, top_p, generator):
