@@ -22,7 +22,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXT = ("Lan có 12 quả táo, mẹ cho thêm 7 quả. Hỏi Lan có tất cả bao nhiêu quả táo? "
         "Natalia sold 48 clips in April, and then half as many in May. <think>48 / 2 = 24</think>\n24\n\n")
 TINY = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
+        "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 2}
 
 
 def tiny(family, folder, shard=None, dtype=torch.float32, seed=0, **changes):

@@ -1,0 +1,407 @@
+"""The decoder against transformers: from the same files the same logits, losses, gradients and generated tokens."""
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import REPO, TINY
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+
+from lora import apply_lora, lora_layers
+from model import LinearNLL, ModelConfig, Transformer, UserError, pick
+
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64}
+CASES = {
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen2-untied-sharded": ("qwen2", {"tie_word_embeddings": False, "shard": "20KB", "rms_norm_eps": 0.1}),
+    "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}),
+    "qwen3-one-kv-head-sharded": ("qwen3", {"num_key_value_heads": 1, "shard": "20KB", "rms_norm_eps": 0.1}),
+    "qwen3-bias": ("qwen3", {"attention_bias": True}),
+    "llama": ("llama", {"num_key_value_heads": 4}),
+    "llama3-scaling": ("llama", {"rope_parameters": LLAMA3, "hidden_size": 64, "tie_word_embeddings": True}),
+    "llama-biases-head-dim": ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 20, "shard": "20KB"}),
+}
+
+
+@pytest.fixture(params=CASES)
+def pair(request, checkpoint):
+    """(ours, transformers') of the same files."""
+    family, changes = CASES[request.param]
+    folder = checkpoint(family, **changes)
+    return Transformer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.fixture
+def model(checkpoint):
+    return Transformer.from_pretrained(checkpoint("qwen2", tie_word_embeddings=True))
+
+
+def batch(B=3, T=50, seed=0):
+    """Random ids, and labels of which about half are supervised."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(TINY["vocab_size"], (B, T), generator=generator)
+    return ids, ids.where(torch.rand(B, T, generator=generator) < 0.5, -100)
+
+
+def differ(a, b):
+    """The largest difference, relative to the largest entry of b."""
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+# ----- parity -------------------------------------------------------------------------------------------------------
+
+def test_logits(pair):
+    ours, theirs = pair
+    ids, _ = batch()
+    with torch.no_grad():
+        logits, expected = ours(ids), theirs(ids).logits
+    assert expected.std() > 0.5
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_loss_and_every_gradient(pair):
+    ours, theirs = pair
+    ids, labels = batch()
+    nll, n = ours.loss(ids, labels)
+    (nll / n).backward()
+    expected = theirs(ids, labels=labels).loss
+    expected.backward()
+    assert n == (labels[:, 1:] != -100).sum()
+    assert abs((nll / n - expected) / expected) < 1e-4
+    g, e = gradients(ours), gradients(theirs)
+    assert g.keys() == e.keys() == dict(theirs.named_parameters()).keys()
+    assert all(e[name].abs().max() > 0 for name in e)
+    assert {name: d for name in e if (d := differ(g[name], e[name])) > 1e-4} == {}
+
+
+def test_what_stands_to_the_right_is_not_seen(pair):
+    """Padding on the right changes nothing: no mask is needed."""
+    ours, _ = pair
+    ids, _ = batch(B=1)
+    short, padded = ours(ids[:, :20]), ours(torch.cat((ids[:, :20], torch.zeros_like(ids)), dim=1))
+    torch.testing.assert_close(padded[:, :20], short, atol=1e-5, rtol=0)
+
+
+def left_padded(rows):
+    T = max(map(len, rows))
+    ids = torch.tensor([[0] * (T - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def test_greedy_generation_token_for_token(pair):
+    """Prompts of different lengths in one batch; the stop tokens are taken from what two of them continue with, so that these
+    end early and the others go on."""
+    ours, theirs = pair
+    ids, _ = batch(B=4, T=30, seed=1)
+    rows = [row[:length] for row, length in zip(ids.tolist(), (30, 3, 17, 1))]
+    free = ours.generate(rows, 16)
+    stop = {free[1][3 + 4], free[2][17 + 7]}
+    got = ours.generate(rows, 16, stop)
+
+    padded, mask = left_padded(rows)
+    out = theirs.generate(input_ids=padded, attention_mask=mask, max_new_tokens=16, do_sample=False, eos_token_id=list(stop), pad_token_id=0)
+    for row, mine, expected in zip(rows, got, out[:, padded.shape[1]:].tolist()):
+        end = next((i + 1 for i, token in enumerate(expected) if token in stop), len(expected))
+        assert mine == row + expected[:end]
+    new = [len(mine) - len(row) for row, mine in zip(rows, got)]
+    assert min(new) <= 8 and len(set(new)) > 1, new
+
+
+def test_bfloat16_rounds_where_transformers_rounds(pair):
+    ours, theirs = pair
+    folder, (ids, _) = theirs.name_or_path, batch()
+    with torch.no_grad():
+        exact = theirs(ids).logits
+        logits = Transformer.from_pretrained(folder, dtype=torch.bfloat16)(ids).float()
+        expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)(ids).logits.float()
+    assert (logits - expected).abs().mean() < 0.1 * (expected - exact).abs().mean()
+
+
+# ----- config.json --------------------------------------------------------------------------------------------------
+
+def classic(hf: dict) -> dict:
+    """config.json as transformers 4 wrote it: rope_theta and rope_scaling instead of rope_parameters."""
+    rope = dict(hf["rope_parameters"])
+    theta = rope.pop("rope_theta")
+    return {k: v for k, v in hf.items() if k != "rope_parameters"} | {
+        "rope_theta": theta, "rope_scaling": rope if rope["rope_type"] == "llama3" else None}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_styles_of_config_are_the_same_model(case, checkpoint, tmp_path):
+    family, changes = CASES[case]
+    folder = checkpoint(family, **changes)
+    hf = json.loads((folder / "config.json").read_text())
+    old = classic(hf)
+    a, b = ModelConfig.from_hf(hf), ModelConfig.from_hf(old)
+    a.hf = b.hf = {}
+    for scaling in (a.rope_scaling, b.rope_scaling):
+        if scaling:
+            scaling.pop("rope_theta", None)
+    assert a == b and (a.rope_scaling is not None) == (case == "llama3-scaling")
+
+    for file in folder.glob("*.safetensors*"):
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    ids, _ = batch()
+    with torch.no_grad():
+        torch.testing.assert_close(Transformer.from_pretrained(tmp_path)(ids), AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits,
+                                   atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
+    ({"model_type": None}, "model_type None is not supported"),
+    ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+    ({"use_sliding_window": True}, "sliding-window"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_scaling of type 'yarn'"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling of type 'linear'"),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling of type 'dynamic'"),
+    ({"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
+])
+def test_what_would_be_computed_otherwise_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        ModelConfig.from_hf(TINY | {"model_type": "qwen2"} | change)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"])
+def test_a_missing_key_is_named(key):
+    hf = TINY | {"model_type": "llama"}
+    del hf[key]
+    with pytest.raises(UserError, match=f"config.json lacks '{key}'"):
+        ModelConfig.from_hf(hf)
+
+
+# ----- files --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_save_pretrained_round_trips_and_opens_in_transformers(pair, dtype, tmp_path):
+    ours = pair[0].to(dtype)
+    ours.save_pretrained(tmp_path)
+    again, theirs = Transformer.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    weights, expected = again.state_dict(), theirs.state_dict()
+    assert weights.keys() == expected.keys() == ours.state_dict().keys()
+    for name, p in ours.state_dict().items():
+        assert weights[name].dtype == expected[name].dtype == dtype
+        assert torch.equal(weights[name], p) and torch.equal(expected[name], p)
+    assert (again.lm_head.weight is again.model.embed_tokens.weight) == ours.config.tie_word_embeddings
+
+
+def test_dtype_converts(checkpoint):
+    folder = checkpoint("qwen2", tie_word_embeddings=True)
+    kept, cast = Transformer.from_pretrained(folder), Transformer.from_pretrained(folder, dtype=torch.bfloat16)
+    for (name, p), q in zip(kept.named_parameters(), cast.parameters()):
+        assert p.dtype == torch.float32 and torch.equal(p.bfloat16(), q), name
+
+
+# A checkpoint of 200 MB in float32 is loaded, with or without a conversion; what is resident is read whenever a tensor has
+# been put in its place. Pages of the file that the kernel may drop at any time (RssFile) are not counted as memory held:
+# an unconverted model consists of them.
+LOAD = """
+import re, sys, torch
+from model import DTYPES, Transformer
+def resident(kind):
+    return int(re.search(rf"^{kind}:\\s+(\\d+)", open("/proc/self/status").read(), re.M)[1]) * 1024
+put, anon = Transformer.put, []
+def watched(*args):
+    put(*args)
+    anon.append(resident("RssAnon"))
+Transformer.put = watched
+Transformer.from_pretrained(sys.argv[3])            # what torch itself loads at the first use
+before = resident("RssAnon"), resident("VmRSS")
+model = Transformer.from_pretrained(sys.argv[1], dtype=DTYPES.get(sys.argv[2]))
+sum(p.view(-1)[::512].float().sum() for p in model.parameters())
+print(max(anon) - before[0], resident("VmHWM") - before[1], sum(p.nbytes for p in model.parameters()))
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("large")
+    hf = TINY | {"model_type": "llama", "vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2}
+    Transformer(ModelConfig.from_hf(hf)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+@pytest.mark.parametrize("dtype", ["as-it-is", "bfloat16"])
+def test_loading_never_holds_the_model_twice(large, dtype, checkpoint):
+    done = subprocess.run([sys.executable, "-c", LOAD, large, dtype, checkpoint("llama")], cwd=REPO, capture_output=True, text=True, check=True)
+    anon, peak, model = map(int, done.stdout.split())
+    file = (large / "model.safetensors").stat().st_size
+    print(f"{anon=:,} {peak=:,} {model=:,} {file=:,}")
+    slack = 30e6                                    # one tensor on its way: 8192 x 1024 in bfloat16 are 17 MB
+    assert file > 190e6 and model == pytest.approx(file / (2 if dtype == "bfloat16" else 1), rel=0.01)
+    assert anon < (model if dtype == "bfloat16" else 0) + slack, f"{anon:,} bytes beside the file"
+    assert peak < file + (model if dtype == "bfloat16" else 0) + slack, f"{peak:,} bytes at the peak"
+
+
+# ----- the loss -----------------------------------------------------------------------------------------------------
+
+def nll_and_gradients(f, h, W, target):
+    h, W = h.clone().requires_grad_(), W.clone().requires_grad_()
+    nll = f(h, W, target)
+    (nll * 0.37).backward()                         # not 1, so that a backward that forgets its argument is seen
+    return nll, h.grad, W.grad
+
+
+def plain(h, W, target):
+    return F.cross_entropy(h @ W.T, target, reduction="sum")
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 99, 1000])
+def test_chunked_nll_is_cross_entropy(chunk, monkeypatch):
+    monkeypatch.setattr(LinearNLL, "CHUNK", chunk)
+    h, W, target = torch.randn(99, 16), torch.randn(50, 16), torch.randint(50, (99,))
+    for got, expected in zip(nll_and_gradients(LinearNLL.apply, h, W, target), nll_and_gradients(plain, h, W, target)):
+        assert differ(got, expected) < 1e-5
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
+def test_chunked_nll_in_16_bits(dtype, limit, monkeypatch):
+    monkeypatch.setattr(LinearNLL, "CHUNK", 32)
+    h, W, target = torch.randn(99, 16).to(dtype), torch.randn(50, 16).to(dtype), torch.randint(50, (99,))
+    got, expected = nll_and_gradients(LinearNLL.apply, h, W, target), nll_and_gradients(plain, h.float(), W.float(), target)
+    assert [t.dtype for t in got] == [torch.float32, dtype, dtype]
+    assert [differ(g.float(), e) < limit for g, e in zip(got, expected)] == [True] * 3
+
+
+@pytest.mark.parametrize("frozen", ["h", "W"])
+def test_chunked_nll_with_one_side_frozen(frozen):
+    h, W, target = torch.randn(9, 16), torch.randn(50, 16), torch.randint(50, (9,))
+    free = W if frozen == "h" else h
+    free.requires_grad_()
+    LinearNLL.apply(h, W, target).backward()
+    got, free.grad = free.grad, None
+    plain(h, W, target).backward()
+    assert differ(got, free.grad) < 1e-5
+
+
+def test_nothing_supervised_is_a_loss_of_zero(model):
+    ids, labels = batch()
+    nll, n = model.loss(ids, torch.full_like(labels, -100))
+    nll.backward()
+    assert nll == 0 and n == 0
+    assert all(g.eq(0).all() for g in gradients(model).values())
+
+
+def test_a_row_without_supervision_adds_nothing(model):
+    ids, labels = batch()
+    labels[1] = -100
+    whole = model.loss(ids, labels)
+    rest = model.loss(ids[[0, 2]], labels[[0, 2]])
+    assert whole[1] == rest[1] and abs(whole[0] - rest[0]) < 1e-3
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation returns, and the rows of logits that are normalised."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = self.rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, (tuple, list)) else (out,):
+            if torch.is_tensor(t):
+                self.numel = max(self.numel, t.numel())
+        if func is torch.ops.aten._log_softmax.default:
+            self.rows += out.shape[0]
+        return out
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_no_tensor_of_all_logits_exists_in_training(method, monkeypatch):
+    V, C, B, T, chunk = 4000, 32, 4, 64, 32
+    monkeypatch.setattr(LinearNLL, "CHUNK", chunk)
+    model = Transformer(ModelConfig.from_hf(TINY | {"model_type": "qwen2", "vocab_size": V}))
+    if method == "lora":
+        apply_lora(model, 4)
+    ids = torch.randint(V, (B, T))
+    labels = ids.where(torch.arange(T) >= 16, -100)
+    with Largest() as largest:
+        nll, n = model.loss(ids, labels)
+        nll.backward()
+    assert largest.numel == max(chunk, C) * V < B * T * V / 4
+    assert largest.rows == n == B * (T - 16)
+
+
+# ----- gradient checkpointing ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_checkpointing_gives_the_same_gradients(model, method):
+    """With LoRA the embedding is frozen and its output has no gradient, on which the re-entrant kind gives none at all."""
+    if method == "lora":
+        torch.manual_seed(0)
+        apply_lora(model, 4)
+        for layer in lora_layers(model).values():
+            torch.nn.init.normal_(layer.lora_B)
+    calls = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    ids, labels = batch()
+
+    def step(checkpointing):
+        model.gradient_checkpointing = checkpointing
+        model.zero_grad()
+        model.loss(ids, labels)[0].backward()
+        return {name: g.clone() for name, g in gradients(model).items()}
+
+    expected, got = step(False), step(True)
+    assert len(calls) == 3                          # once, then twice: forwards, and again backwards
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert list(expected) == trainable and len(trainable) == (2 * 7 * 2 if method == "lora" else len(list(model.parameters())))
+    assert all(g.abs().max() > 0 and torch.equal(got[name], g) for name, g in expected.items())
+
+
+# ----- generation ---------------------------------------------------------------------------------------------------
+
+def test_generation_with_the_cache_is_generation_without(model):
+    ids, _ = batch(B=2, T=12)
+    slow = ids
+    for _ in range(10):
+        slow = torch.cat((slow, model(slow)[:, -1:].argmax(-1)), dim=1)
+    assert torch.equal(model.generate(ids, 10), slow)
+
+
+def test_a_tensor_is_filled_up_with_the_stop_token(model):
+    ids, _ = batch(B=2, T=12)
+    free = model.generate(ids, 10)
+    stop = next(token for token in free[0, 12:].tolist() if token not in free[1, 12:])
+    end = free[0].tolist().index(stop, 12) + 1
+    out = model.generate(ids, 10, {stop})
+    assert end < 22 and torch.equal(out[1], free[1]) and torch.equal(out[0, :end], free[0, :end]) and out[0, end:].eq(stop).all()
+    assert list(map(len, model.generate(ids.tolist(), 10, {stop}))) == [end, 22]
+    assert torch.equal(model.generate(ids[:1], 10, {stop}), free[:1, :end])     # all have ended: nothing more is computed
+    assert torch.equal(model.generate(ids, 0), ids)
+
+
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.7), (0.7, 0.4), (1.0, 0.0)])
+def test_sampling_draws_from_the_distribution_that_transformers_draws_from(temperature, top_p):
+    torch.manual_seed(3)
+    logits, n = 2 * torch.randn(1, 8), 40_000
+    p = TemperatureLogitsWarper(temperature)(None, logits) if temperature != 1 else logits
+    p = TopPLogitsWarper(top_p)(None, p).softmax(-1)[0]
+    drawn = pick(logits.expand(n, -1), temperature, top_p, torch.Generator().manual_seed(0))
+    share = drawn.bincount(minlength=8) / n if drawn.ndim == 1 else drawn[:, 0].bincount(minlength=8) / n
+    assert torch.equal(share > 0, p > 0)
+    assert ((share - p).abs() <= 4.5 * (p * (1 - p) / n).sqrt() + 1e-9).all(), (share, p)
+
+
+def test_sampling_depends_on_the_generator_alone(model):
+    ids, _ = batch(B=2, T=5)
+
+    def draw(seed):
+        return model.generate(ids, 12, temperature=1.0, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+    assert torch.equal(model.generate(ids, 12, temperature=1.0, top_p=0.0), model.generate(ids, 12))
