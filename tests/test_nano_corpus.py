@@ -30,7 +30,7 @@ def messages(talks):
 def test_same_seed_same_text():
     """The bytes are those of Python 3.10 to 3.13; a change of the corpus changes the sum, and calls for a new base model."""
     text = json.dumps(list(islice(conversations(seed=1), 1000)), ensure_ascii=False)
-    assert hashlib.sha256(text.encode()).hexdigest() == "c1961b0c1e9565f752345db5f8dede600ae7b912c7ed25cdf6b1e26969fb94df"
+    assert hashlib.sha256(text.encode()).hexdigest() == "015010c6fd82e21809fdd5c0993441103bec391a2b0a0594286dfcd4734c68af"
     assert text != json.dumps(list(islice(conversations(seed=2), 1000)), ensure_ascii=False)
 
 
@@ -38,7 +38,7 @@ def test_turns(talks):
     for talk in talks:
         roles = [message["role"] for message in talk]
         turns = roles[roles[0] == "system":]
-        assert turns == ["user", "assistant"] * (len(turns) // 2) and 2 <= len(turns) <= 12, roles
+        assert turns == ["user", "assistant"] * (len(turns) // 2) and 2 <= len(turns) <= 10, roles
         for message in talk:
             assert message["content"] and message["content"] == message["content"].strip(), message
             assert not re.search(r"[{}|]|None|  ", message["content"]), message  # a template's bones
