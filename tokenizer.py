@@ -66,14 +66,18 @@ class Tokenizer:
         alphabet = byte_alphabet()
         merges = [m.split(" ") if isinstance(m, str) else m for m in bpe["merges"]]
         learned = dict.fromkeys([*alphabet, *("".join(pair) for pair in merges)])               # in order, each token once
-        learned = [token for token in learned if token in bpe["vocab"]]
-        self.to_id = [bpe["vocab"][token] for token in learned]
+        learned = [token for token in learned if token in bpe["vocab"] or token in alphabet]
+        self.to_id = [bpe["vocab"].get(token) for token in learned]     # None: a byte that the vocabulary lacks
         ranks = {bytes(alphabet[c] for c in token): rank for rank, token in enumerate(learned)}
         self.bpe = tiktoken.Encoding("bpe", pat_str=split_pattern(spec["pre_tokenizer"]), mergeable_ranks=ranks, special_tokens={})
+        for t in spec["added_tokens"]:
+            for option in ("single_word", "lstrip", "rstrip"):
+                if t.get(option):
+                    raise UserError(f"tokenizer.json: the added token {t['content']} has {option}, which is not supported")
         self.added = {t["content"]: t["id"] for t in spec["added_tokens"]}
         self.special_ids = {t["id"] for t in spec["added_tokens"] if t["special"]}
         self.cut = re.compile("|".join(map(re.escape, sorted(self.added, key=len, reverse=True))) or r"(?!)")
-        self.to_bytes = {i: bytes(alphabet[c] for c in token) for token, i in zip(learned, self.to_id)}
+        self.to_bytes = {i: bytes(alphabet[c] for c in token) for token, i in zip(learned, self.to_id) if i is not None}
         self.to_bytes |= {i: token.encode() for token, i in self.added.items()}
         self.n_vocab = max(self.to_bytes) + 1
         self.bos_token, self.eos_token = (content(config.get(name)) for name in ("bos_token", "eos_token"))
@@ -117,7 +121,7 @@ class Tokenizer:
     def encode_plain(self, text: str) -> list[int]:
         if self.nfc:
             text = unicodedata.normalize("NFC", text)
-        return [self.to_id[rank] for rank in self.bpe.encode_ordinary(text)]
+        return [i for rank in self.bpe.encode_ordinary(text) if (i := self.to_id[rank]) is not None]
 
     def decode(self, ids, skip_special: bool = False) -> str:
         """The text of `ids`; bytes that are no valid UTF-8, as of a character cut in half, become U+FFFD."""
@@ -129,8 +133,9 @@ class Tokenizer:
         if not self.template:
             raise UserError("this tokenizer has no chat template; use an instruction-tuned model")
         try:
-            return compiled(self.template).render(messages=messages, add_generation_prompt=add_generation_prompt,
-                                                  bos_token=self.bos_token, eos_token=self.eos_token, **variables)
+            return compiled(self.template).render({
+                "messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None,
+                "bos_token": self.bos_token or "", "eos_token": self.eos_token or "", **variables})
         except Exception as e:          # a stranger's program can raise anything
             raise UserError(f"the model's chat template refuses these messages: {e}") from None
 
