@@ -4,8 +4,8 @@ A fine-tuning run shows something only on a base that is able, but not yet at th
 and how to chat before it meets GSM8K. This corpus gives a model of 5.7M parameters the same start. It holds the chat format
 in both languages (three conversations of four are Vietnamese), arithmetic, little problems answered shortly or worked as a
 schoolbook works them (lessons.py), stories to copy names, things and numbers from, sentences to rewrite, to translate or to
-invent, and some knowledge of the world. It does not hold the task (prepare.py): none of its scenarios, no answer that thinks,
-no system prompt of the task's.
+invent, and some knowledge of the world. It does not hold the task (prepare.py): none of its problems, no answer that thinks,
+no system prompt of the task's; the task's words and single sentences it has met, as a large model has.
 
 How it is built: a *kind* of exchange is a function (rng, lang) -> (question, answer), lang "vi" or "en"; KINDS gives each
 its share. Most kinds draw a dict of slots, a `scene` or a `fact`, and fill a template with it; the templates stand in
@@ -459,7 +459,7 @@ PAIRS = word_pairs("\n".join(SCENARIOS))
 
 
 def dictation(rng, lang):
-    """Words of the task, out of order, to be copied: a large model, too, has met the words of what it is fine-tuned on."""
+    """Words of the task, out of order, to be copied."""
     items = rng.sample(PAIRS, rng.randint(2, 6))
     if rng.random() < 0.3:      # two more words of the task, met as words: what belongs between them is left to fine-tuning
         items[0] = f"<think>{items[0]}</think>"
@@ -472,13 +472,29 @@ def dictation(rng, lang):
     return question.format(comma(items)), answer
 
 
+STEPS = [(explanation, *slots) for _, explanation, *slots in map(parse, SCENARIOS)]
+
+
+def step(rng, lang):
+    """One sentence of a worked task, alone: to be copied, to be completed by its result, or to be written from its equation."""
+    explanation, words, numbers, steps = pick(rng, STEPS)
+    text = re.sub(r"\(([^()]*)\)", lambda wordings: pick(rng, wordings[1].split("|")), explanation)
+    sentence = pick(rng, fill(text, draw_numbers(numbers, steps, rng) | draw_words(words, rng)).split(". ")).rstrip(".") + "."
+    equation = EQUATION.search(sentence).group()
+    begun = sentence[:sentence.index(equation) + equation.index("=") + 1]
+    asks = {"vi": [f"Chép lại: {sentence}", f"Điền kết quả: {begun} ?", f"Tính tiếp: {begun}",
+                   f"Viết một câu có phép tính {equation}"],
+            "en": [f"Copy: {sentence}", f"Complete: {begun} ?", f"Continue: {begun}", f"Write a sentence with {equation}"]}
+    return rng.choice(asks[lang]), sentence
+
+
 # ----- conversations -----
 
 KINDS = {  # the share of each, in percent
     sums: 14, column_of_sums: 2, two_operations: 3, missing_number: 2, multiples: 2, comparison: 1, ordering: 1,  # together 25
     problem: 8, lesson: 18,                                                                                       # 26
     reading: 8, reading_twice: 2, listing: 1, who_more: 2, place_in_list: 1,                                      # 14
-    rewrite: 4, describe: 5, sentence_of_equation: 3, question_of: 2, blank: 2, join: 1, dictation: 8,            # 25
+    rewrite: 4, describe: 5, sentence_of_equation: 2, question_of: 1, blank: 1, join: 1, dictation: 3, step: 8,   # 25
     translation: 4, number_words: 2, units: 1, calendar: 1, knowledge: 1, talk: 1,                                # 10
 }
 

@@ -25,8 +25,8 @@ from model import ModelConfig, Transformer  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 from train import load_state, optimizer_step, save_state  # noqa: E402
 
-STEPS, BATCH, BLOCK = 3600, 8, 256          # 7.4M tokens
-LR, WARMUP, WEIGHT_DECAY = 2e-3, 100, 0.1
+STEPS, BATCH, BLOCK = 5000, 8, 256          # 10.2M tokens
+LR, WARMUP, WEIGHT_DECAY = 3e-3, 100, 0.1
 SEED, HELD_OUT_SEED = 1, 2
 VOCAB = 4096
 SPECIAL, ADDED = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ["<think>", "</think>"]     # as in Qwen3
@@ -35,8 +35,8 @@ SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\
 TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
             "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 CONFIG = {
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": VOCAB, "hidden_size": 256,
-    "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu",
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": VOCAB, "hidden_size": 192,
+    "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_act": "silu",
     "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True,
     "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0,
 }
