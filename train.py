@@ -273,8 +273,7 @@ def train(config: Config) -> list[dict]:
         model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_run(config, out, base_answer, finished=True)
-    state.unlink()
-    state.parent.rmdir()
+    shutil.rmtree(state.parent)
 
     # ----- show what it learned -----
     show_answers(question, base_answer, answer(model, tokenizer, question, autocast), out)
@@ -316,6 +315,7 @@ def begun(config: Config, out: Path) -> list[dict] | None:
     if there.get("run") != config.run:
         raise UserError(f"{out} holds another run, with other settings ({out / 'run.json'}); give another --out, or --overwrite")
     if there["finished"]:
+        shutil.rmtree(out / "state", ignore_errors=True)        # a kill after the last file, before this one was deleted
         rows = read_csv(out / "log.csv")
         print(f"{out} holds this run, finished: {report(rows)}\nNothing to do; --overwrite makes it anew.")
         return rows
