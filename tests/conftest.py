@@ -45,7 +45,7 @@ def randomise(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         noise = torch.randn(p.shape, generator=generator)
-        p.copy_(1 + 0.3 * noise if p.ndim == 1 and "norm" in name else 0.3 * noise if p.ndim == 1 else noise / p.shape[1] ** 0.5)
+        p.copy_(noise / p.shape[1] ** 0.5 if p.ndim == 2 else 1 + 0.3 * noise if "norm" in name else 0.3 * noise)
 
 
 def tiny_tokenizer(folder, size=320, template=CHATML):
@@ -76,3 +76,10 @@ def checkpoint(tmp_path_factory):
             made[key] = tiny(family, tmp_path_factory.mktemp(family), **changes)
         return made[key]
     return make
+
+
+@pytest.fixture(scope="session")
+def chat(tmp_path_factory):
+    """The folder of a small chat data set. Do not write into it."""
+    from runs import write_chat
+    return write_chat(tmp_path_factory.mktemp("chat"))
