@@ -47,7 +47,7 @@ class LoRALinear(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             return y + F.linear(u, self.lora_B)
         # y + u B^T in one product that starts from y, instead of a product and an addition
-        return torch.addmm(y.flatten(0, -2), u.flatten(0, -2), self.lora_B.to(x.dtype).T).view(y.shape)
+        return torch.addmm(y.reshape(-1, y.shape[-1]), u.reshape(-1, self.rank), self.lora_B.to(x.dtype).T).view(y.shape)
 
     def delta(self):
         """(alpha / r) B A, (out, in), in float32."""
@@ -90,10 +90,15 @@ def matching(module: nn.Module, targets) -> list[str]:
             kinds = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
             raise UserError(f"target {target!r} fits no linear layer of this model; it has {kinds} (or all-linear, attention, mlp)")
         for name in names:
-            if any(m is not linear[name] and getattr(m, "weight", None) is linear[name].weight for m in module.modules()):
-                raise UserError(f"{name} is tied to the embedding: LoRA on it would untie them; leave it out of the targets")
+            refuse_tied(module, name, linear[name])
     chosen = {name for names in fits.values() for name in names}
     return [name for name in linear if name in chosen]
+
+
+def refuse_tied(module: nn.Module, name: str, layer: nn.Module):
+    W = getattr(layer, "weight", None)
+    if W is not None and any(m is not layer and getattr(m, "weight", None) is W for m in module.modules()):
+        raise UserError(f"{name} is tied to the embedding: LoRA on it would untie them; leave it out of the targets")
 
 
 def wrap(module: nn.Module, name: str, *args) -> LoRALinear:
@@ -203,3 +208,4 @@ def check_fit(module, name, A, B, folder):
     W, BA = (layer.out_features, layer.in_features), (B.shape[0], A.shape[1])
     if W != BA or A.shape[0] != B.shape[1]:
         raise UserError(f"{folder}: the adapter is for another base: {name} is {W} here, B A is {BA} there")
+    refuse_tied(module, name, layer)

@@ -285,6 +285,8 @@ class Transformer(nn.Module):
         """
         h, target = self.hidden(ids)[:, :-1], labels[:, 1:]
         at = (target != -100).nonzero(as_tuple=True)
+        if not isinstance(self.lm_head, nn.Linear):
+            raise UserError("lm_head cannot be trained with LoRA, for the loss reads its weight; leave it out of the targets")
         W = self.lm_head.weight
         if torch.is_autocast_enabled(ids.device.type):
             W = W.to(torch.get_autocast_dtype(ids.device.type))
@@ -299,7 +301,7 @@ class Transformer(nn.Module):
         otherwise tokens are drawn from the smallest set of likeliest ones whose probabilities sum to `top_p`.
         """
         rows = ids.tolist() if torch.is_tensor(ids) else [list(row) for row in ids]
-        device = self.lm_head.weight.device
+        device = self.model.embed_tokens.weight.device
         T, pad = max(map(len, rows)), torch.tensor([max(map(len, rows)) - len(row) for row in rows], device=device)[:, None]
         step = torch.tensor([[0] * (T - len(row)) + row for row in rows], device=device)        # (B, T), padded on the left
         cache, done = Cache(T + max_new_tokens), torch.zeros(len(rows), dtype=torch.bool)

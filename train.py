@@ -139,7 +139,7 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
     another gradient for another way to cut the same samples. So sums are added up, and divided by the tokens of the window.
     """
     window_tokens = sum(int((labels[:, 1:] != -100).sum()) for _, labels in micro_batches)
-    device, total = model.lm_head.weight.device, 0.0
+    device, total = model.model.embed_tokens.weight.device, 0.0
     for ids, labels in micro_batches:
         with autocast():
             nll, _ = model.loss(ids.to(device), labels.to(device))
@@ -159,7 +159,7 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 @torch.no_grad()
 def evaluate(model, micro_batches, autocast) -> float:
     """Nats a supervised token over all of `micro_batches`, every token weighing the same."""
-    device, nll, tokens = model.lm_head.weight.device, 0.0, 0
+    device, nll, tokens = model.model.embed_tokens.weight.device, 0.0, 0
     with autocast():
         for ids, labels in micro_batches:
             batch_nll, batch_tokens = model.loss(ids.to(device), labels.to(device))
