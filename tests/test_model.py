@@ -109,7 +109,8 @@ def test_greedy_generation_token_for_token(pair):
     got = ours.generate(rows, 16, stop)
 
     padded, mask = left_padded(rows)
-    out = theirs.generate(input_ids=padded, attention_mask=mask, max_new_tokens=16, do_sample=False, eos_token_id=list(stop), pad_token_id=0)
+    out = theirs.generate(input_ids=padded, attention_mask=mask, max_new_tokens=16, do_sample=False, eos_token_id=list(stop),
+                          pad_token_id=0)
     for row, mine, expected in zip(rows, got, out[:, padded.shape[1]:].tolist()):
         end = next((i + 1 for i, token in enumerate(expected) if token in stop), len(expected))
         assert mine == row + expected[:end]
@@ -155,8 +156,8 @@ def test_both_styles_of_config_are_the_same_model(case, checkpoint, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(old))
     ids, _ = batch()
     with torch.no_grad():
-        torch.testing.assert_close(Transformer.from_pretrained(tmp_path)(ids), AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits,
-                                   atol=1e-4, rtol=0)
+        ours, theirs = (cls.from_pretrained(tmp_path) for cls in (Transformer, AutoModelForCausalLM))
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("change, message", [
@@ -228,15 +229,16 @@ print(max(anon) - before[0], resident("VmHWM") - before[1], sum(p.nbytes for p i
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     folder = tmp_path_factory.mktemp("large")
-    hf = TINY | {"model_type": "llama", "vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2}
-    Transformer(ModelConfig.from_hf(hf)).save_pretrained(folder)
+    size = {"vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2}
+    Transformer(ModelConfig.from_hf(TINY | {"model_type": "llama"} | size)).save_pretrained(folder)
     return folder
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 @pytest.mark.parametrize("dtype", ["as-it-is", "bfloat16"])
 def test_loading_never_holds_the_model_twice(large, dtype, checkpoint):
-    done = subprocess.run([sys.executable, "-c", LOAD, large, dtype, checkpoint("llama")], cwd=REPO, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", LOAD, large, dtype, checkpoint("llama")]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
     anon, peak, model = map(int, done.stdout.split())
     file = (large / "model.safetensors").stat().st_size
     print(f"{anon=:,} {peak=:,} {model=:,} {file=:,}")
@@ -379,7 +381,8 @@ def test_a_tensor_is_filled_up_with_the_stop_token(model):
     stop = next(token for token in free[0, 12:].tolist() if token not in free[1, 12:])
     end = free[0].tolist().index(stop, 12) + 1
     out = model.generate(ids, 10, {stop})
-    assert end < 22 and torch.equal(out[1], free[1]) and torch.equal(out[0, :end], free[0, :end]) and out[0, end:].eq(stop).all()
+    assert end < 22 and torch.equal(out[0, :end], free[0, :end]) and out[0, end:].eq(stop).all()
+    assert torch.equal(out[1], free[1])
     assert list(map(len, model.generate(ids.tolist(), 10, {stop}))) == [end, 22]
     assert torch.equal(model.generate(ids[:1], 10, {stop}), free[:1, :end])     # all have ended: nothing more is computed
     assert torch.equal(model.generate(ids, 0), ids)
@@ -392,7 +395,7 @@ def test_sampling_draws_from_the_distribution_that_transformers_draws_from(tempe
     p = TemperatureLogitsWarper(temperature)(None, logits) if temperature != 1 else logits
     p = TopPLogitsWarper(top_p)(None, p).softmax(-1)[0]
     drawn = pick(logits.expand(n, -1), temperature, top_p, torch.Generator().manual_seed(0))
-    share = drawn.bincount(minlength=8) / n if drawn.ndim == 1 else drawn[:, 0].bincount(minlength=8) / n
+    share = drawn[:, 0].bincount(minlength=8) / n
     assert torch.equal(share > 0, p > 0)
     assert ((share - p).abs() <= 4.5 * (p * (1 - p) / n).sqrt() + 1e-9).all(), (share, p)
 
