@@ -110,9 +110,11 @@ def check(config: Config):
     for name in ("lr", "alpha", "epochs", "max_steps"):
         if getattr(config, name) is not None and not 0 < getattr(config, name) < math.inf:      # nan is in no interval
             raise UserError(f"--{name} {getattr(config, name)}: it has to be a number above 0")
-    for name, most in (("warmup_ratio", 1), ("weight_decay", math.inf), ("grad_clip", math.inf), ("eval_samples", math.inf)):
-        if not 0 <= getattr(config, name) <= most:
-            raise UserError(f"--{name} {getattr(config, name)}: it has to be at least 0" + (" and at most 1" if most == 1 else ""))
+    for name in ("warmup_ratio", "weight_decay", "grad_clip", "eval_samples", "seed"):
+        if not 0 <= getattr(config, name) < 2 ** 63:
+            raise UserError(f"--{name} {getattr(config, name)}: it has to be a number of at least 0")
+    if config.warmup_ratio > 1:
+        raise UserError(f"--warmup_ratio {config.warmup_ratio}: it is a share of the steps, at most 1")
     if config.max_steps and config.epochs:
         raise UserError("--max_steps and --epochs both say how long to train; give one of them")
     if config.compile and not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "cl"))):
