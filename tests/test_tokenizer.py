@@ -26,7 +26,8 @@ HARD = [
     "小明有三个苹果，又买了12个。", "日本語のテキスト、한국어 텍스트", "Привет, мир! Γειά σου Κόσμε",
     "हिन्दी में क्ष", "שלום עולם مرحبا بالعالم ٣٤٥", "👩‍👩‍👧‍👦 👍🏽 🇻🇳🏳️‍🌈 ❤️", "Z\u0351\u036b\u0343\u036aalgo",
     "e\u0301\u0323\u0302 a\u0323\u0306 \u1ea7 \u0344 \u212b \u2126 \ufb01",
-    "a  b   c    d", "   leading", "trailing   ", "\n\n\n", "\r\n\r\n x\r\ny\rz", "\t\ta\t b \t\n\t", "a \n b\n  c\n\n   d  \n", " \n \n",
+    "a  b   c    d", "   leading", "trailing   ", "\n\n\n", "\r\n\r\n x\r\ny\rz", "\t\ta\t b \t\n\t",
+    "a \n b\n  c\n\n   d  \n", " \n \n",
     "1234567890", "12 345,678.90 = 3*4/5", "a  12   3", " 7", "  7 8  9", "x1y22z333", "½ ² ⅷ Ⅻ 一二三 ①", "٣٤٥",
     "\u00a0nb\u00a0sp\u3000wide\u2003em", "I'm you're they'll we've he'd it's 'tis 'S 'LL don'T ſ'ſ 'ſ K'K",
     "def f(x):\n    return x ** 2  # why?\n\n\nclass A:\n\tpass\n", "if (a && b) { x->y[0] += \"z\\n\"; } // ...",
@@ -85,7 +86,7 @@ def assert_same_ids(ours, peer, texts):
 def fuzz(n, seed=0):
     """Texts whose neighbours have least to do with each other: pieces of HARD, letters of many scripts, spaces, digits."""
     rng = random.Random(seed)
-    pool = [piece for text in HARD for piece in text.split(" ")] + [*SPECIAL, "<think>", " ", "\n", "\r\n", "\t", "'s", "'LL", " '"]
+    pool = [piece for text in HARD for piece in text.split(" ")] + [*SPECIAL, "<think>", " ", "\n", "\r\n", "\t", "'LL"]
     blocks = ((0x20, 0x7f), (0xa0, 0x250), (0x300, 0x370), (0x590, 0x6ff), (0x900, 0x97f), (0x1e00, 0x1f00), (0x2000, 0x2070),
               (0x4e00, 0x4e80))
 
