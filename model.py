@@ -402,9 +402,14 @@ def resolve(name_or_path) -> Path:
         raise UserError(f"{repo} asks for its licence to be accepted: do so on its page, then set HF_TOKEN") from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise UserError(f"the hub has no repository {repo!r} (or it is private: set HF_TOKEN)") from None
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as e:
-        raise UserError(f"cannot fetch {repo} from the hub ({type(e).__name__}) and it is not in the cache; go online once, set "
-                      "HF_ENDPOINT to a mirror, or give a folder with the files") from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"the hub's {repo} has no revision {revision!r}") from None
+    except Exception as e:          # no route, a proxy's page instead of an answer, a full disk: the client raises many kinds
+        if getattr(getattr(e, "response", None), "status_code", 0) == 401:
+            raise UserError("the hub refuses the token in HF_TOKEN; renew it, or unset it for a public model") from None
+        why = str(e).strip().partition("\n")[0][:200] or type(e).__name__
+        raise UserError(f"cannot fetch {repo} from the hub, and it is not in the cache ({why}); go online once, set HF_ENDPOINT "
+                        "to a mirror, or give a folder with the files") from None
 
 
 def weight_files(folder: Path) -> list[Path]:

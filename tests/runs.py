@@ -49,3 +49,9 @@ def numbers(out):
 def contents(*folders):
     """Every file's bytes: what has to be the same before and after something that failed."""
     return {path: path.read_bytes() for folder in folders for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+def one_line(code, error):
+    """What a user's mistake ends in; -> the line."""
+    assert code == 2 and error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1 and len(error) < 600, error
+    return error

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from conftest import tiny
-from runs import command, contents, numbers, start, write_lines
+from runs import command, contents, numbers, one_line, start, write_lines
 from safetensors.torch import load_file, save_file
 
 import lora
@@ -29,11 +29,6 @@ def fails(capsys):
             train.main([str(a) for a in argv])
         return one_line(e.value.code, capsys.readouterr().err)
     return run
-
-
-def one_line(code, error):
-    assert code == 2 and error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1 and len(error) < 600, error
-    return error
 
 
 @pytest.fixture
@@ -305,10 +300,11 @@ def test_out_is_a_file(checkpoint, chat, tmp_path, fails):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="no file is forbidden to root")
 @pytest.mark.parametrize("name", ["model/config.json", "model/model.safetensors", "model/tokenizer.json"])
 def test_files_that_may_not_be_read(broken, chat, tmp_path, fails, name):
     (tmp_path / name).chmod(0)
+    if os.access(tmp_path / name, os.R_OK):
+        pytest.skip("no file is forbidden to root")
     assert name in fails(command(broken, chat, tmp_path / "out"))
 
 
