@@ -67,7 +67,7 @@ def test_supervised_is_the_last_answer_with_its_end_token(tokenizer, template, e
 
 @pytest.mark.parametrize(("template", "end", "no_thoughts"), TEMPLATES.values(), ids=TEMPLATES)
 def test_the_prompt_is_what_generation_sees(tokenizer, template, end, no_thoughts):
-    """Pitfall 3: also where the template rewrites earlier turns, and for a boundary that BPE alone would have merged over."""
+    """Pitfall 3: also where the template rewrites earlier turns."""
     t = tokenizer(template, bos_token="<|begin_of_text|>")
     seen = []
 
@@ -82,6 +82,14 @@ def test_the_prompt_is_what_generation_sees(tokenizer, template, end, no_thought
         assert sample.ids[:sample.start] == seen[-1]
         assert seen[-1] == t.encode(t.apply_chat_template(messages[:-1], add_generation_prompt=True))
     assert "nghĩ" not in t.decode(seen[1]) or template != QWEN3     # the rewritten turn
+
+
+def test_no_token_reaches_over_the_boundary(tokenizer):
+    """The prompt ends in a newline; encoded in one piece with an answer that begins with one, they would be one token."""
+    t, messages = tokenizer(), [ASK, {"role": "assistant", "content": "\n19."}]
+    sample, whole = dataset.encode(messages, t), t.encode(t.apply_chat_template(messages))
+    assert t.decode(sample.ids[sample.start:]) == "\n19.<|im_end|>" and t.decode(sample.ids[:sample.start]).endswith("assistant\n")
+    assert whole[:sample.start] != sample.ids[:sample.start]
 
 
 def test_the_end_token_is_supervised_where_it_is_the_padding_token(tokenizer):
