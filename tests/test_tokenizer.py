@@ -21,6 +21,7 @@ from tokenizer import FILES, Tokenizer, byte_alphabet
 
 TEMPLATES = Path(__file__).parent / "templates"
 LLAMA3 = QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
+ADDED = ["<think>", "</think>", "<think>!"]         # but not special, as in Qwen3; one of them begins with another
 HARD = [
     "", " ", "\n", "a", "Lan có 12 quả táo, hỏi mẹ cho thêm bao nhiêu?", unicodedata.normalize("NFD", "Lan có quả táo, hỏi mẹ"),
     "小明有三个苹果，又买了12个。", "日本語のテキスト、한국어 텍스트", "Привет, мир! Γειά σου Κόσμε",
@@ -32,7 +33,8 @@ HARD = [
     "\u00a0nb\u00a0sp\u3000wide\u2003em", "I'm you're they'll we've he'd it's 'tis 'S 'LL don'T ſ'ſ 'ſ K'K",
     "def f(x):\n    return x ** 2  # why?\n\n\nclass A:\n\tpass\n", "if (a && b) { x->y[0] += \"z\\n\"; } // ...",
     "<|im_start|>user\nhi<|im_end|>\n<|endoftext|><|im_end|", "a<|im_end|> b <|im_end|>\n", "<|im_<|im_start|>start|>",
-    "<|im_start|><|im_start|>e\u0301<|im_end|>\u0301", "<think>\n48 / 2 = 24\n</think>\n\n24", "<<48/2=24>>24\n#### 72",
+    "<|im_start|><|im_start|>e\u0301<|im_end|>\u0301", "<think>\n48 / 2 = 24\n</think>\n\n24", "<think>!<think>?",
+    "<<48/2=24>>24\n#### 72",
     "\u200b\u200d\ufeff\u2060 zero\u200bwidth", "\x00\x01\x1f\x7f\x85\u2028\u2029", "\ufffd\uffff\U0010ffff",
     "a" * 300, "aaa aa aaaa" * 9, "!?!?…—–‘’“”", "$€£₫ 5.000₫",
 ]
@@ -65,7 +67,7 @@ def train(style, folder, size=1500):
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     peer.train_from_iterator([(REPO / name).read_text() for name in ("model.py", "data/nano/phrases.py")] + HARD, trainer)
     peer.add_special_tokens(SPECIAL)
-    peer.add_tokens(["<think>", "</think>"])        # added, but not special, as in Qwen3
+    peer.add_tokens(ADDED)
     peer.save(str(folder / "tokenizer.json"))
     return peer
 
@@ -172,7 +174,7 @@ def test_a_lone_surrogate_becomes_the_replacement_character(pair):
 def test_special_tokens_are_known(pair):
     ours, peer = pair
     assert ours.special_ids == {peer.token_to_id(token) for token in SPECIAL}
-    assert ours.n_vocab == peer.get_vocab_size() and ours.added.keys() == {*SPECIAL, "<think>", "</think>"}
+    assert ours.n_vocab == peer.get_vocab_size() and ours.added.keys() == {*SPECIAL, *ADDED}
 
 
 def test_bytes_that_a_vocabulary_lacks_are_left_out(tmp_path):
