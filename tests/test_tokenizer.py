@@ -57,15 +57,21 @@ STYLES = {      # pre-tokenizer, normalizer, whether whole words skip the merges
 
 
 def train(style, folder, size=1500):
-    """Write `folder`/tokenizer.json, trained on this repository's code and on HARD -> the peer."""
+    """Write `folder`/tokenizer.json, trained on this repository's code and on HARD -> the peer.
+
+    Its tokens are learned from lines that are not cut into words, so that there are tokens for several words, for words with
+    digits, for spaces with letters: a cut in the wrong place gives other ids.
+    """
     pre_tokenizer, normalizer, ignore_merges, last = STYLES[style]
     peer = tokenizers.Tokenizer(models.BPE(ignore_merges=ignore_merges))
-    peer.pre_tokenizer, peer.decoder = pre_tokenizer, decoders.ByteLevel()
+    peer.pre_tokenizer, peer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
     if normalizer:
         peer.normalizer = normalizer
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[] if last else SPECIAL, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    peer.train_from_iterator([(REPO / name).read_text() for name in ("model.py", "data/nano/phrases.py")] + HARD, trainer)
+    texts = [(REPO / name).read_text().splitlines(keepends=True) for name in ("model.py", "data/nano/phrases.py")]
+    peer.train_from_iterator([*texts[0], *texts[1], *HARD * 3], trainer)
+    peer.pre_tokenizer = pre_tokenizer
     peer.add_special_tokens(SPECIAL)
     peer.add_tokens(ADDED)
     peer.save(str(folder / "tokenizer.json"))
