@@ -57,9 +57,10 @@ class Config:
     grad_clip: float = opt(1.0, "largest norm of the gradient; 0: no clipping")
     micro_bs: int = opt(4, "samples a forward pass: what decides memory")
     grad_accum: int = opt(4, "forward passes an optimizer step; micro_bs x grad_accum samples are a batch")
-    max_steps: int = opt(None, "optimizer steps; default: 100, or what --epochs says", type=int)
+    max_steps: int = opt(None, "optimizer steps; default: 200, or what --epochs says", type=int)
     epochs: float = opt(None, "passes over the training data, instead of --max_steps", type=float)
-    eval_steps: int = opt(10, "steps between two evaluations; step 0 and the last one are always evaluated")
+    eval_steps: int = opt(None, "steps between two evaluations, step 0 and the last one being always evaluated; default: 10, or "
+                          "a fifth of the steps where there are more than 100", type=int)
     eval_samples: int = opt(0, "evaluate on the first N test samples; 0: on all")
     max_length: int = opt(256, "tokens; longer samples are cut at their right end")
     seed: int = opt(42, "of the data's order and of A")
@@ -104,10 +105,10 @@ def parse(argv=None) -> Config:
 
 def check(config: Config):
     """Raise UserError for a setting that cannot be meant."""
-    for name in ("rank", "micro_bs", "grad_accum", "eval_steps", "max_length"):
+    for name in ("rank", "micro_bs", "grad_accum", "max_length"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: it has to be at least 1")
-    for name in ("lr", "alpha", "epochs", "max_steps"):
+    for name in ("lr", "alpha", "epochs", "max_steps", "eval_steps"):
         if getattr(config, name) is not None and not 0 < getattr(config, name) < math.inf:      # nan is in no interval
             raise UserError(f"--{name} {getattr(config, name)}: it has to be a number above 0")
     for name in ("warmup_ratio", "weight_decay", "grad_clip", "eval_samples", "seed"):
@@ -295,9 +296,9 @@ def settled(config: Config, n_train: int) -> Config:
         raise UserError(f"--device {device}: torch cannot use such a device on this machine; leave the flag out") from None
     if dtype == "auto":
         dtype = "float32" if not device.startswith("cuda") else "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
-    steps = config.max_steps or (math.ceil(config.epochs * math.ceil(n_train / config.batch_eff)) if config.epochs else 100)
+    steps = config.max_steps or (math.ceil(config.epochs * math.ceil(n_train / config.batch_eff)) if config.epochs else 200)
     config = dataclasses.replace(config, device=device, dtype=dtype, max_steps=steps, alpha=config.alpha or float(config.rank),
-                                 lr=config.lr or (2e-4 if config.method == "lora" else 2e-5))
+                                 eval_steps=config.eval_steps or (10 if steps <= 100 else steps // 5), lr=config.lr or (2e-4 if config.method == "lora" else 2e-5))
     return dataclasses.replace(config, out=config.out or f"out/{config.run}")
 
 

@@ -81,19 +81,25 @@ def initialize(model: Transformer):
 
 
 @torch.no_grad()
-def raise_gains(model: Transformer, c: float = 8.0):
-    """Multiply the layers' norm gains by c and divide the weights that read them by c: the same function, to the last bit.
+def raise_gains(model: Transformer, c: float = 64.0, d: float = 8.0):
+    """The same function, to the last bit, with larger activations and smaller weights: what norms give is multiplied by c, what
+    v_proj and up_proj give by d, and the weights that read it are divided by as much.
 
     AdamW moves a weight by about the learning rate, whatever the weight's size, and what that does to an output grows with
     the number of inputs and their size. This model has a fifth of the inputs of one of half a billion parameters; larger
     inputs make up for it, so that the rates of such models (2e-4 for LoRA, 2e-5 for full fine-tuning) suit this one too.
     """
     for layer in model.model.layers:
-        for norm, block, readers in ((layer.input_layernorm, layer.self_attn, ("q_proj", "k_proj", "v_proj")),
-                                     (layer.post_attention_layernorm, layer.mlp, ("gate_proj", "up_proj"))):
+        attention, mlp = layer.self_attn, layer.mlp
+        for norm, readers in ((layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+                              (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj))):
             norm.weight.mul_(c)
-            for name in readers:
-                getattr(block, name).weight.div_(c)
+            for reader in readers:
+                reader.weight.div_(c)
+        for writer, reader in ((attention.v_proj, attention.o_proj), (mlp.up_proj, mlp.down_proj)):
+            for p in writer.parameters():
+                p.mul_(d)
+            reader.weight.div_(d)
 
 
 def lr_at(step):
