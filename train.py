@@ -297,8 +297,9 @@ def settled(config: Config, n_train: int) -> Config:
     if dtype == "auto":
         dtype = "float32" if not device.startswith("cuda") else "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
     steps = config.max_steps or (math.ceil(config.epochs * math.ceil(n_train / config.batch_eff)) if config.epochs else 200)
-    config = dataclasses.replace(config, device=device, dtype=dtype, max_steps=steps, alpha=config.alpha or float(config.rank),
-                                 eval_steps=config.eval_steps or (10 if steps <= 100 else steps // 5), lr=config.lr or (2e-4 if config.method == "lora" else 2e-5))
+    config = dataclasses.replace(
+        config, device=device, dtype=dtype, max_steps=steps, eval_steps=config.eval_steps or (10 if steps <= 100 else steps // 5),
+        alpha=config.alpha or float(config.rank), lr=config.lr or (2e-4 if config.method == "lora" else 2e-5))
     return dataclasses.replace(config, out=config.out or f"out/{config.run}")
 
 
