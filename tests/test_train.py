@@ -327,7 +327,8 @@ def snapshots(out, into, monkeypatch):
     """Copy `out` whenever a file in it was opened for writing, half written, renamed or deleted: what SIGKILL could leave.
 
     What Python still buffers at that moment is not in the file, as it would not be. safetensors' files are written outside
-    Python, so half of one is put in their place first.
+    Python, beside their place: half of one is put there, and where it may be in other versions. The process that resumes has
+    another id than the one that was killed.
     """
     kept, busy = set(), []
 
@@ -338,7 +339,9 @@ def snapshots(out, into, monkeypatch):
         state = tuple((str(p.relative_to(out)), p.read_bytes()) for p in sorted(out.rglob("*")) if p.is_file())
         if state not in kept:
             kept.add(state)
-            shutil.copytree(out, into / str(len(kept)))
+            copy = shutil.copytree(out, into / str(len(kept)))
+            for part in copy.rglob(f"*.{os.getpid()}.part"):
+                part.rename(str(part).replace(f".{os.getpid()}.", ".1."))
         busy.clear()
 
     def after(function):
@@ -351,9 +354,11 @@ def snapshots(out, into, monkeypatch):
     def halved(save_file):
         def watched(tensors, path, **kwargs):
             save_file(tensors, path, **kwargs)
-            half = Path(path).read_bytes()
-            Path(path).write_bytes(half[:len(half) // 2])
+            half, beside = Path(path).read_bytes(), Path(path).parent / ".tmpX1y2Z3"
+            for place in (path, beside):
+                place.write_bytes(half[:len(half) // 2])
             keep()
+            beside.unlink()
             return after(save_file)(tensors, path, **kwargs)
         return watched
 
