@@ -1,0 +1,68 @@
+"""The embedded base model: an ordinary Qwen2 checkpoint, small, near the task but not at it, and able to learn it."""
+import contextlib
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import REPO
+
+import dataset
+import train
+from model import NANO, Transformer
+from tokenizer import Tokenizer
+
+sys.path.insert(0, str(REPO / "data/nano"))
+import pretrain  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def problems():
+    """64 of the test problems, drawn at random, as samples."""
+    subprocess.run([sys.executable, REPO / "data/nano/prepare.py"], check=True, capture_output=True)
+    samples, dropped = dataset.load(REPO / "data/nano/test.jsonl", Tokenizer.from_pretrained("nano"), 256)
+    assert len(samples) == 1322 and dropped == 0
+    return random.Random(0).sample(samples, 64)
+
+
+def test_it_is_small_and_opens_in_transformers():
+    assert sum(file.stat().st_size for file in NANO.iterdir()) < 16e6
+    peer = transformers.AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32)
+    assert type(peer).__name__ == "Qwen2ForCausalLM"
+    model, ids = Transformer.from_pretrained("nano", torch.float32), torch.randint(0, 4096, (2, 40))
+    with torch.no_grad():
+        assert torch.allclose(model(ids), peer(ids).logits, atol=1e-4)
+    assert model.model.embed_tokens.weight.shape[0] == Tokenizer.from_pretrained("nano").n_vocab == 4096
+
+
+def test_its_tokenizer_is_transformers_too():
+    # the class by name: AutoTokenizer of transformers 5 puts Qwen2's own split pattern in the place of tokenizer.json's
+    ours, peer = Tokenizer.from_pretrained("nano"), transformers.PreTrainedTokenizerFast.from_pretrained(NANO)
+    for messages in dataset.read(REPO / "data/nano/test.jsonl")[:200]:
+        text = ours.apply_chat_template(messages)
+        assert text == peer.apply_chat_template(messages, tokenize=False)
+        assert ours.encode(text) == peer.encode(text)
+
+
+def test_raised_gains_are_the_same_function():
+    """bit for bit in float32, and with weights that really are other ones."""
+    model = Transformer.from_pretrained("nano", torch.float32)
+    before, ids = {name: p.detach().clone() for name, p in model.named_parameters()}, torch.randint(0, 4096, (2, 40))
+    logits = model(ids)
+    pretrain.raise_gains(model, 4.0, 2.0)
+    assert torch.equal(model(ids), logits)
+    ratios = {name.split(".", 3)[-1]: (p / before[name]).nanmedian().item() for name, p in model.named_parameters()}
+    assert [ratios[f"{name}.weight"] for name in ("input_layernorm", "self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj",
+                                                  "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")] == [4, 1/4, 1/2, 1/2, 1/4, 1/2, 1/2]
+
+
+def test_it_begins_near_the_task_and_learns_it(problems, tmp_path: Path):
+    """1 to 3 nats at step 0 on average over the answers; 20 steps of LoRA more than halve that."""
+    model = Transformer.from_pretrained("nano", torch.float32)
+    base = train.evaluate(model, dataset.micro_batches(problems, 16), contextlib.nullcontext)
+    assert 1 < base < 3.2
+    rows = train.train(train.Config(max_steps=20, eval_samples=64, eval_steps=20, device="cpu", out=str(tmp_path / "run")))
+    assert rows[-1]["test_nll"] < rows[0]["test_nll"] / 2
