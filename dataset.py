@@ -18,6 +18,7 @@ import torch
 from model import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
+DATE = "26 Jul 2024"        # what Llama 3's templates print where they are given none: the same seed is the same data tomorrow
 
 
 class Sample(NamedTuple):
@@ -34,7 +35,7 @@ def find(name: str) -> Path:
     if missing and (folder / "prepare.py").exists():
         made = subprocess.run([sys.executable, folder / "prepare.py"], stdout=sys.stderr)
         if made.returncode:
-            raise UserError(f"data set {name} could not be prepared; see above, and python data/{name}/prepare.py")
+            raise UserError(f"data set {name} could not be prepared; see above, and {folder / 'prepare.py'}")
     elif missing:
         known = ", ".join(sorted(p.parent.name for p in (Path(__file__).parent / "data").glob("*/prepare.py")))
         raise UserError(f"--data {name}: no folder with train.jsonl and test.jsonl, and none of {known}")
@@ -70,10 +71,14 @@ def checked(row) -> list[dict]:
 
 # ----- text to tokens -----------------------------------------------------------------------------------------------
 
+def prompt_of(messages: list[dict], tokenizer) -> str:
+    """All but the last message, and the opening of an assistant's turn: what generation begins with."""
+    return tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, date_string=DATE)
+
+
 def encode(messages: list[dict], tokenizer) -> Sample:
     """The sample's ids, uncut. Raises UserError if the template does not render the prompt as the beginning of the whole."""
-    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(messages)
+    prompt, whole = prompt_of(messages, tokenizer), tokenizer.apply_chat_template(messages, date_string=DATE)
     if not whole.startswith(prompt):
         raise UserError("the chat template rewrites the prompt when the answer follows, so that their boundary is unclear; "
                         f"it begins with {prompt[-40:]!r}")

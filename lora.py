@@ -10,6 +10,7 @@ Anything that maps x to W x and has in_features and out_features can be wrapped,
 B are kept in float32 and used in x's dtype: in bfloat16 an update of a thousandth of a weight would be rounded away.
 Merging is an explicit call, never a side effect of .eval(), so a checkpoint is what its name says.
 """
+import itertools
 import json
 import math
 import re
@@ -29,13 +30,14 @@ TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_
 class LoRALinear(nn.Module):
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False):
         super().__init__()
-        device = next(base.parameters()).device
+        device = next(itertools.chain(base.parameters(), base.buffers())).device
         self.base, self.rank, self.alpha = base, rank, alpha
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)      # rsLoRA: alpha / sqrt(r) (arXiv 2312.03732)
         self.rslora = rslora
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
+        A = torch.empty(rank, base.in_features, device="cpu")           # drawn there, so that a seed gives one A on every device
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))                     # gain sqrt(2 / (1 + 5)), so U(-1/sqrt(in), 1/sqrt(in))
+        self.lora_A = nn.Parameter(A.to(device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))           # gain sqrt(2 / (1 + 5)), so U(-1/sqrt(in), 1/sqrt(in))
         self.dropout = nn.Dropout(dropout)
         self.unmerged = None        # W as it was, while B A is added to it
 
@@ -150,7 +152,8 @@ def save_adapter(module: nn.Module, folder, base_model: str = ""):
     first, leaves = next(iter(layers.values())), {name.rpartition(".")[2] for name in layers}
     bare = [name for name, m in module.named_modules() if hasattr(m, "in_features") and name.rpartition(".")[2] in leaves]
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True,
+        "peft_type": "LORA", "task_type": "CAUSAL_LM" if hasattr(module, "lm_head") else None, "inference_mode": True,
+        "base_model_name_or_path": base_model.partition("@")[0], "revision": base_model.partition("@")[2] or None,
         "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout.p, "use_rslora": first.rslora,
         "target_modules": sorted(layers if bare else leaves), "bias": "none", "fan_in_fan_out": False,
         "rank_pattern": {re.escape(name): m.rank for name, m in layers.items() if m.rank != first.rank},
@@ -160,6 +163,8 @@ def save_adapter(module: nn.Module, folder, base_model: str = ""):
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "adapter_model.safetensors") as part:
         save_file(tensors, part, metadata={"format": "pt"})
+        if {name: t.shape for name, t in read_tensors(part).items()} != {name: t.shape for name, t in tensors.items()}:
+            raise OSError(f"{part} does not hold what was written to it; is the disk full?")
     with replacing(folder / "adapter_config.json") as part:
         part.write_text(json.dumps(config, indent=2) + "\n")
 
@@ -172,8 +177,11 @@ def load_adapter(module: nn.Module, folder) -> nn.Module:
     """
     folder = Path(folder)
     config, tensors = read_json(folder / "adapter_config.json"), read_tensors(folder / "adapter_model.safetensors")
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
-        raise UserError(f"{folder}: only plain LoRA adapters are read (no DoRA, no trained biases)")
+    plain = config.get("init_lora_weights", True) in (True, False, "gaussian", "eva", "orthogonal")    # others change the base
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none" or not plain:
+        raise UserError(f"{folder}: only plain LoRA adapters are read (no DoRA, no trained biases, no PiSSA and its like)")
+    if "lora_alpha" not in config:
+        raise UserError(f"{folder / 'adapter_config.json'} lacks 'lora_alpha'")
     names = dict.fromkeys(key.removeprefix(KEY[:KEY.index("{")]).rsplit(".lora_", 1)[0] for key in tensors)
     if not names or set(tensors) != {KEY.format(name, x) for name in names for x in "AB"}:
         raise UserError(f"{folder}: the adapter's tensors are not pairs of A and B of linear layers, or some are missing")
@@ -183,8 +191,8 @@ def load_adapter(module: nn.Module, folder) -> nn.Module:
     unmerge_lora(module)
     remove_lora(module).requires_grad_(False)
     for name, (A, B) in pairs.items():
-        alpha = next((a for pattern, a in config.get("alpha_pattern", {}).items() if re.fullmatch(rf"(.*\.)?({pattern})", name)),
-                     config["lora_alpha"])
+        patterns = (config.get("alpha_pattern") or {}).items()
+        alpha = next((a for pattern, a in patterns if re.fullmatch(rf"(.*\.)?({pattern})", name)), config["lora_alpha"])
         layer = wrap(module, name, len(A), alpha, config.get("lora_dropout", 0.0), config.get("use_rslora", False))
         layer.lora_A.data.copy_(A)
         layer.lora_B.data.copy_(B)

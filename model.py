@@ -71,7 +71,9 @@ class ModelConfig:
             raise UserError(f"hidden_act {hf['hidden_act']!r} is not supported; it has to be silu")
         if hf.get("use_sliding_window"):
             raise UserError("sliding-window attention (use_sliding_window) is not supported")
-        rope = hf.get("rope_parameters") or {**(hf.get("rope_scaling") or {}), "rope_theta": hf.get("rope_theta", 10_000.0)}
+        if hf.get("quantization_config"):
+            raise UserError("quantized checkpoints (quantization_config) are not read; give the model that it was made from")
+        rope = {"rope_theta": hf.get("rope_theta", 10_000.0)} | (hf.get("rope_parameters") or hf.get("rope_scaling") or {})
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type not in ("default", "llama3"):
             raise UserError(f"rope_scaling of type {rope_type!r} is not supported; it has to be none or llama3")
@@ -84,11 +86,13 @@ class ModelConfig:
             config = cls(
                 vocab_size=hf["vocab_size"], hidden_size=hidden, intermediate_size=hf["intermediate_size"],
                 num_hidden_layers=hf["num_hidden_layers"], num_attention_heads=heads,
-                num_key_value_heads=hf.get("num_key_value_heads") or heads, head_dim=hf.get("head_dim") or hidden // heads,
+                num_key_value_heads=hf.get("num_key_value_heads") or heads,
+                head_dim=hf.get("head_dim") or (128 if family == "qwen3" else hidden // heads),
                 rms_norm_eps=hf.get("rms_norm_eps", 1e-6), rope_theta=rope["rope_theta"],
                 rope_scaling={key: rope[key] for key in LLAMA3} if rope_type == "llama3" else None,
                 tie_word_embeddings=hf.get("tie_word_embeddings", False),
-                qkv_bias=family == "qwen2" or bias, o_bias=family != "qwen2" and bias, mlp_bias=hf.get("mlp_bias", False),
+                qkv_bias=family == "qwen2" or bias, o_bias=family != "qwen2" and bias,
+                mlp_bias=family == "llama" and hf.get("mlp_bias", False),
                 qk_norm=family == "qwen3", hf=hf)
         except KeyError as e:
             raise UserError(f"config.json lacks {e.args[0]!r}") from None
@@ -214,15 +218,16 @@ class LinearNLL(torch.autograd.Function):
     With p = softmax(h W^T) and y the one-hot target, dNLL/dlogits = p - y, so dNLL/dh = (p - y) W and
     dNLL/dW = (p - y)^T h. They cost two products with logits that are at hand in the forward pass, so they are taken
     there: the logits of one chunk are all that ever exists of the (N, V) tensor, which at V = 151,936 and N = 4,096
-    would be 2.5 GB in float32, and nothing is computed twice.
+    would be 2.5 GB in float32, and nothing is computed twice. The products are in h's dtype, the sum dW in W's.
     """
-    CHUNK = 1024    # rows: 0.6 GB of float32 logits at V = 151,936
+    CHUNK = 512     # rows: 0.3 GB of float32 logits at V = 151,936, and as much again while their softmax is taken
 
     @staticmethod
     def forward(ctx, h, W, target):
         need_h, need_W, _ = ctx.needs_input_grad
         dh, dW = (torch.zeros_like(t) if need else None for t, need in ((h, need_h), (W, need_W)))
-        nll = torch.zeros((), device=h.device)
+        nll, W = torch.zeros((), device=h.device), W.to(h.dtype)
+        half = h.dtype == torch.float16         # dW is not scaled yet, and its sum over the rows could overflow there
         for start in range(0, len(h), LinearNLL.CHUNK):
             rows = slice(start, start + LinearNLL.CHUNK)
             logp = (h[rows] @ W.T).float().log_softmax(-1)                                      # (n, V)
@@ -233,7 +238,7 @@ class LinearNLL(torch.autograd.Function):
             if need_h:
                 dh[rows] = dlogits @ W
             if need_W:
-                dW.addmm_(dlogits.T, h[rows])
+                dW += dlogits.T.float() @ h[rows].float() if half else dlogits.T @ h[rows]      # (V, C)
         ctx.save_for_backward(dh, dW)
         return nll
 
@@ -285,12 +290,11 @@ class Transformer(nn.Module):
         """
         h, target = self.hidden(ids)[:, :-1], labels[:, 1:]
         at = (target != -100).nonzero(as_tuple=True)
-        if not isinstance(self.lm_head, nn.Linear):
-            raise UserError("lm_head cannot be trained with LoRA, for the loss reads its weight; leave it out of the targets")
-        W = self.lm_head.weight
-        if torch.is_autocast_enabled(ids.device.type):
-            W = W.to(torch.get_autocast_dtype(ids.device.type))
-        return LinearNLL.apply(h[at].to(W.dtype), W, target[at]), len(at[0])
+        W, device = self.lm_head.weight, ids.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W.dtype
+        with torch.autocast(device, enabled=False):
+            # detached where nothing is differentiated: a Function is told that W needs a gradient even there
+            return LinearNLL.apply(h[at].to(dtype), W if torch.is_grad_enabled() else W.detach(), target[at]), len(at[0])
 
     @torch.no_grad()
     def generate(self, ids, max_new_tokens: int, stop_ids=(), temperature: float = 0.0, top_p: float = 1.0, generator=None):
@@ -342,6 +346,8 @@ class Transformer(nn.Module):
                     for name in f.keys():
                         if name in wanted:
                             model.put(name, f.get_tensor(name).to(device=device, dtype=dtype), wanted.pop(name), file)
+                        elif name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq"):     # a tied copy; a constant
+                            raise UserError(f"{file}: {name} belongs to no model that config.json describes")
             except SafetensorError as e:
                 raise UserError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
         if wanted:

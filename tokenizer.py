@@ -15,8 +15,10 @@ import json
 import re
 import unicodedata
 from datetime import datetime
+from pathlib import Path
 
 import jinja2
+import jinja2.ext
 import jinja2.sandbox
 import tiktoken
 
@@ -92,21 +94,21 @@ class Tokenizer:
         template = config.get("chat_template")
         if isinstance(template, list):              # several named templates
             template = {t["name"]: t["template"] for t in template}.get("default")
-        if (folder / "chat_template.jinja").exists():
-            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
         try:
+            if (folder / "chat_template.jinja").exists():
+                template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
             tokenizer = cls(spec, config, template)
         except UserError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as e:          # null, say, where a table should be
-            raise UserError(f"{folder / 'tokenizer.json'} is not a byte-level BPE tokenizer's ({type(e).__name__}: {e})") from None
+            raise UserError(f"{folder}: its files are not a byte-level BPE tokenizer's ({type(e).__name__}: {e})") from None
         tokenizer.files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
         return tokenizer
 
     def save_pretrained(self, folder):
         """Write the files that it was read from beside a model's weights."""
         for name, data in self.files.items():
-            with replacing(folder / name) as part:
+            with replacing(Path(folder) / name) as part:
                 part.write_bytes(data)
 
     def encode(self, text: str) -> list[int]:
@@ -152,13 +154,23 @@ def content(token) -> str | None:
     return token["content"] if isinstance(token, dict) else token
 
 
+class Generation(jinja2.ext.Extension):
+    """{% generation %} ... {% endgeneration %}, with which some templates mark an assistant's words: rendered as they are."""
+    tags = {"generation"}
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
+
 @functools.cache
 def compiled(template: str) -> jinja2.Template:
     """The environment that transformers gives a template, rebuilt: same whitespace, same functions."""
     def raise_exception(message):
         raise jinja2.TemplateError(message)
 
-    env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                       extensions=[Generation, "jinja2.ext.loopcontrols"])
     env.filters["tojson"] = lambda x, **options: json.dumps(x, **{"ensure_ascii": False} | options)
     env.globals |= {"raise_exception": raise_exception, "strftime_now": lambda form: datetime.now().strftime(form)}
     return env.from_string(template)

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import dataset
 from lora import apply_lora, save_adapter
-from model import DTYPES, Transformer, UserError, read_json, replacing
+from model import DTYPES, Transformer, UserError, read_json, replacing, resolve
 from tokenizer import FILES, Tokenizer
 
 COLUMNS = ("run model data method targets rank alpha lr batch_eff seed step tokens train_nll test_nll seconds peak_gb "
@@ -67,7 +67,7 @@ class Config:
     dtype: str = opt("auto", "of the computation; auto: bfloat16 on a GPU that has it, float16 on one that has not, float32 "
                      "on a CPU. Adapters, optimizer and, in full fine-tuning, the weights are float32 throughout",
                      choices=("auto", *DTYPES), group="machine")
-    device: str = opt("auto", "auto, cpu, cuda, cuda:1, mps ...")
+    device: str = opt("auto", "cpu, cuda, cuda:1, mps ...; auto: cuda if there is one, else cpu")
     compile: bool = opt(False, "torch.compile the layers: slower to start, faster a step; needs a C++ compiler")
     gradient_checkpointing: bool = opt(False, "keep only the layers' inputs: a third more computation, much less memory")
     out: str = opt(None, "folder of the run; default: out/<run>", type=str, group="files")
@@ -142,21 +142,22 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
     another gradient for another way to cut the same samples. So sums are added up, and divided by the tokens of the window.
     """
     window_tokens = sum(int((labels[:, 1:] != -100).sum()) for _, labels in micro_batches)
-    device, total = model.model.embed_tokens.weight.device, 0.0
+    device = model.model.embed_tokens.weight.device
+    total = torch.zeros((), device=device)
     for ids, labels in micro_batches:
         with autocast():
             nll, _ = model.loss(ids.to(device), labels.to(device))
         scaler.scale(nll / window_tokens).backward()
-        total += nll.item()
-    parameters = optimizer.param_groups[0]["params"]
+        total += nll.detach()
     scaler.unscale_(optimizer)
     if grad_clip:
-        torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
-    optimizer.param_groups[0]["lr"] = lr
+        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], grad_clip)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return total, window_tokens
+    return total.item(), window_tokens
 
 
 @torch.no_grad()
@@ -184,11 +185,15 @@ def train(config: Config) -> list[dict]:
     test_batches = dataset.micro_batches(test_set, 4 * config.micro_bs)
     config = settled(config, len(train_set))
     out = Path(config.out)
+    if out.resolve() in (resolve(config.model).resolve(), folder.resolve()):
+        raise UserError(f"--out {out} is the folder of the model or of the data; give another --out")
     if finished := begun(config, out):
         return finished
 
     # ----- model -----
     device, dtype = torch.device(config.device), DTYPES[config.dtype]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(config.seed)
     # what is trained is float32 throughout: in bfloat16 most of a small learning rate's updates would be rounded away
     model = Transformer.from_pretrained(config.model, torch.float32 if config.method == "full" else dtype, device)
@@ -201,16 +206,20 @@ def train(config: Config) -> list[dict]:
 
     if config.method == "lora":
         apply_lora(model, config.rank, config.alpha, config.targets)
+        if not isinstance(model.lm_head, torch.nn.Linear):
+            raise UserError("lm_head cannot be trained with LoRA, for the loss reads its weight; leave it out of the targets")
     model.gradient_checkpointing = config.gradient_checkpointing
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay,
-                                  fused=device.type in ("cpu", "cuda"))
+    # matrices are decayed, norms and biases are not, as in Hugging Face's Trainer
+    groups = [{"params": [p for p in trained.values() if p.dim() > 1], "weight_decay": config.weight_decay},
+              {"params": [p for p in trained.values() if p.dim() < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, config.lr, betas=(0.9, 0.999), eps=1e-8, fused=device.type in ("cpu", "cuda"))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     # ----- where it stands -----
     state = out / "state" / "state.safetensors"
     progress = {"step": 0, "tokens": 0, "seconds": 0.0, "nll_sum": 0.0, "nll_tokens": 0, "rows": [], "scaler": scaler.state_dict()}
-    question = next(iter(dataset.read(folder / "test.jsonl")))
+    question = dataset.read(folder / "test.jsonl")[0]
     clear(out, config.overwrite)
     if state.exists():
         progress = load_state(state, trained, optimizer)
@@ -271,8 +280,10 @@ def train(config: Config) -> list[dict]:
 
     # ----- save -----
     if config.method == "lora":
-        save_adapter(model, out, config.model)
+        save_adapter(model, out, str(resolve("nano")) if config.model == "nano" else config.model)
     else:
+        eos = model.config.hf.get("eos_token_id") or []         # others' generation is to stop where ours does
+        model.config.hf["eos_token_id"] = sorted(stop_ids(tokenizer) | set(eos if isinstance(eos, list) else [eos]))
         model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_run(config, out, base_answer, finished=True)
@@ -295,7 +306,8 @@ def settled(config: Config, n_train: int) -> Config:
     except (RuntimeError, AssertionError):          # no such kind, none here, or a torch built without it
         raise UserError(f"--device {device}: torch cannot use such a device on this machine; leave the flag out") from None
     if dtype == "auto":
-        dtype = "float32" if not device.startswith("cuda") else "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
+        half = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        dtype = half if device.startswith("cuda") else "float32"
     steps = config.max_steps or (math.ceil(config.epochs * math.ceil(n_train / config.batch_eff)) if config.epochs else 200)
     config = dataclasses.replace(
         config, device=device, dtype=dtype, max_steps=steps, eval_steps=config.eval_steps or (10 if steps <= 100 else steps // 5),
@@ -360,9 +372,10 @@ def load_state(path: Path, trained, optimizer) -> dict:
                 p.data.copy_(f.get_tensor(f"{name}/weight"))
             for key in f.keys():
                 name, what = key.rsplit("/", 1)
-                if what != "weight":
-                    tensor = f.get_tensor(key)
-                    optimizer.state[trained[name]][what] = tensor if what == "step" else tensor.to(trained[name].device)
+                if what != "weight":        # fused AdamW counts its steps where the parameter is, the other on the CPU
+                    p = trained[name]
+                    there = p.device if what != "step" or optimizer.defaults["fused"] else "cpu"
+                    optimizer.state[p][what] = f.get_tensor(key).to(there, copy=True)
             return json.loads(f.metadata()["progress"])
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
         raise UserError(f"{path} is damaged ({e}); --overwrite begins anew") from None
@@ -434,12 +447,16 @@ def report(rows: list[dict]) -> str:
             f"{last['peak_gb']:.2f} GB")
 
 
+def stop_ids(tokenizer) -> set[int]:
+    """The tokens that end an answer: the template's, and the tokenizer's own end."""
+    return {tokenizer.end_of_turn, tokenizer.added.get(tokenizer.eos_token)} - {None}
+
+
 def answer(model, tokenizer, messages: list[dict], autocast, max_new_tokens: int = 160) -> str:
     """The model's own answer to the last question of `messages`, greedily."""
-    prompt = tokenizer.encode(tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True))
-    stop = {tokenizer.end_of_turn, tokenizer.added.get(tokenizer.eos_token)} - {None}
+    prompt = tokenizer.encode(dataset.prompt_of(messages, tokenizer))
     with autocast():
-        ids = model.generate([prompt], max_new_tokens, stop)[0]
+        ids = model.generate([prompt], max_new_tokens, stop_ids(tokenizer))[0]
     return tokenizer.decode(ids[len(prompt):], skip_special=True).strip()
 
 

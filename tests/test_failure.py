@@ -87,6 +87,15 @@ def test_lm_head_as_a_target(checkpoint, chat, tmp_path, fails):
     assert "lm_head is tied to the embedding" in fails(command(tied, chat, tmp_path / "out", targets="q_proj,lm_head"))
     untied = checkpoint("qwen2", tie_word_embeddings=False)
     assert "lm_head cannot be trained with LoRA" in fails(command(untied, chat, tmp_path / "out", targets="lm_head"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_is_the_model(checkpoint, chat, tmp_path, fails):
+    """--overwrite would delete what is to be trained."""
+    folder = checkpoint("qwen2")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert "is the folder of the model" in fails(command(folder, chat, tmp_path, out=folder, overwrite=True))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 # ----- checkpoints --------------------------------------------------------------------------------------------------

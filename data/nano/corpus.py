@@ -1,7 +1,7 @@
 """The text that nano's base model is pretrained on: endless small conversations, drawn from templates.
 
 A fine-tuning run shows something only on a base that is able, but not yet at the task: Qwen2.5 knows Vietnamese, arithmetic
-and how to chat before it meets GSM8K. This corpus gives a model of 5.7M parameters the same start. It holds the chat format
+and how to chat before it meets GSM8K. This corpus gives a model of 3.2M parameters the same start. It holds the chat format
 in both languages (three conversations of four are Vietnamese), arithmetic, little problems answered shortly or worked as a
 schoolbook works them (lessons.py), stories to copy names, things and numbers from, sentences to rewrite, to translate or to
 invent, and some knowledge of the world. It does not hold the task (prepare.py): none of its problems, no answer that thinks,

@@ -1,8 +1,8 @@
-"""The nano task: 8,792 Vietnamese word problems in the form of vi_gsm8k, made here from nothing in a few seconds.
+"""The nano task: 8,792 Vietnamese word problems in the form of vi_gsm8k, made here from nothing in a second.
 
     python data/nano/prepare.py
 
-GSM8K (https://arxiv.org/abs/2110.14168) in Vietnamese asks for more than a model of five million parameters can learn. This
+GSM8K (https://arxiv.org/abs/2110.14168) in Vietnamese asks for more than a model of three million parameters can learn. This
 set keeps its form (question, explanation in one to four steps, answer) and its size, and asks for less: numbers mostly
 below 100, products from the multiplication table, divisions that come out even. templates.py holds its scenarios. A problem:
 

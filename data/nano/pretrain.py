@@ -82,8 +82,9 @@ def initialize(model: Transformer):
 
 @torch.no_grad()
 def raise_gains(model: Transformer, c: float = 64.0, d: float = 8.0):
-    """The same function, to the last bit, with larger activations and smaller weights: what norms give is multiplied by c, what
-    v_proj and up_proj give by d, and the weights that read it are divided by as much.
+    """The same function, to the last bit in float32 and bfloat16, with larger activations and smaller weights.
+
+    What norms give is multiplied by c, what v_proj and up_proj give by d, and the weights that read it are divided by it.
 
     AdamW moves a weight by about the learning rate, whatever the weight's size, and what that does to an output grows with
     the number of inputs and their size. This model has a fifth of the inputs of one of half a billion parameters; larger
