@@ -392,7 +392,7 @@ def test_save_pretrained_writes_the_same_files(tmp_path):
     (["normalizer"], {"type": "Sequence", "normalizers": []}, "normalizer Sequence is not supported"),
     (["pre_tokenizer"], {"type": "Whitespace"}, "pre-tokenizer Whitespace is not supported"),
     (["pre_tokenizer"], {"type": "Metaspace", "replacement": "_"}, "pre-tokenizer Metaspace is not supported"),
-    (["pre_tokenizer"], None, "not a byte-level BPE tokenizer's"),
+    (["pre_tokenizer"], None, "not a byte-level BPE"),
     (["pre_tokenizer"], {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}, "ByteLevel step with these"),
     (["pre_tokenizer", "pretokenizers", 0, "behavior"], "Removed", "pre-tokenizer Split . ByteLevel is not supported"),
     (["pre_tokenizer", "pretokenizers", 1, "use_regex"], True, "ByteLevel step with these settings"),
@@ -417,5 +417,5 @@ def test_a_missing_part_is_named(key, tmp_path):
     spec = json.loads((tmp_path / "tokenizer.json").read_text())
     del spec[key]
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
-    with pytest.raises(UserError, match=f"tokenizer.json is not a byte-level BPE tokenizer's .*'{key}'"):
+    with pytest.raises(UserError, match=f"not a byte-level BPE.*'{key}'"):
         Tokenizer.from_pretrained(tmp_path)
