@@ -112,7 +112,7 @@ def load(hub, chat, tmp_path):
         env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(hub.cache), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret",
                             "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | env
         ran = subprocess.run([sys.executable, "-c", LOAD, tmp_path, *names], cwd=REPO, env=env, text=True, capture_output=True,
-                             timeout=120)
+                             timeout=600)
         assert ran.returncode == 0, ran.stderr
         return {name: (code, error) for name, code, error in map(json.loads, ran.stdout.splitlines())}
     return run

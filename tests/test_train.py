@@ -66,11 +66,14 @@ def peers_nll(peer, sample):
 
 def test_full_fine_tuning_follows_transformers(checkpoint, chat, samples, tmp_path):
     """Five steps of torch.optim.AdamW on transformers' model: warm-up, cosine, weight decay and clipping included."""
-    from transformers import AutoModelForCausalLM, get_scheduler
+    from transformers import AutoModelForCausalLM, Trainer, get_scheduler
     train.main(command(checkpoint(), chat, tmp_path, method="full", lr=3e-3, max_steps=5, eval_steps=1, schedule="cosine",
                        warmup_ratio=0.2, weight_decay=0.1))
     peer = AutoModelForCausalLM.from_pretrained(checkpoint())
-    optimizer = torch.optim.AdamW(peer.parameters(), 3e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+    decayed = Trainer.get_decay_parameter_names(None, peer)
+    groups = [{"params": [p for name, p in peer.named_parameters() if (name in decayed) == decay], "weight_decay": 0.1 * decay}
+              for decay in (True, False)]
+    optimizer = torch.optim.AdamW(groups, 3e-3, betas=(0.9, 0.999), eps=1e-8)
     scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=1, num_training_steps=5)
     losses, norms = [], []
     for step in range(5):
@@ -163,6 +166,10 @@ def test_test_nll_is_that_of_transformers_and_weights_tokens(checkpoint, chat, s
 
 # ----- precision ----------------------------------------------------------------------------------------------------
 
+def parameters(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 @pytest.fixture
 def spy(monkeypatch):
     """What train() hands to optimizer_step, seen before and after each step."""
@@ -171,9 +178,9 @@ def spy(monkeypatch):
 
     def watched(decoder, optimizer, scaler, *rest):
         seen.update(decoder=decoder, optimizer=optimizer, scaler=scaler)
-        seen["before"].append([p.detach().clone() for p in optimizer.param_groups[0]["params"]])
+        seen["before"].append([p.detach().clone() for p in parameters(optimizer)])
         result = step(decoder, optimizer, scaler, *rest)
-        seen["after"].append([p.detach().clone() for p in optimizer.param_groups[0]["params"]])
+        seen["after"].append([p.detach().clone() for p in parameters(optimizer)])
         return result
 
     monkeypatch.setattr(train, "optimizer_step", watched)
@@ -193,7 +200,7 @@ def test_float16_trains_with_a_scaler_and_skips_a_step_that_overflows(checkpoint
     assert all(math.isfinite(row["test_nll"]) for row in rows) and rows[-1]["test_nll"] < rows[0]["test_nll"] - 0.05
     frozen = {p.dtype for p in spy["decoder"].parameters() if not p.requires_grad}
     assert frozen == ({torch.float16} if method == "lora" else set())
-    assert {p.dtype for p in spy["optimizer"].param_groups[0]["params"]} == {torch.float32}
+    assert {p.dtype for p in parameters(spy["optimizer"])} == {torch.float32}
     moments = [s[key] for s in spy["optimizer"].state.values() for key in ("exp_avg", "exp_avg_sq")]
     assert moments and {m.dtype for m in moments} == {torch.float32} and all(m.isfinite().all() for m in moments)
 
@@ -215,7 +222,7 @@ def test_bfloat16_computes_in_bfloat16_and_nearly_the_same(checkpoint, chat, tmp
     train.main(command(checkpoint(), chat, tmp_path, method=method, dtype="bfloat16"))
     ours, exact = ([row["test_nll"] for row in numbers(out)] for out in (tmp_path, whole(method)))
     assert ours == pytest.approx(exact, abs=0.05) and ours != pytest.approx(exact, abs=1e-5)
-    assert {p.dtype for p in spy["optimizer"].param_groups[0]["params"]} == {torch.float32}
+    assert {p.dtype for p in parameters(spy["optimizer"])} == {torch.float32}
 
 
 # ----- what a run writes and shows ----------------------------------------------------------------------------------
@@ -288,15 +295,16 @@ def test_files_can_be_read_by_those_who_may_read_the_folder(whole):
 
 
 def test_run_is_a_hash_of_what_decides_the_result():
-    config = train.settled(train.Config(rank=8, lr=1e-3), 100)
+    base = {"rank": 8, "lr": 1e-3, "max_steps": 100}
+    config = train.settled(train.Config(**base), 100)
     for same in ({"micro_bs": 2, "grad_accum": 8}, {"micro_bs": 16, "grad_accum": 1}, {"gradient_checkpointing": True},
-                 {"out": "elsewhere"}, {"resume": True}, {"alpha": 8.0}, {"max_steps": 100}, {"compile": True}):
-        assert train.settled(train.Config(**{"rank": 8, "lr": 1e-3} | same), 100).run == config.run, same
+                 {"out": "elsewhere"}, {"resume": True}, {"alpha": 8.0}, {"device": "cpu"}, {"compile": True}):
+        assert train.settled(train.Config(**base | same), 100).run == config.run, same
     others = [{}, {"micro_bs": 2}, {"lr": 2e-3}, {"alpha": 16.0}, {"rank": 16}, {"targets": "mlp"}, {"seed": 1}, {"max_steps": 99},
               {"eval_steps": 5}, {"max_length": 128}, {"model": "other"}, {"data": "other"}, {"method": "full"},
               {"schedule": "linear"}, {"dtype": "bfloat16"}, {"weight_decay": 0.1}, {"grad_clip": 0.0}, {"warmup_ratio": 0.1},
               {"eval_samples": 5}]
-    runs = [train.settled(train.Config(**{"rank": 8, "lr": 1e-3} | other), 100).run for other in others]
+    runs = [train.settled(train.Config(**base | other), 100).run for other in others]
     assert len(set(runs)) == len(others)
     full = [train.settled(train.Config(method="full", lr=1e-3, rank=rank), 100).run for rank in (8, 16)]
     assert full[0] == full[1]                                                   # where there is no rank, it decides nothing
@@ -304,7 +312,6 @@ def test_run_is_a_hash_of_what_decides_the_result():
 
 def test_epochs_count_windows_as_the_trainer_does():
     assert [train.settled(train.Config(epochs=e), 40).max_steps for e in (1, 2, 0.5)] == [3, 6, 2]
-    assert train.settled(train.Config(), 40).max_steps == 100
 
 
 def test_gradient_checkpointing_and_another_cut_change_nothing_but_rounding(checkpoint, chat, tmp_path, whole):
@@ -316,7 +323,7 @@ def test_gradient_checkpointing_and_another_cut_change_nothing_but_rounding(chec
 def test_default_path_needs_no_compiler(checkpoint, chat, tmp_path, whole):
     """Pitfall 17: no program is on the PATH, so that anything which wants to compile fails."""
     process = start(command(checkpoint(), chat, tmp_path), PATH="/nonexistent", CXX="/nonexistent/c++")
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=600)
     assert (process.returncode, error) == (0, "")
     same_result(tmp_path, whole("lora"))
 
@@ -398,34 +405,38 @@ def whole_files(out):
             assert load_file(path)
 
 
-LONG = {"max_steps": 60, "eval_steps": 5}          # a second or so
+LONG = {"max_steps": 60, "eval_steps": 5}          # a second or so, and 13 rows
+
+
+def wait_for_rows(out, n, process):
+    """Until log.csv has `n` rows: not for a time, for a machine may be slow or busy."""
+    log = out / "log.csv"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > n):
+        time.sleep(0.002)
 
 
 @pytest.mark.parametrize(("method", "kills"), [("lora", 3), ("full", 1)])
 def test_a_run_killed_at_random_moments_ends_the_same(checkpoint, chat, tmp_path, whole, method, kills):
-    draw, killed = random.Random(), 0
-    for _ in range(kills):
+    draw = random.Random()
+    for kill in range(kills):
         process = start(command(checkpoint(), chat, tmp_path, "--resume", method=method, **LONG))
-        process.stdout.readline()                                               # "run ...": it has begun
-        delay = draw.uniform(0, 0.6)
+        rows, delay = 3 * kill + draw.randint(1, 3), draw.uniform(0, 0.1)
+        process.stdout.readline()                                               # "run ...": it has begun, or gone on
+        wait_for_rows(tmp_path, rows, process)
         time.sleep(delay)
         process.kill()
         process.communicate()
-        killed += process.returncode == -signal.SIGKILL
-        print(f"killed {delay:.3f} s after its start")
-    assert killed
+        print(f"killed {delay:.3f} s after {rows} rows")
+        assert process.returncode == -signal.SIGKILL
     train.main(command(checkpoint(), chat, tmp_path, "--resume", method=method, **LONG))
     same_result(tmp_path, whole(method, **LONG))
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(checkpoint, chat, tmp_path, whole):
     process = start(command(checkpoint(), chat, tmp_path, **LONG))
-    for line in process.stdout:
-        if line.startswith("step    0"):
-            break
-    time.sleep(0.3)
+    wait_for_rows(tmp_path, 2, process)
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=600)
     assert process.returncode == 130 and "Traceback" not in error
     assert len(error.split("\n")) == 3 and "add --resume" in error and str(tmp_path) in error
     step = int(error.split("stopped after step ")[1].split(";")[0])
@@ -437,7 +448,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(checkpoint, chat, tmp_path, whole):
 
 @pytest.mark.parametrize("presses", [1, 2])
 def test_a_second_ctrl_c_does_not_wait_for_the_step(checkpoint, chat, tmp_path, whole, monkeypatch, capsys, presses):
-    step, calls = train.optimizer_step, []
+    step, calls, before = train.optimizer_step, [], signal.getsignal(signal.SIGINT)
 
     def pressed(*args):
         calls.append(True)
@@ -451,7 +462,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(checkpoint, chat, tmp_path, 
             train.main(command(checkpoint(), chat, tmp_path))
     assert e.value.code == 130 and len(calls) == 4
     assert capsys.readouterr().err.strip().startswith("stopped after step 4;" if presses == 1 else "stopped")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler        # as it was
+    assert signal.getsignal(signal.SIGINT) is before
     train.main(command(checkpoint(), chat, tmp_path, "--resume"))
     same_result(tmp_path, whole("lora"))
 
