@@ -1,7 +1,6 @@
 """The embedded base model: an ordinary Qwen2 checkpoint, small, near the task but not at it, and able to learn it."""
 import contextlib
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,8 +21,7 @@ import pretrain  # noqa: E402
 @pytest.fixture(scope="module")
 def problems():
     """64 of the test problems, drawn at random, as samples."""
-    subprocess.run([sys.executable, REPO / "data/nano/prepare.py"], check=True, capture_output=True)
-    samples, dropped = dataset.load(REPO / "data/nano/test.jsonl", Tokenizer.from_pretrained("nano"), 256)
+    samples, dropped = dataset.load(dataset.find("nano") / "test.jsonl", Tokenizer.from_pretrained("nano"), 256)
     assert len(samples) == 1322 and dropped == 0
     return random.Random(0).sample(samples, 64)
 
@@ -41,7 +39,7 @@ def test_it_is_small_and_opens_in_transformers():
 def test_its_tokenizer_is_transformers_too():
     # the class by name: AutoTokenizer of transformers 5 puts Qwen2's own split pattern in the place of tokenizer.json's
     ours, peer = Tokenizer.from_pretrained("nano"), transformers.PreTrainedTokenizerFast.from_pretrained(NANO)
-    for messages in dataset.read(REPO / "data/nano/test.jsonl")[:200]:
+    for messages in dataset.read(dataset.find("nano") / "test.jsonl")[:200]:
         text = ours.apply_chat_template(messages)
         assert text == peer.apply_chat_template(messages, tokenize=False)
         assert ours.encode(text) == peer.encode(text)
