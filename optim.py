@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch.optim.adamw import adamw
 
-from quant import dequantize_dynamic, quantize_dynamic
+from quant import dequantize_dynamic, dynamic_code, quantize_dynamic
 
 BUCKET = 2 ** 24        # parameters updated together: 128 MB of moments, enough to keep a bus busy
 SMALL = 4096            # fewer elements than this are kept in float32: norms and biases, which cost nothing
@@ -103,14 +103,14 @@ def new_state(p, bits: int) -> dict:
     for name, signed in MOMENTS:
         state[name] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.preserve_format)
         if bits == 8 and p.numel() >= SMALL:
-            state[name], state[f"{name}_absmax"] = quantize_dynamic(state[name], signed)
+            state[name], state[f"{name}_absmax"] = quantize_dynamic(state[name], dynamic_code(signed, p.device))
     return state
 
 
 def load(state: dict, name: str, signed: bool):
     if f"{name}_absmax" not in state:
         return state[name]
-    return dequantize_dynamic(state[name], state[f"{name}_absmax"], signed)
+    return dequantize_dynamic(state[name], state[f"{name}_absmax"], dynamic_code(signed, state[name].device))
 
 
 def save(state: dict, name: str, signed: bool, values):
@@ -119,7 +119,7 @@ def save(state: dict, name: str, signed: bool, values):
     v rounded down to zero would make the next step as long as m / eps: what is not zero stays above it, if only just.
     """
     if f"{name}_absmax" in state:
-        codes, absmax = quantize_dynamic(values, signed)
+        codes, absmax = quantize_dynamic(values, dynamic_code(signed, values.device))
         if not signed:
             codes = codes.clamp_(min=1)
         state[name].copy_(codes)

@@ -66,7 +66,7 @@ def blocks(x, block_size):
 # ----- eight bits, unevenly spaced: what varies over orders of magnitude ---------------------------------------------
 
 @functools.cache
-def dynamic_code(signed=True):
+def dynamic_code(signed=True, device="cpu"):
     """The 256 values of the dynamic data type in [-1, 1], or [0, 1], ascending (arXiv 2110.02861, section 2.1 and figure 2).
 
     Leading zero bits are the exponent, and what bits they leave the fraction: between 10^(i-7) and 10^(i-6), i = 0 .. 6, lie 2^i
@@ -77,11 +77,11 @@ def dynamic_code(signed=True):
         edges = torch.linspace(0.1, 1, 2 ** (i if signed else i + 1) + 1, device="cpu")
         values = 10 ** (i - 6) * ((edges[:-1] + edges[1:]) / 2)
         code += values.tolist() + (-values).tolist() * signed
-    return torch.tensor(sorted(code), device="cpu")
+    return torch.tensor(sorted(code), device=device)
 
 
-def quantize_dynamic(x, signed=True, block_size=256, steps=None):
-    """x of any shape -> uint8 codes of that shape and float32 absmax (K,): x is about dynamic_code[codes] * absmax.
+def quantize_dynamic(x, code, block_size=256, steps=None):
+    """x of any shape, code (256,) ascending -> uint8 codes of x's shape and float32 absmax (K,): x is about code[codes] * absmax.
 
     Each value goes to the nearest code, a tie to the lower. steps: round x / absmax to that many even steps from -1 to 1
     first, as bitsandbytes does on a CPU, where it looks the code up in a table of 65,536: the last digit of a few codes.
@@ -91,13 +91,12 @@ def quantize_dynamic(x, signed=True, block_size=256, steps=None):
     scaled = (rows * (1 / absmax)[:, None]).clamp_(-1, 1)
     if steps:
         scaled = -1 + 2 * ((scaled + 1) * 0.5 * (steps - 1) + 0.5).int() / (steps - 1)
-    code = dynamic_code(signed).to(x.device)
     codes = torch.bucketize(scaled, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8).masked_fill_(absmax[:, None] == 0, 0)
     return codes.view(-1)[:x.numel()].view(x.shape), absmax
 
 
-def dequantize_dynamic(codes, absmax, signed=True, block_size=256):
-    values = dynamic_code(signed).to(codes.device).index_select(0, codes.reshape(-1).int())
+def dequantize_dynamic(codes, absmax, code, block_size=256):
+    values = code.index_select(0, codes.reshape(-1).int())
     if len(values) % block_size:
         return (values * absmax.repeat_interleave(block_size)[:len(values)]).view(codes.shape)
     return values.view(-1, block_size).mul_(absmax[:, None]).view(codes.shape)
@@ -126,14 +125,13 @@ NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.
 
 
 @functools.cache
-def nf4_tables(device):
-    """The 15 middles between NF4's values, (15,), and both values of every byte of two codes, (256,).
+def nf4_pairs(device):
+    """Both values of each byte, (256,): two float32 seen as one int64, the first, of the high nibble, in front.
 
-    Two float32 values seen as one float64 are one word to fetch: four times as fast as to unpack first and look up twice.
+    One word to fetch for two weights, four times as fast as to take the nibbles apart and look each of them up.
     """
     code = torch.tensor(NF4, device=device)
-    pairs = torch.cartesian_prod(code, code).view(torch.float64).view(256)              # the first code is the high nibble
-    return (code[:-1] + code[1:]) / 2, pairs
+    return torch.cartesian_prod(code, code).view(torch.int64).view(256)
 
 
 def quantize_nf4(w, block_size=64, double_quant=True) -> "NF4Tensor":
@@ -148,13 +146,14 @@ def quantize_nf4(w, block_size=64, double_quant=True) -> "NF4Tensor":
     if w.numel() % block_size:          # bitsandbytes divides in a last block that is not full, and lets its absmax be no zero
         absmax[-1].clamp_(min=1e-38)
         scaled[-1] = rows[-1] / absmax[-1]
-    middles, _ = nf4_tables(w.device)
-    codes = torch.bucketize(scaled.view(-1)[:w.numel() + w.numel() % 2], middles, out_int32=True).to(torch.uint8)
+    code = torch.tensor(NF4, device=w.device)
+    codes = torch.bucketize(scaled.view(-1)[:w.numel() + w.numel() % 2], (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8)
     packed = codes[::2] << 4 | codes[1::2]                                              # two codes a byte
     if not double_quant:
         return NF4Tensor(packed, absmax, None, None, w.shape, block_size, w.dtype)
     offset = absmax.mean()
-    return NF4Tensor(packed, *quantize_dynamic(absmax - offset, steps=65536), offset, w.shape, block_size, w.dtype)
+    absmax, absmax2 = quantize_dynamic(absmax - offset, dynamic_code(True, w.device), steps=65536)
+    return NF4Tensor(packed, absmax, absmax2, offset, w.shape, block_size, w.dtype)
 
 
 class NF4Tensor(nn.Module):
@@ -170,11 +169,13 @@ class NF4Tensor(nn.Module):
         super().__init__()
         for name, tensor in zip(("packed", "absmax", "absmax2", "offset"), (packed, absmax, absmax2, offset)):
             self.register_buffer(name, tensor)
+        self.register_buffer("pairs", nf4_pairs(packed.device), persistent=False)       # the tables, where they are needed
+        self.register_buffer("code", dynamic_code(True, packed.device), persistent=False)
         self.shape, self.block_size, self.dtype = torch.Size(shape), block_size, dtype      # dtype: what it was quantized from
 
     @property
     def nbytes(self) -> int:
-        return sum(buffer.nbytes for buffer in self.buffers())
+        return sum(t.nbytes for t in (self.packed, self.absmax, self.absmax2, self.offset) if t is not None)
 
     def numel(self) -> int:
         return self.shape.numel()
@@ -183,12 +184,12 @@ class NF4Tensor(nn.Module):
         """The float32 absmax of each block, (K,)."""
         if self.absmax2 is None:
             return self.absmax
-        return dequantize_dynamic(self.absmax, self.absmax2) + self.offset
+        return dequantize_dynamic(self.absmax, self.absmax2, self.code) + self.offset
 
     def dequantize(self, dtype=None):
         """NF4[codes] * absmax in float32, then rounded to `dtype` (None: the type that it was quantized from), of the old shape."""
         n, dtype = self.shape.numel(), dtype or self.dtype
-        values = nf4_tables(self.packed.device)[1].index_select(0, self.packed.int()).view(torch.float32)[:n]
+        values = self.pairs.index_select(0, self.packed.int()).view(torch.float32)[:n]
         if n % self.block_size:
             return (values * self.scales().repeat_interleave(self.block_size)[:n]).to(dtype).view(self.shape)
         return values.view(-1, self.block_size).mul_(self.scales()[:, None]).to(dtype).view(self.shape)

@@ -6,7 +6,7 @@ import torch.nn as nn
 import optim
 import train
 from optim import OPTIMIZERS
-from quant import dequantize_dynamic
+from quant import dequantize_dynamic, dynamic_code
 
 SETTINGS = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6}
 
@@ -71,8 +71,7 @@ def slow_8bit(p, grads, lrs, weight_decay):
     def rounded(x, signed, keep):
         rows = nn.functional.pad(x.flatten(), (0, -x.numel() % 256)).view(-1, 256)
         scale = rows.abs().amax(1, keepdim=True)
-        code = optim.dequantize_dynamic(torch.arange(256, dtype=torch.uint8), torch.ones(1), signed)
-        code = code[keep:]
+        code = dynamic_code(signed)[keep:]
         nearest = code[((rows / scale)[..., None] - code).abs().argmin(-1)]
         return (nearest * scale).flatten()[:x.numel()].view_as(x)
 
@@ -118,7 +117,7 @@ def test_a_small_gradient_beside_a_large_one_makes_no_long_step():
         optimizer.step()
         assert (p - before).abs().max() <= 1.5e-3
     codes, absmax = optimizer.state[p]["exp_avg_sq"], optimizer.state[p]["exp_avg_sq_absmax"]
-    assert (dequantize_dynamic(codes, absmax, signed=False) > 0).all()
+    assert (dequantize_dynamic(codes, absmax, dynamic_code(False)) > 0).all()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -148,15 +148,15 @@ def test_the_nearest_dynamic_code(signed):
     """Exactly the nearest, against the (n, 256) distances; bitsandbytes' own rounding differs in few codes, by one."""
     x = torch.randn(20, 100, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 0, 100)
     x = x if signed else x.square()
-    codes, absmax = quantize_dynamic(x, signed)
+    codes, absmax = quantize_dynamic(x, dynamic_code(signed))
     assert codes.shape == x.shape and torch.equal(absmax, blocks(x, 256).abs().amax(1))
     scaled = (blocks(x, 256) / absmax[:, None]).view(-1)[:2000]
     distance = (scaled[:, None] - dynamic_code(signed)).abs()
     torch.testing.assert_close(distance.gather(1, codes.view(-1, 1).long())[:, 0], distance.amin(1), atol=1e-7, rtol=0)
     theirs, state = bnb.quantize_blockwise(x, dynamic_code(signed).clone(), blocksize=256)
-    coarse, _ = quantize_dynamic(x, signed, steps=65536)
+    coarse, _ = quantize_dynamic(x, dynamic_code(signed), steps=65536)
     assert torch.equal(coarse, theirs)
-    assert torch.equal(dequantize_dynamic(coarse, absmax, signed), bnb.dequantize_blockwise(theirs, state))
+    assert torch.equal(dequantize_dynamic(coarse, absmax, dynamic_code(signed)), bnb.dequantize_blockwise(theirs, state))
 
 
 # ----- the tensor ---------------------------------------------------------------------------------------------------
