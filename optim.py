@@ -50,7 +50,8 @@ class AdamW(torch.optim.Optimizer):
             if not self.state[p]:
                 restore(self, p, new_state(p, self.defaults["bits"]))
         with self.on_copies():
-            here = [{key: t.to(p.device, non_blocking=True) if key != "step" else t for key, t in self.state[p].items()} for p in bucket]
+            here = [{key: t if key == "step" else t.to(p.device, non_blocking=True) for key, t in self.state[p].items()}
+                    for p in bucket]
             return here, self.copies and self.copies.record_event()
 
     def update(self, group, bucket, fetched):
@@ -60,7 +61,7 @@ class AdamW(torch.optim.Optimizer):
         m, v = ([load(state, name, signed) for state in here] for name, signed in MOMENTS)
         b1, b2 = group["betas"]
         adamw(bucket, [p.grad for p in bucket], m, v, [], [state["step"] for state in here], fused=group["fused"], foreach=False,
-              amsgrad=False, beta1=b1, beta2=b2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False)
+              amsgrad=False, maximize=False, beta1=b1, beta2=b2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"])
         for (name, signed), moment in zip(MOMENTS, (m, v)):
             for state, values in zip(here, moment):
                 save(state, name, signed, values)

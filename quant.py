@@ -69,8 +69,9 @@ def blocks(x, block_size):
 def dynamic_code(signed=True, device="cpu"):
     """The 256 values of the dynamic data type in [-1, 1], or [0, 1], ascending (arXiv 2110.02861, section 2.1 and figure 2).
 
-    Leading zero bits are the exponent, and what bits they leave the fraction: between 10^(i-7) and 10^(i-6), i = 0 .. 6, lie 2^i
-    values of each sign (without signs twice as many), the midpoints of even steps, so the relative error is smallest where values are large.
+    Leading zero bits are the exponent, and what bits they leave the fraction: between 10^(i-7) and 10^(i-6), i = 0 .. 6, lie
+    2^i values of each sign, or 2^(i+1) where there are no signs, in the middle of as many even steps. So seven orders of
+    magnitude are reached, and the values that weigh most are met most exactly.
     """
     code = [0.0, 1.0]
     for i in range(7):
@@ -91,8 +92,8 @@ def quantize_dynamic(x, code, block_size=256, steps=None):
     scaled = (rows * (1 / absmax)[:, None]).clamp_(-1, 1)
     if steps:
         scaled = -1 + 2 * ((scaled + 1) * 0.5 * (steps - 1) + 0.5).int() / (steps - 1)
-    codes = torch.bucketize(scaled, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8).masked_fill_(absmax[:, None] == 0, 0)
-    return codes.view(-1)[:x.numel()].view(x.shape), absmax
+    codes = torch.bucketize(scaled, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8)
+    return codes.masked_fill_(absmax[:, None] == 0, 0).view(-1)[:x.numel()].view(x.shape), absmax       # 0 / 0 was NaN
 
 
 def dequantize_dynamic(codes, absmax, code, block_size=256):
@@ -266,7 +267,7 @@ def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
         try:
             weight = assembled(parts, name)
         except (KeyError, ValueError) as e:
-            raise UserError(f"{folder}: {name} is missing, or not in bitsandbytes' form ({e}); fetch the checkpoint again") from None
+            raise UserError(f"{folder}: {name} is missing, or not in bitsandbytes' form ({e}); fetch it again") from None
         if torch.is_tensor(weight):
             model.put(name, weight.to(dtype), shape, folder)
         elif weight.shape == shape:

@@ -16,11 +16,14 @@ def parameters(seed=0):
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in [(300, 200), (64,), (70, 90), (5000,)]]
 
 
+def groups(params):
+    return [{"params": params[:3], "weight_decay": 0.1}, {"params": params[3:], "weight_decay": 0.0}]
+
+
 def train_with(name, steps=8, fused=True, params=None, optimizer=None, seed=1):
     """`steps` updates with random gradients, of another size in each row and of which some are missing."""
     params = params or parameters()
-    groups = [{"params": params[:3], "weight_decay": 0.1}, {"params": params[3:], "weight_decay": 0.0}]
-    optimizer = optimizer or OPTIMIZERS[name](groups, fused=fused, **SETTINGS)
+    optimizer = optimizer or OPTIMIZERS[name](groups(params), fused=fused, **SETTINGS)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -129,8 +132,7 @@ def test_a_state_that_was_saved_goes_on_as_if_it_had_never_stopped(name, tmp_pat
     again = {str(i): nn.Parameter(torch.zeros_like(p)) for i, p in enumerate(params)}
     other = name.removeprefix("paged_") if name.startswith("paged_") else f"paged_{name}"
     for resumed in (name, other):
-        groups = [{"params": list(again.values())[:3], "weight_decay": 0.1}, {"params": list(again.values())[3:], "weight_decay": 0.0}]
-        fresh = OPTIMIZERS[resumed](groups, fused=True, **SETTINGS)
+        fresh = OPTIMIZERS[resumed](groups(list(again.values())), fused=True, **SETTINGS)
         assert train.load_state(tmp_path / "state", again, fresh) == {"step": 3}
         for p, q in zip(params, again.values()):
             assert torch.equal(p, q)
