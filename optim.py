@@ -60,8 +60,9 @@ class AdamW(torch.optim.Optimizer):
             torch.cuda.current_stream(self.device).wait_event(arrived)
         m, v = ([load(state, name, signed) for state in here] for name, signed in MOMENTS)
         b1, b2 = group["betas"]
-        adamw(bucket, [p.grad for p in bucket], m, v, [], [state["step"] for state in here], fused=group["fused"], foreach=False,
-              amsgrad=False, maximize=False, beta1=b1, beta2=b2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"])
+        settings = {key: group[key] for key in ("lr", "eps", "weight_decay", "fused")}
+        adamw(bucket, [p.grad for p in bucket], m, v, [], [state["step"] for state in here], beta1=b1, beta2=b2, **settings,
+              foreach=False, amsgrad=False, maximize=False)
         for (name, signed), moment in zip(MOMENTS, (m, v)):
             for state, values in zip(here, moment):
                 save(state, name, signed, values)

@@ -92,8 +92,8 @@ def quantize_dynamic(x, code, block_size=256, steps=None):
     scaled = (rows * (1 / absmax)[:, None]).clamp_(-1, 1)
     if steps:
         scaled = -1 + 2 * ((scaled + 1) * 0.5 * (steps - 1) + 0.5).int() / (steps - 1)
-    codes = torch.bucketize(scaled, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8)
-    return codes.masked_fill_(absmax[:, None] == 0, 0).view(-1)[:x.numel()].view(x.shape), absmax       # 0 / 0 was NaN
+    codes = torch.bucketize(scaled, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8)     # of 0 / 0: any, times 0
+    return codes.view(-1)[:x.numel()].view(x.shape), absmax
 
 
 def dequantize_dynamic(codes, absmax, code, block_size=256):
