@@ -27,11 +27,13 @@ def quantize_absmax(x):
 
     In [-4, 4] s = 31.75: 1 becomes 32, which is 1.007874; 1.75 and 1.77 both become 56: what fell within 1 / s is one.
     """
+    x = x.float()
     s = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-30)       # a row of zeros has some scale, and stays zeros
     return (s * x).round().to(torch.int8), s
 
 
 def dequantize_absmax(q, s):
+    """-> float32, x to 1 / (2 s)."""
     return q / s
 
 
@@ -41,6 +43,7 @@ def quantize_affine(x, alpha=None, beta=None):
     alpha and beta are x's largest and smallest value, unless given. The range need not lie around zero: where absmax would
     leave codes unused on the shorter side, here beta is -128 and alpha 127.
     """
+    x = x.float()
     alpha, beta = x.max() if alpha is None else torch.tensor(alpha), x.min() if beta is None else torch.tensor(beta)
     s = 255 / (alpha - beta).clamp(min=1e-30)
     z = -(s * beta).round() - 128
@@ -48,6 +51,7 @@ def quantize_affine(x, alpha=None, beta=None):
 
 
 def dequantize_affine(q, s, z):
+    """-> float32, x to 1 / s: two roundings, of s x and of s beta."""
     return (q - z) / s
 
 
@@ -97,6 +101,7 @@ def quantize_dynamic(x, code, block_size=256, steps=None):
 
 
 def dequantize_dynamic(codes, absmax, code, block_size=256):
+    """-> float32 of codes' shape: code[codes], each block times its absmax."""
     values = code.index_select(0, codes.reshape(-1).int())
     if len(values) % block_size:
         return (values * absmax.repeat_interleave(block_size)[:len(values)]).view(codes.shape)

@@ -62,9 +62,11 @@ def test_an_outlier_spoils_its_own_block():
     assert (by_block[rest] - w[rest]).abs().max() <= w[rest].abs().max() / 127 / 2 + 1e-9
 
 
-def test_a_row_of_zeros():
-    assert not dequantize_absmax(*quantize_absmax(torch.zeros(2, 8))).any()
-    assert not dequantize_affine(*quantize_affine(torch.zeros(8))).any()
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_zeros_and_constants(dtype):
+    assert not dequantize_absmax(*quantize_absmax(torch.zeros(2, 8, dtype=dtype))).any()
+    assert not dequantize_affine(*quantize_affine(torch.zeros(8, dtype=dtype))).any()
+    torch.testing.assert_close(dequantize_affine(*quantize_affine(torch.full((8,), 5.0, dtype=dtype))), torch.full((8,), 5.0))
 
 
 def test_nf4_comes_from_the_normal_distribution():
