@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(A.to(device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
         self.dropout = nn.Dropout(dropout)
-        self.unmerged = None        # W as it was, while B A is added to it
+        self.unmerged = None        # while B A is added: the base without it, in a tuple, where it is no submodule
 
     def forward(self, x):
         y = self.base(x)                                                                        # (..., out)
@@ -119,24 +120,35 @@ def remove_lora(module: nn.Module) -> nn.Module:
 
 # ----- merge and unmerge --------------------------------------------------------------------------------------------
 
-@torch.no_grad()
 def merge_lora(module: nn.Module):
     """W <- W + (alpha / r) B A, summed in float32 and then rounded to W's dtype; inference then costs what the base costs.
 
-    W is kept beside, for subtracting B A again would not give back the bits that rounding took.
+    The base is kept beside, for subtracting B A again would not give back the bits that rounding took. A quantized W is
+    dequantized and not quantized again, for four bits would round most of B A away; a warning says so.
     """
-    for layer in lora_layers(module).values():
-        if layer.unmerged is None:
-            W = layer.base.weight
-            layer.unmerged = W.data
-            W.data = (W.float() + layer.delta()).to(W.dtype)
+    layers = [layer for layer in lora_layers(module).values() if layer.unmerged is None]
+    quantized = [layer for layer in layers if not torch.is_tensor(layer.base.weight)]
+    if quantized:
+        warnings.warn(f"{len(quantized)} quantized layers: merged into their dequantized weights, {quantized[0].base.weight.dtype} "
+                      "again and not four bits", stacklevel=2)
+    for layer in layers:
+        layer.unmerged, layer.base = (layer.base,), merged(layer.base, layer.delta())
+
+
+@torch.no_grad()
+def merged(base: nn.Module, delta) -> nn.Linear:
+    """W + delta as a linear layer with base's bias."""
+    W = base.weight if torch.is_tensor(base.weight) else base.weight.dequantize()
+    linear = nn.Linear(base.in_features, base.out_features, device="meta")
+    linear.weight, linear.bias = nn.Parameter((W.float() + delta).to(W.dtype), requires_grad=False), base.bias
+    return linear
 
 
 def unmerge_lora(module: nn.Module):
     """Undo merge_lora: the base is again what it was, bit for bit."""
     for layer in lora_layers(module).values():
         if layer.unmerged is not None:
-            layer.base.weight.data, layer.unmerged = layer.unmerged, None
+            (layer.base,), layer.unmerged = layer.unmerged, None
 
 
 # ----- PEFT's files -------------------------------------------------------------------------------------------------

@@ -332,26 +332,24 @@ class Transformer(nn.Module):
     # ----- Hugging Face's files -------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, name_or_path, dtype=None, device=None) -> "Transformer":
+    def from_pretrained(cls, name_or_path, dtype=None, device=None, each=None) -> "Transformer":
         """Load a folder or hub repository ("owner/name", "owner/name@revision"); dtype None keeps that of the file.
 
         The model is made without storage and each tensor is read, cast and put in its place in turn, so that there is
-        never a second copy. Raises UserError for files that are missing, broken or do not fit the config.
+        never a second copy. each(model, name of a module), if given, is called after each tensor that the module receives.
+        Raises UserError for files that are missing, broken or do not fit the config.
         """
         folder = resolve(name_or_path)
         with torch.device("meta"):
             model = cls(ModelConfig.from_hf(read_json(folder / "config.json")))
         wanted = {name: p.shape for name, p in model.named_parameters()}
-        for file in weight_files(folder):
-            try:
-                with safe_open(file, framework="pt") as f:
-                    for name in f.keys():
-                        if name in wanted:
-                            model.put(name, f.get_tensor(name).to(device=device, dtype=dtype), wanted.pop(name), file)
-                        elif name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq"):     # a tied copy; a constant
-                            raise UserError(f"{file}: {name} belongs to no model that config.json describes")
-            except SafetensorError as e:
-                raise UserError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
+        for file, name, tensor in read_weights(folder):
+            if name in wanted:
+                model.put(name, tensor.to(device=device, dtype=dtype), wanted.pop(name), file)
+                if each is not None:
+                    each(model, name.rpartition(".")[0])
+            elif name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq"):     # a tied copy; a constant
+                raise UserError(f"{file}: {name} belongs to no model that config.json describes")
         if wanted:
             raise UserError(f"{folder}: the weights lack {next(iter(wanted))} and {len(wanted) - 1} more that config.json asks for")
         if model.config.tie_word_embeddings:
@@ -367,14 +365,9 @@ class Transformer(nn.Module):
 
     def save_pretrained(self, folder):
         """Write config.json and model.safetensors, as transformers, vLLM and llama.cpp's converter read them."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: p.detach().contiguous() for name, p in self.named_parameters()}        # a tied lm_head only once
-        dtype = str(self.model.embed_tokens.weight.dtype).removeprefix("torch.")
-        with replacing(folder / "model.safetensors") as part:
-            save_file(weights, part, metadata={"format": "pt"})
-        with replacing(folder / "config.json") as part:
-            part.write_text(json.dumps(self.config.hf | {"dtype": dtype, "torch_dtype": dtype}, indent=2) + "\n")
+        if any(True for _ in self.buffers()):
+            raise UserError("the model has weights that are no parameters, quantized ones; quant.save_quantized writes these")
+        write_checkpoint(folder, dict(self.named_parameters()), self.config.hf)                 # a tied lm_head only once
 
 
 def pick(logits, temperature, top_p, generator):
@@ -417,6 +410,35 @@ def resolve(name_or_path, files=FILES) -> Path:
         why = str(e).strip().partition("\n")[0][:200] or type(e).__name__
         raise UserError(f"cannot fetch {repo} from the hub, and it is not in the cache ({why}); go online once, set HF_ENDPOINT "
                         "to a mirror, or give a folder with the files") from None
+
+
+def read_weights(folder: Path):
+    """Yield (file, name, tensor) for every tensor of a checkpoint.
+
+    Each is read through a mapping of the file of its own, which ends when the tensor is let go: through one mapping for
+    all, every page once read would count as this process's memory until the last tensor is there.
+    """
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as f:
+                names = list(f.keys())
+            for name in names:
+                with safe_open(file, framework="pt") as f:
+                    tensor = f.get_tensor(name)
+                yield file, name, tensor
+        except SafetensorError as e:
+            raise UserError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
+
+
+def write_checkpoint(folder, tensors: dict, hf: dict):
+    """Write model.safetensors and config.json: `hf`, with the type that the embedding has."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = str(tensors["model.embed_tokens.weight"].dtype).removeprefix("torch.")
+    with replacing(folder / "model.safetensors") as part:
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, part, metadata={"format": "pt"})
+    with replacing(folder / "config.json") as part:
+        part.write_text(json.dumps(hf | {"dtype": dtype, "torch_dtype": dtype}, indent=2) + "\n")
 
 
 def weight_files(folder: Path) -> list[Path]:

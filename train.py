@@ -30,6 +30,8 @@ from tqdm import tqdm
 import dataset
 from lora import apply_lora, save_adapter
 from model import DTYPES, Transformer, UserError, read_json, replacing, resolve
+from optim import OPTIMIZERS, restore
+from quant import NF4Tensor, load_quantized
 from tokenizer import FILES, Tokenizer
 
 COLUMNS = ("run model data method targets rank alpha lr batch_eff seed step tokens train_nll test_nll seconds peak_gb "
@@ -46,13 +48,16 @@ def opt(default, help, **kwargs):
 class Config:
     model: str = opt("nano", "folder, hub repository (owner/name, owner/name@revision), or the embedded nano", group="what")
     data: str = opt("nano", "name under data/, or a folder with train.jsonl and test.jsonl")
-    method: str = opt("lora", "what is trained: adapters on a frozen base, or every weight", choices=("lora", "full"))
+    method: str = opt("lora", "what is trained: adapters on a frozen base, adapters on one quantized to 4 bits, or every weight",
+                      choices=("lora", "qlora", "full"))
     rank: int = opt(64, "rank r of the adapters", group="LoRA")
     alpha: float = opt(None, "the adapters are scaled by alpha / r; default: r", type=float)
     targets: str = opt("all-linear", "all-linear, attention, mlp, or layer names: q_proj,v_proj")
-    lr: float = opt(None, "learning rate; default: 2e-4 for lora, 2e-5 for full", type=float, group="optimization")
+    lr: float = opt(None, "learning rate; default: 2e-4 for lora and qlora, 2e-5 for full", type=float, group="optimization")
     schedule: str = opt("constant", "of the learning rate, after warm-up", choices=("constant", "cosine", "linear"))
     warmup_ratio: float = opt(0.0, "share of the steps in which the learning rate rises from 0")
+    optimizer: str = opt("adamw", "AdamW with its two moments in float32 or in 8 bits; paged: in the host's memory, a bucket at a "
+                         "time on the device", choices=tuple(OPTIMIZERS))
     weight_decay: float = opt(0.0, "AdamW's, decoupled")
     grad_clip: float = opt(1.0, "largest norm of the gradient; 0: no clipping")
     micro_bs: int = opt(4, "samples a forward pass: what decides memory")
@@ -82,9 +87,11 @@ class Config:
     def run(self) -> str:
         """A short hash of the settings that decide the result: the same settings are the same run, wherever they are made.
 
-        How a batch is cut into micro-batches is not among them, nor where and how fast the run is computed."""
+        How a batch is cut into micro-batches is not among them, nor where and how fast the run is computed, nor where the
+        optimizer's moments are kept."""
         aside = ("micro_bs", "grad_accum", "device", "compile", "gradient_checkpointing", "out", "resume", "overwrite", "epochs")
         settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in aside} | {"batch_eff": self.batch_eff}
+        settings["optimizer"] = self.optimizer.removeprefix("paged_")
         if self.method == "full":
             settings |= {"rank": None, "alpha": None, "targets": None}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
@@ -196,7 +203,8 @@ def train(config: Config) -> list[dict]:
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(config.seed)
     # what is trained is float32 throughout: in bfloat16 most of a small learning rate's updates would be rounded away
-    model = Transformer.from_pretrained(config.model, torch.float32 if config.method == "full" else dtype, device)
+    load = load_quantized if config.method == "qlora" else Transformer.from_pretrained
+    model = load(config.model, torch.float32 if config.method == "full" else dtype, device)
     if tokenizer.n_vocab > model.config.vocab_size:
         raise UserError(f"{config.model}: the tokenizer has {tokenizer.n_vocab} tokens, the embedding {model.config.vocab_size}")
     mixed = config.method == "full" and dtype != torch.float32
@@ -204,7 +212,7 @@ def train(config: Config) -> list[dict]:
     def autocast():
         return torch.autocast(device.type, dtype) if mixed else contextlib.nullcontext()
 
-    if config.method == "lora":
+    if config.method != "full":
         apply_lora(model, config.rank, config.alpha, config.targets)
         if not isinstance(model.lm_head, torch.nn.Linear):
             raise UserError("lm_head cannot be trained with LoRA, for the loss reads its weight; leave it out of the targets")
@@ -213,7 +221,7 @@ def train(config: Config) -> list[dict]:
     # matrices are decayed, norms and biases are not, as in Hugging Face's Trainer
     groups = [{"params": [p for p in trained.values() if p.dim() > 1], "weight_decay": config.weight_decay},
               {"params": [p for p in trained.values() if p.dim() < 2], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, config.lr, betas=(0.9, 0.999), eps=1e-8, fused=device.type in ("cpu", "cuda"))
+    optimizer = OPTIMIZERS[config.optimizer](groups, config.lr, betas=(0.9, 0.999), eps=1e-8, fused=device.type in ("cpu", "cuda"))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     # ----- where it stands -----
@@ -232,7 +240,7 @@ def train(config: Config) -> list[dict]:
     trainable = sum(p.numel() for p in trained.values())
 
     # ----- what is about to happen -----
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(p.numel() for p in model.parameters()) + sum(m.numel() for m in model.modules() if isinstance(m, NF4Tensor))
     show_settings(config, train_set, dropped, test_set, test_dropped, trainable, total, progress["step"])
     show_sample(train_set[dataset.window(len(train_set), config.batch_eff, 0, config.seed)[0]], tokenizer)
     if config.compile:
@@ -279,7 +287,7 @@ def train(config: Config) -> list[dict]:
         raise KeyboardInterrupt(f"stopped after step {step}; {out} has all that is needed to go on: add --resume to the command")
 
     # ----- save -----
-    if config.method == "lora":
+    if config.method != "full":
         save_adapter(model, out, str(resolve("nano")) if config.model == "nano" else config.model)
     else:
         eos = model.config.hf.get("eos_token_id") or []         # others' generation is to stop where ours does
@@ -311,7 +319,7 @@ def settled(config: Config, n_train: int) -> Config:
     steps = config.max_steps or (math.ceil(config.epochs * math.ceil(n_train / config.batch_eff)) if config.epochs else 200)
     config = dataclasses.replace(
         config, device=device, dtype=dtype, max_steps=steps, eval_steps=config.eval_steps or (10 if steps <= 100 else steps // 5),
-        alpha=config.alpha or float(config.rank), lr=config.lr or (2e-4 if config.method == "lora" else 2e-5))
+        alpha=config.alpha or float(config.rank), lr=config.lr or (2e-5 if config.method == "full" else 2e-4))
     return dataclasses.replace(config, out=config.out or f"out/{config.run}")
 
 
@@ -372,10 +380,8 @@ def load_state(path: Path, trained, optimizer) -> dict:
                 p.data.copy_(f.get_tensor(f"{name}/weight"))
             for key in f.keys():
                 name, what = key.rsplit("/", 1)
-                if what != "weight":        # fused AdamW counts its steps where the parameter is, the other on the CPU
-                    p = trained[name]
-                    there = p.device if what != "step" or optimizer.defaults["fused"] else "cpu"
-                    optimizer.state[p][what] = f.get_tensor(key).to(there, copy=True)
+                if what != "weight":
+                    restore(optimizer, trained[name], {what: f.get_tensor(key).clone()})
             return json.loads(f.metadata()["progress"])
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
         raise UserError(f"{path} is damaged ({e}); --overwrite begins anew") from None
@@ -423,7 +429,7 @@ def show_settings(config, train_set, dropped, test_set, test_dropped, trainable,
         if f.name not in ("out", "resume", "overwrite"):
             value = getattr(config, f.name)
             print(f"  {f.name:<23}{value:g}" if isinstance(value, float) else f"  {f.name:<23}{value}")
-    if config.method == "lora":
+    if config.method != "full":
         print(f"  alpha / r              {config.alpha / config.rank:g}")
     print(f"  samples                {len(train_set):,} for training ({dropped} dropped: nothing supervised within --max_length), "
           f"{len(test_set):,} for testing ({test_dropped} dropped)")

@@ -1,0 +1,301 @@
+"""Quantization by hand, from eight bits to QLoRA's four (Dettmers et al., arXiv 2305.14314), in the order in which one learns it.
+
+    absmax int8        one scale a tensor           s = 127 / max|x|,  q = round(s x)
+    affine int8        scale and zero point         s = 255 / (alpha - beta),  q = round(s x) + z
+    block-wise         one scale for 64 weights     an outlier spoils its own block, not the tensor
+    NF4                sixteen uneven levels        each as likely as the others where weights are normal
+    double             the scales quantized too     32/64 bits a weight for them become 8/64 + 32/(64 * 256)
+
+so that a weight costs 4 + 0.127 bits instead of 16. What is quantized is frozen: LoRA learns beside it, in float32. Codes,
+scales and their statistics are those of bitsandbytes 0.50 on a CPU, bit for bit, and what is saved here loads there.
+
+Shapes: n weights of a tensor, flattened; K = ceil(n / 64) blocks; a last block that is not full counts as filled up with zeros.
+"""
+import functools
+import json
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from model import DTYPES, ModelConfig, Transformer, UserError, read_json, read_weights, resolve, write_checkpoint
+
+# ----- eight bits, evenly spaced ------------------------------------------------------------------------------------
+
+def quantize_absmax(x):
+    """x (..., n) -> int8 codes (..., n) and scales s (..., 1), one a row: q = round(s x), s = 127 / max|x|.
+
+    In [-4, 4] s = 31.75: 1 becomes 32, which is 1.007874; 1.75 and 1.77 both become 56: what fell within 1 / s is one.
+    """
+    s = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-38)       # a row of zeros has some scale, and stays zeros
+    return (s * x).round().to(torch.int8), s
+
+
+def dequantize_absmax(q, s):
+    return q / s
+
+
+def quantize_affine(x, alpha=None, beta=None):
+    """x (...) -> int8 codes, s, z: q = round(s x) + z with s = 255 / (alpha - beta), z = -round(s beta) - 128.
+
+    alpha and beta are x's largest and smallest value, unless given. The range need not lie around zero: where absmax would
+    leave codes unused on the shorter side, here beta is -128 and alpha 127.
+    """
+    alpha, beta = x.max() if alpha is None else torch.tensor(alpha), x.min() if beta is None else torch.tensor(beta)
+    s = 255 / (alpha - beta).clamp(min=1e-38)
+    z = -(s * beta).round() - 128
+    return ((s * x).round() + z).clamp(-128, 127).to(torch.int8), s, z
+
+
+def dequantize_affine(q, s, z):
+    return (q - z) / s
+
+
+# ----- block by block -----------------------------------------------------------------------------------------------
+
+def blocks(x, block_size):
+    """x of any shape -> (K, block_size) in float32, filled up with zeros.
+
+    quantize_absmax(blocks(x, 64)) is block-wise int8. With one scale for all, a single weight of 50 among weights of 0.02
+    makes s = 2.54 and every other code 0; with one for 64, the other 63 are lost and the rest of the tensor is as before.
+    """
+    x = x.reshape(-1).float()
+    return (F.pad(x, (0, -len(x) % block_size)) if len(x) % block_size else x).view(-1, block_size)
+
+
+# ----- eight bits, unevenly spaced: what varies over orders of magnitude ---------------------------------------------
+
+@functools.cache
+def dynamic_code(signed=True):
+    """The 256 values of the dynamic data type in [-1, 1], or [0, 1], ascending (arXiv 2110.02861, section 2.1 and figure 2).
+
+    Leading zero bits are the exponent, and what bits they leave the fraction: between 10^(i-7) and 10^(i-6), i = 0 .. 6, lie 2^i
+    values of each sign (without signs twice as many), the midpoints of even steps, so the relative error is smallest where values are large.
+    """
+    code = [0.0, 1.0]
+    for i in range(7):
+        edges = torch.linspace(0.1, 1, 2 ** (i if signed else i + 1) + 1, device="cpu")
+        values = 10 ** (i - 6) * ((edges[:-1] + edges[1:]) / 2)
+        code += values.tolist() + (-values).tolist() * signed
+    return torch.tensor(sorted(code), device="cpu")
+
+
+def quantize_dynamic(x, signed=True, block_size=256, steps=None):
+    """x of any shape -> uint8 codes of that shape and float32 absmax (K,): x is about dynamic_code[codes] * absmax.
+
+    Each value goes to the nearest code, a tie to the lower. steps: round x / absmax to that many even steps from -1 to 1
+    first, as bitsandbytes does on a CPU, where it looks the code up in a table of 65,536: the last digit of a few codes.
+    """
+    rows = blocks(x, block_size)
+    absmax = rows.abs().amax(1)
+    scaled = (rows * (1 / absmax)[:, None]).clamp_(-1, 1)
+    if steps:
+        scaled = -1 + 2 * ((scaled + 1) * 0.5 * (steps - 1) + 0.5).int() / (steps - 1)
+    code = dynamic_code(signed).to(x.device)
+    codes = torch.bucketize(scaled, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8).masked_fill_(absmax[:, None] == 0, 0)
+    return codes.view(-1)[:x.numel()].view(x.shape), absmax
+
+
+def dequantize_dynamic(codes, absmax, signed=True, block_size=256):
+    values = dynamic_code(signed).to(codes.device).index_select(0, codes.reshape(-1).int())
+    if len(values) % block_size:
+        return (values * absmax.repeat_interleave(block_size)[:len(values)]).view(codes.shape)
+    return values.view(-1, block_size).mul_(absmax[:, None]).view(codes.shape)
+
+
+# ----- four bits: NF4 -----------------------------------------------------------------------------------------------
+
+def normal_quantiles():
+    """NF4's sixteen values from the quantiles of N(0, 1), ascending, float64 (section 3 and appendix E of QLoRA).
+
+    Weights are about normal, so levels at even steps of probability are used equally often. Zero has to be exact (padding,
+    pruned weights), hence two halves that share it: 8 steps above, 7 below. The outermost quantile would be infinite; `p` lies
+    midway between 1 - 1/32 and 1 - 1/30, half a step from the end of either half. The whole is scaled to [-1, 1].
+    """
+    p = 1 - (1 / 32 + 1 / 30) / 2                                                       # 0.9677083
+    upper = torch.special.ndtri(torch.linspace(p, 0.5, 9, dtype=torch.float64))[:-1]    # 8 above zero
+    lower = -torch.special.ndtri(torch.linspace(p, 0.5, 8, dtype=torch.float64))[:-1]   # 7 below
+    values = torch.cat((lower, torch.zeros(1, dtype=torch.float64), upper)).sort().values
+    return values / values.abs().max()
+
+
+# The table that every implementation shares: the above, computed once in lower precision; they agree to 2e-7.
+NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+       -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)
+
+
+@functools.cache
+def nf4_tables(device):
+    """The 15 middles between NF4's values, (15,), and both values of every byte of two codes, (256,).
+
+    Two float32 values seen as one float64 are one word to fetch: four times as fast as to unpack first and look up twice.
+    """
+    code = torch.tensor(NF4, device=device)
+    pairs = torch.cartesian_prod(code, code).view(torch.float64).view(256)              # the first code is the high nibble
+    return (code[:-1] + code[1:]) / 2, pairs
+
+
+def quantize_nf4(w, block_size=64, double_quant=True) -> "NF4Tensor":
+    """w, any shape and any of the three float types -> NF4Tensor.
+
+    Block by block: q = the nearest of NF4's values to w / max|w|; a tie goes to the lower. A block of zeros has absmax 0
+    and code 7, the zero. double_quant: absmax, less its mean (all are positive), is quantized itself, 8 bits in blocks of 256.
+    """
+    rows = blocks(w, block_size)
+    absmax = rows.abs().amax(1)                                                         # (K,)
+    scaled = rows * (1 / absmax.clamp(min=1e-38))[:, None]
+    if w.numel() % block_size:          # bitsandbytes divides in a last block that is not full, and lets its absmax be no zero
+        absmax[-1].clamp_(min=1e-38)
+        scaled[-1] = rows[-1] / absmax[-1]
+    middles, _ = nf4_tables(w.device)
+    codes = torch.bucketize(scaled.view(-1)[:w.numel() + w.numel() % 2], middles, out_int32=True).to(torch.uint8)
+    packed = codes[::2] << 4 | codes[1::2]                                              # two codes a byte
+    if not double_quant:
+        return NF4Tensor(packed, absmax, None, None, w.shape, block_size, w.dtype)
+    offset = absmax.mean()
+    return NF4Tensor(packed, *quantize_dynamic(absmax - offset, steps=65536), offset, w.shape, block_size, w.dtype)
+
+
+class NF4Tensor(nn.Module):
+    """A weight in four bits. A module, so that it goes to another device with the layer that holds it.
+
+        packed    uint8 (ceil(n / 2),)    two codes a byte
+        absmax    uint8 (K,), the scales' codes; float32 without double quantization
+        absmax2   float32 (ceil(K / 256),), the scales of the scales; None without
+        offset    float32 (), the mean of the scales; None without
+    """
+
+    def __init__(self, packed, absmax, absmax2, offset, shape, block_size, dtype):
+        super().__init__()
+        for name, tensor in zip(("packed", "absmax", "absmax2", "offset"), (packed, absmax, absmax2, offset)):
+            self.register_buffer(name, tensor)
+        self.shape, self.block_size, self.dtype = torch.Size(shape), block_size, dtype      # dtype: what it was quantized from
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def scales(self):
+        """The float32 absmax of each block, (K,)."""
+        if self.absmax2 is None:
+            return self.absmax
+        return dequantize_dynamic(self.absmax, self.absmax2) + self.offset
+
+    def dequantize(self, dtype=None):
+        """NF4[codes] * absmax in float32, then rounded to `dtype` (None: the type that it was quantized from), of the old shape."""
+        n, dtype = self.shape.numel(), dtype or self.dtype
+        values = nf4_tables(self.packed.device)[1].index_select(0, self.packed.int()).view(torch.float32)[:n]
+        if n % self.block_size:
+            return (values * self.scales().repeat_interleave(self.block_size)[:n]).to(dtype).view(self.shape)
+        return values.view(-1, self.block_size).mul_(self.scales()[:, None]).to(dtype).view(self.shape)
+
+    def _apply(self, fn, recurse=True):         # .to(device) moves it; .half() does not round its statistics
+        return super()._apply(lambda t: t.to(fn(t).device), recurse)
+
+
+# ----- a linear layer on it -----------------------------------------------------------------------------------------
+
+class DequantizedLinear(torch.autograd.Function):
+    """y = x W^T + b with W in four bits, x (..., in), y (..., out), in x's dtype.
+
+    The dequantized W lives as long as the product. Autograd would keep it for dx = dy W, for all layers at once the 16-bit
+    model that was to be avoided; so backward dequantizes again. W is frozen and has no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, x, W: NF4Tensor, bias):
+        ctx.W = W
+        return F.linear(x, W.dequantize(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx, dy):
+        dx = dy @ ctx.W.dequantize(dy.dtype) if ctx.needs_input_grad[0] else None
+        return dx, None, dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+
+
+class NF4Linear(nn.Module):
+    """nn.Linear with its weight (out, in) in four bits; bias as it was."""
+
+    def __init__(self, weight: NF4Tensor, bias=None):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x):
+        return DequantizedLinear.apply(x, self.weight, self.bias)
+
+
+# ----- a whole model ------------------------------------------------------------------------------------------------
+
+def quantize_model(model: nn.Module, block_size=64, double_quant=True) -> nn.Module:
+    """Make every nn.Linear but lm_head an NF4Linear, in place, one at a time. Embeddings and norms stay as they are."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear):
+            quantize_layer(model, name, block_size, double_quant)
+    return model
+
+
+def quantize_layer(model: nn.Module, name: str, block_size=64, double_quant=True):
+    layer = model.get_submodule(name)
+    if isinstance(layer, nn.Linear) and not layer.weight.is_meta and name.rpartition(".")[2] != "lm_head":
+        model.set_submodule(name, NF4Linear(quantize_nf4(layer.weight.detach(), block_size, double_quant), layer.bias))
+
+
+def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
+    """Transformer.from_pretrained with each weight quantized as it is read, so that no second layer is ever there in 16 bits.
+
+    A checkpoint that is in four bits already, of save_quantized or of bitsandbytes, is taken as it is. Raises UserError.
+    """
+    folder = resolve(name_or_path)
+    hf = read_json(folder / "config.json")
+    how = hf.pop("quantization_config", None)
+    if how is None:
+        return Transformer.from_pretrained(folder, dtype, device, each=quantize_layer)
+    if how.get("quant_method") != "bitsandbytes" or how.get("bnb_4bit_quant_type") != "nf4":
+        raise UserError(f"{folder}: of quantized checkpoints only bitsandbytes' NF4 is read; give the model that it was made from")
+    with torch.device("meta"):
+        model = Transformer(ModelConfig.from_hf(hf))
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    parts = {name: tensor.to(device) for _, name, tensor in read_weights(folder)}
+    try:
+        for name, shape in shapes.items():
+            tensor = parts.pop(name)
+            if name + STATE not in parts:
+                model.put(name, tensor.to(dtype), shape, folder)
+                continue
+            module, state = name.rpartition(".")[0], json.loads(bytes(parts.pop(name + STATE).tolist()))
+            offset = torch.tensor(state["nested_offset"], device=device) if "nested_offset" in state else None
+            weight = NF4Tensor(tensor.view(-1), parts.pop(name + ".absmax"), parts.pop(name + ".nested_absmax", None), offset,
+                               state["shape"], state["blocksize"], DTYPES[state["dtype"]])
+            if weight.shape != shape:
+                raise UserError(f"{folder}: {name} has shape {tuple(weight.shape)}, config.json asks for {tuple(shape)}")
+            model.set_submodule(module, NF4Linear(weight, model.get_submodule(module).bias))
+    except (KeyError, ValueError) as e:
+        raise UserError(f"{folder}: {name} is missing or not in bitsandbytes' form ({e})") from None
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model
+
+
+STATE = ".quant_state.bitsandbytes__nf4"        # what bitsandbytes calls the JSON, as bytes, that goes with a weight
+
+
+def save_quantized(model: Transformer, folder):
+    """Write a quantized model without its 16-bit form, as transformers and bitsandbytes write and read it."""
+    tensors = dict(model.named_parameters())
+    for name, w in model.named_modules():
+        if isinstance(w, NF4Tensor):
+            state = {"quant_type": "nf4", "blocksize": w.block_size, "dtype": str(w.dtype).removeprefix("torch."),
+                     "shape": list(w.shape)}
+            tensors |= {name: w.packed[:, None], f"{name}.absmax": w.absmax, f"{name}.quant_map": torch.tensor(NF4)}
+            if w.absmax2 is not None:
+                state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": w.offset.item()}
+                tensors |= {f"{name}.nested_absmax": w.absmax2, f"{name}.nested_quant_map": dynamic_code()}
+            tensors[name + STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    how = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
+           "bnb_4bit_use_double_quant": w.absmax2 is not None, "bnb_4bit_quant_storage": "uint8"}
+    write_checkpoint(folder, tensors, model.config.hf | {"quantization_config": how})
