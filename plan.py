@@ -32,18 +32,20 @@ import dataset
 import train
 from lora import TARGETS, apply_lora
 from model import DTYPES, LinearNLL, ModelConfig, Transformer, UserError, read_json, replacing, resolve
+from optim import BUCKET, OPTIMIZERS
+from quant import quantize_layer
 from tokenizer import Tokenizer
 
 CARDS = (8, 16, 24, 48, 80)         # GB, here of 10^9 bytes; a card's are 2^30, and the 7 % between are left to CUDA's context
 BASELINE = 0.33e9                   # a CPU's resident memory with torch loaded and no model (measured: torch 2.13.0, Linux)
-MOMENTS = {"adamw": 8, "adamw8bit": 2 * (1 + 4 / 256), "paged_adamw": 0, "paged_adamw8bit": 0}     # bytes a trained parameter
+MOMENTS = {"adamw": 8, "adamw8bit": 2 * (1 + 4 / 256)}      # bytes a trained parameter: float32; codes, and a scale for 256
 NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8        # bytes a weight: a 4-bit code, a scale of 8 bits for 64, one of 32 for 64 x 256
 ATTENTION, MLP = TARGETS["attention"], TARGETS["mlp"]
 HU, KINGMA, DETTMERS, CHEN = "arXiv 2106.09685, 4.2", "arXiv 1412.6980", "arXiv 2305.14314", "arXiv 1604.06174"
 
 
 class Row(NamedTuple):
-    when: str           # throughout, gradients, kept; or passing: loss, layer, end
+    when: str           # throughout, gradients, kept; or passing: loss, layer, end, step
     name: str
     bytes: float
     formula: str
@@ -164,30 +166,38 @@ def memory(c: ModelConfig, run: train.Config, checkpointing: bool) -> list[Row]:
     """What an optimizer step of `run` holds; `at_peak` says what of it at once. All tokens count as supervised: the most."""
     full, s, N = run.method == "full", DTYPES[run.dtype].itemsize, run.micro_bs * run.max_length
     P, a, V, C = parameters(c), 0 if full else adapter_parameters(c, run.rank, run.targets), c.vocab_size, c.hidden_size
-    linear, trained, each, stream = linear_parameters(c), P if full else a, MOMENTS[run.optimizer], 4 if full else s
+    linear, trained, stream = linear_parameters(c), P if full else a, 4 if full else s
     n, mixed = run.micro_bs * (run.max_length - 1), full and s == 2
     m = min(n, LinearNLL.CHUNK)
 
     # LinearNLL: what it hands on; then logits and log p of a chunk beside those of the one before, or else the products with dlogits
     dW = 4 * V * C * full
-    logits = max(8 * m * V + (n > m) * (4 + s % 4) * m * V, (4 + s % 4) * m * V + full * s * V * C)
+    logits = max(8 * m * V + (n > m) * (4 + s % 4) * m * V, (4 + s % 4) * m * V + full * (s + mixed * 4 * (run.device == "cpu")) * V * C)
     copies = mixed * (2 * V * C + checkpointing * 2 * linear)       # autocast keeps what it cast until the forward pass is over
     W = {"full": (4 * P, "4 P: float32 masters", "pitfall: AdamW's updates vanish in 16 bits"),
          "lora": (s * P, f"{s} P: frozen, in the compute dtype", HU),
          "qlora": (NF4 * linear + s * (P - linear), f"4.127 bits x {linear:,} linear + {s} x the rest", DETTMERS)}[run.method]
+    # a 4-bit weight passes through float32 (4 bytes) and the codes' indices, or 16 bits (2), before and after each product
     layer = sum(layer_activations(c, run).values()) if checkpointing else 0
-    weight = max(i * o for i, o in linears(c).values()) * s if run.method == "qlora" else 0
+    weight = 6 * max(i * o for i, o in linears(c).values()) if run.method == "qlora" else 0
+    # moments in 8 bits are float32 while their bucket is updated; paged ones come and go in two buckets
+    each, paged = MOMENTS[run.optimizer.removeprefix("paged_")], run.optimizer.startswith("paged") and run.device != "cpu"
+    tensor = V * C if full else run.rank * max(map(max, linears(c).values()))
+    bucket = max(tensor, min(trained, BUCKET))
+    step = paged * 2 * each * bucket + (8 * bucket + 9 * tensor if each < 8 else 0)
     return [
         Row("throughout", "weights", *W),
         Row("throughout", "adapters", 4 * a, "4 a, a = r (in + out) a map: float32", HU),
-        Row("throughout", "optimizer", each * trained, f"{each:g} a trained parameter: two moments", KINGMA),
+        Row("throughout", "optimizer", 0 if paged else each * trained, f"{each:g} a trained parameter: two moments"
+            + paged * ", in the host's memory", KINGMA),
         Row("gradients", "gradients", 4 * trained, "4 a trained parameter", "PyTorch: .grad in the parameter's dtype"),
         *activations(c, run, checkpointing),
         Row("loss", "~ dNLL/dh" + full * ", dNLL/dW", (s * C + 16) * n + dW, f"{s} C a token" + full * " + 4 V C", "model.py LinearNLL"),
         Row("loss", "~ logits", logits + copies + stream * N * C, f"of {m} tokens, 8 V each and more; of all 4 N V = {4 * N * V / 1e9:.2f} GB", "model.py LinearNLL"),
         Row("layer", "~ a layer's backward pass", layer + 3 * s * c.intermediate_size * N + stream * N * C + dW + weight,
-            f"3 {s} N I" + " + the layer computed again" * checkpointing, "autograd"),
+            f"3 {s} N I + {stream} N C" + full * " + 4 V C" + bool(weight) * " + 6 in out" + " + the layer again" * checkpointing, "autograd"),
         Row("end", "~ gradient of the embedding", dW * (2 if c.tie_word_embeddings else 1), "4 V C; tied: twice", "dense in PyTorch"),
+        Row("step", "~ the optimizer's step", step, "float32 moments of a bucket; paged: two buckets", "optim.py"),
     ]
 
 
@@ -200,7 +210,8 @@ def at_peak(rows: list[Row], grad_accum: int) -> tuple[str, dict[str, float]]:
         b[row.when] += row.bytes
     before = b["gradients"] if grad_accum > 1 else 0
     moments = {"in the loss": (before, b["kept"], b["loss"]), "in a layer's backward pass": (before, b["kept"], b["layer"]),
-               "at the end of the backward pass": (b["gradients"], 0, b["end"])}
+               "at the end of the backward pass": (b["gradients"], 0, b["end"]),
+               "in the optimizer's step": (b["gradients"], 0, b["step"])}
     moment = max(moments, key=lambda name: sum(moments[name]))
     held = {row.name: row.bytes for row in rows if row.when == "throughout"}
     return moment, held | dict(zip(("gradients", "activations", "passing"), moments[moment]))
@@ -274,32 +285,40 @@ def supervised(run: train.Config, data: str) -> tuple[int, int, int]:
 
 # ----- the truth ----------------------------------------------------------------------------------------------------
 
+def stepper(c: ModelConfig, run: train.Config, checkpointing: bool):
+    """train.py's optimizer step on random weights and tokens, as a function without arguments."""
+    device, dtype = torch.device(run.device), DTYPES[run.dtype]
+    held, mixed = torch.float32 if run.method == "full" else dtype, run.method == "full" and dtype != torch.float32
+    with torch.device("meta"):
+        model = Transformer(c)
+    for name, p in list(model.named_parameters()):          # as from_pretrained puts them, and load_quantized quantizes them
+        model.put(name, torch.empty(p.shape, dtype=held, device=device).normal_(std=0.02), p.shape, "")
+        if run.method == "qlora":
+            quantize_layer(model, name.rpartition(".")[0])
+    if c.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    if run.method != "full":
+        apply_lora(model, run.rank, run.alpha, run.targets)
+    model.gradient_checkpointing = checkpointing
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = OPTIMIZERS[run.optimizer](trained, fused=device.type in ("cpu", "cuda"))
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    ids = torch.randint(c.vocab_size, (run.micro_bs, run.max_length))
+    return lambda: train.optimizer_step(
+        model, optimizer, scaler, [(ids, ids)] * min(2, run.grad_accum),        # what holds in the second, holds in those after it
+        lambda: torch.autocast(device.type, dtype) if mixed else contextlib.nullcontext(), 1e-4, 1.0)
+
+
 def measure(c: ModelConfig, run: train.Config, checkpointing: bool) -> tuple[float, float]:
-    """Bytes before the model is there, and at most in two optimizer steps of train.py's on random weights and tokens.
+    """Bytes before the model is there, and at most in two steps: the moments are there from the second on.
 
     To be called in a process of its own: a peak is that of all that the process did before."""
     device = torch.device(run.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    before = 0 if device.type == "cuda" else train.peak_gb(device) * 1e9
-    with torch.device("meta"):
-        model = Transformer(c)
-    dtype = DTYPES[run.dtype]
-    model = model.to(torch.float32 if run.method == "full" else dtype).to_empty(device=device)
-    if c.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    for p in model.parameters():
-        p.data.normal_(std=0.02)
-    if run.method != "full":
-        apply_lora(model, run.rank, run.alpha, run.targets)
-    model.gradient_checkpointing = checkpointing
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=device.type in ("cpu", "cuda"))
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    mixed = run.method == "full" and dtype != torch.float32
-    ids = torch.randint(c.vocab_size, (run.micro_bs, run.max_length))
-    for _ in range(2):                  # the moments are there from the second step on
-        train.optimizer_step(model, optimizer, scaler, [(ids, ids)] * min(2, run.grad_accum),
-                             lambda: torch.autocast(device.type, dtype) if mixed else contextlib.nullcontext(), 1e-4, 1.0)
+    before, step = train.peak_gb(device) * 1e9, stepper(c, run, checkpointing)
+    step()
+    step()
     return before, train.peak_gb(device) * 1e9
 
 
