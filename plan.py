@@ -21,10 +21,10 @@ import dataclasses
 import math
 import multiprocessing
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 
@@ -316,6 +316,8 @@ def measure(c: ModelConfig, run: train.Config, checkpointing: bool) -> tuple[flo
     device = torch.device(run.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    tiny = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+    stepper(dataclasses.replace(c, head_dim=8, **tiny), dataclasses.replace(run, rank=1), checkpointing)()     # loads what is used
     before, step = train.peak_gb(device) * 1e9, stepper(c, run, checkpointing)
     step()
     step()
@@ -324,8 +326,7 @@ def measure(c: ModelConfig, run: train.Config, checkpointing: bool) -> tuple[flo
 
 def measured(*args, **env) -> tuple[float, float]:
     """`measure` in a fresh process, with `env` in its environment."""
-    os.environ |= env
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with mock.patch.dict(os.environ, env), multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure, args)
 
 
