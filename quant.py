@@ -27,7 +27,7 @@ def quantize_absmax(x):
 
     In [-4, 4] s = 31.75: 1 becomes 32, which is 1.007874; 1.75 and 1.77 both become 56: what fell within 1 / s is one.
     """
-    s = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-38)       # a row of zeros has some scale, and stays zeros
+    s = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-30)       # a row of zeros has some scale, and stays zeros
     return (s * x).round().to(torch.int8), s
 
 
@@ -42,7 +42,7 @@ def quantize_affine(x, alpha=None, beta=None):
     leave codes unused on the shorter side, here beta is -128 and alpha 127.
     """
     alpha, beta = x.max() if alpha is None else torch.tensor(alpha), x.min() if beta is None else torch.tensor(beta)
-    s = 255 / (alpha - beta).clamp(min=1e-38)
+    s = 255 / (alpha - beta).clamp(min=1e-30)
     z = -(s * beta).round() - 128
     return ((s * x).round() + z).clamp(-128, 127).to(torch.int8), s, z
 
@@ -261,27 +261,37 @@ def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
         model = Transformer(ModelConfig.from_hf(hf))
     shapes = {name: p.shape for name, p in model.named_parameters()}
     parts = {name: tensor.to(device) for _, name, tensor in read_weights(folder)}
-    try:
-        for name, shape in shapes.items():
-            tensor = parts.pop(name)
-            if name + STATE not in parts:
-                model.put(name, tensor.to(dtype), shape, folder)
-                continue
-            module, state = name.rpartition(".")[0], json.loads(bytes(parts.pop(name + STATE).tolist()))
-            offset = torch.tensor(state["nested_offset"], device=device) if "nested_offset" in state else None
-            weight = NF4Tensor(tensor.view(-1), parts.pop(name + ".absmax"), parts.pop(name + ".nested_absmax", None), offset,
-                               state["shape"], state["blocksize"], DTYPES[state["dtype"]])
-            if weight.shape != shape:
-                raise UserError(f"{folder}: {name} has shape {tuple(weight.shape)}, config.json asks for {tuple(shape)}")
+    for name, shape in shapes.items():
+        try:
+            weight = assembled(parts, name)
+        except (KeyError, ValueError) as e:
+            raise UserError(f"{folder}: {name} is missing, or not in bitsandbytes' form ({e}); fetch the checkpoint again") from None
+        if torch.is_tensor(weight):
+            model.put(name, weight.to(dtype), shape, folder)
+        elif weight.shape == shape:
+            module = name.rpartition(".")[0]
             model.set_submodule(module, NF4Linear(weight, model.get_submodule(module).bias))
-    except (KeyError, ValueError) as e:
-        raise UserError(f"{folder}: {name} is missing or not in bitsandbytes' form ({e})") from None
+        else:
+            raise UserError(f"{folder}: {name} has shape {tuple(weight.shape)}, config.json asks for {tuple(shape)}")
     if model.config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model
 
 
 STATE = ".quant_state.bitsandbytes__nf4"        # what bitsandbytes calls the JSON, as bytes, that goes with a weight
+
+
+def assembled(parts: dict, name: str):
+    """The tensor `name`, or the NF4Tensor that bitsandbytes' parts of that name make."""
+    tensor = parts[name]
+    if name + STATE not in parts:
+        return tensor
+    state = json.loads(bytes(parts[name + STATE].tolist()))
+    absmax, absmax2, n = parts[name + ".absmax"], parts.get(name + ".nested_absmax"), torch.Size(state["shape"]).numel()
+    if 2 * tensor.numel() != n + n % 2 or absmax.numel() != -(-n // state["blocksize"]):
+        raise ValueError(f"{tensor.numel()} bytes and {absmax.numel()} scales for {n} weights")
+    offset = None if absmax2 is None else torch.tensor(state["nested_offset"], device=tensor.device)
+    return NF4Tensor(tensor.view(-1), absmax, absmax2, offset, state["shape"], state["blocksize"], DTYPES[state["dtype"]])
 
 
 def save_quantized(model: Transformer, folder):
@@ -294,8 +304,9 @@ def save_quantized(model: Transformer, folder):
             tensors |= {name: w.packed[:, None], f"{name}.absmax": w.absmax, f"{name}.quant_map": torch.tensor(NF4)}
             if w.absmax2 is not None:
                 state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": w.offset.item()}
-                tensors |= {f"{name}.nested_absmax": w.absmax2, f"{name}.nested_quant_map": dynamic_code()}
+                tensors |= {f"{name}.nested_absmax": w.absmax2, f"{name}.nested_quant_map": dynamic_code().clone()}
             tensors[name + STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
     how = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
-           "bnb_4bit_use_double_quant": w.absmax2 is not None, "bnb_4bit_quant_storage": "uint8"}
+           "bnb_4bit_quant_storage": "uint8",
+           "bnb_4bit_use_double_quant": any(name.endswith(".nested_absmax") for name in tensors)}
     write_checkpoint(folder, tensors, model.config.hf | {"quantization_config": how})
