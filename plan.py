@@ -254,11 +254,13 @@ def flops(c: ModelConfig, run: train.Config, checkpointing: bool) -> float:
     """Of an optimizer step on full-length samples, all tokens supervised.
 
     The unembedding is a map without adapter. Causal attention sees T / 2 keys on average: 2 T Q a token and layer forward,
-    twice that backward. Checkpointing makes the layers' forward pass once more."""
-    W, a = linear_parameters(c), 0 if run.method == "full" else adapter_parameters(c, run.rank, run.targets)
-    attention = 2 * run.max_length * c.num_attention_heads * c.head_dim * c.num_hidden_layers
-    frozen = (6 if run.method == "full" else 4) * (W + c.vocab_size * c.hidden_size)
-    a_token = frozen + 6 * a + 3 * attention + checkpointing * (2 * (W + a) + attention)
+    twice that backward. Checkpointing makes the layers' forward pass again, until what is kept is there: without adapters that
+    is before down_proj."""
+    full, W, L = run.method == "full", linear_parameters(c), c.num_hidden_layers
+    a, last = 0 if full else adapter_parameters(c, run.rank, run.targets), full * L * c.intermediate_size * c.hidden_size
+    attention = 2 * run.max_length * c.num_attention_heads * c.head_dim * L
+    a_token = (6 if full else 4) * (W + c.vocab_size * c.hidden_size) + 6 * a + 3 * attention
+    a_token += checkpointing * (2 * (W + a - last) + attention)
     return a_token * run.batch_eff * run.max_length
 
 
