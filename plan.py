@@ -339,8 +339,8 @@ def measured(*args, **env) -> tuple[float, float]:
 # ----- what one looks at --------------------------------------------------------------------------------------------
 
 def variants(run: train.Config) -> dict[str, tuple[train.Config, bool]]:
-    """Each method, without and with gradient checkpointing."""
-    return {method + checkpointing * " + checkpointing": (dataclasses.replace(run, method=method), checkpointing)
+    """Each method, without and with gradient checkpointing, on a card."""
+    return {method + checkpointing * " + checkpointing": (dataclasses.replace(run, method=method, device="cuda"), checkpointing)
             for method in ("full", "lora", "qlora") for checkpointing in (False, True)}
 
 
@@ -371,9 +371,8 @@ def show_memory(c: ModelConfig, run: train.Config):
 
 
 def show_cards(c: ModelConfig, run: train.Config):
-    on_card = dataclasses.replace(run, device="cuda")
     print(f"\n{'largest micro_bs that fits':<27}{'peak at ' + str(run.micro_bs):>14}" + "".join(f"{card:>9} GB" for card in CARDS))
-    for name, (variant, checkpointing) in variants(on_card).items():
+    for name, (variant, checkpointing) in variants(run).items():
         fits = [largest(c, variant, checkpointing, card * 1e9) or "-" for card in CARDS]
         print(f"  {name:<25}{gb(peak(c, variant, checkpointing), 11)} GB" + "".join(f"{B:>12}" for B in fits))
 
@@ -433,7 +432,7 @@ def plot(c: ModelConfig, run: train.Config, path: Path):
         ax.annotate(f"{card} GB", (1, card), (3, 0), ("axes fraction", "data"), "offset points", va="center")
     ax.set_ylabel("GB at the peak")
     ax.set_title(f"{Path(run.model).name}: {run.micro_bs} x {run.max_length} tokens, r = {run.rank}, {run.dtype}, {run.optimizer}")
-    ax.legend(loc="upper right", frameon=False)
+    ax.legend(loc="upper right", framealpha=1, edgecolor="none")
     with replacing(path) as part:
         fig.savefig(part, format=path.suffix[1:], dpi=150)
     plt.close(fig)
