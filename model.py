@@ -31,6 +31,8 @@ from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint
 
 NANO = Path(__file__).parent / "data/nano/base"     # the embedded model, by the name "nano"
+FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*.json",
+         "chat_template*")          # what of a hub repository is fetched
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -379,8 +381,9 @@ def pick(logits, temperature, top_p, generator):
 
 # ----- files --------------------------------------------------------------------------------------------------------
 
-def resolve(name_or_path) -> Path:
-    """The folder that holds a checkpoint: itself, the embedded "nano", or a hub repository fetched into the hub's cache.
+def resolve(name_or_path, files=FILES) -> Path:
+    """The folder that holds a checkpoint: itself, the embedded "nano", or a hub repository whose `files` (names, with *) are
+    fetched into the hub's cache.
 
     HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean everywhere. Raises UserError with what to do
     for a name that is neither, and when the hub cannot be reached.
@@ -393,10 +396,8 @@ def resolve(name_or_path) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
         raise UserError(f"{name_or_path}: no such folder, and not the name of a hub repository (owner/name or owner/name@revision)")
     from huggingface_hub import errors, snapshot_download     # here, for it takes a second that an offline run need not wait
-    files = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*.json",
-             "chat_template*"]
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(files)))
     except errors.GatedRepoError:
         raise UserError(f"{repo} asks for its licence to be accepted: do so on its page, then set HF_TOKEN") from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):

@@ -128,6 +128,19 @@ def test_what_the_hub_refuses_ends_in_one_line(load):
         assert words in ended[name][1]
 
 
+def test_a_plan_fetches_config_json_alone(hub, tmp_path):
+    """And without a hub ends in one line."""
+    def plan(**env):
+        env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret"} | env
+        return subprocess.run([sys.executable, REPO / "plan.py", "--model=owner/name@v1"], env=env, text=True, capture_output=True)
+
+    offline = plan(HF_HUB_OFFLINE="1")
+    assert "cannot fetch owner/name from the hub" in one_line(offline.returncode, offline.stderr)
+    hub.seen.clear()
+    assert "owner/name@v1: lora" in plan().stdout
+    assert {path.split("/")[-1] for _, path, _ in hub.seen if "/resolve/" in path} == {"config.json"}
+
+
 def test_a_checkpoint_is_fetched_once_and_then_needs_no_hub(load, hub, tmp_path):
     """Two revisions with other weights; then the hub goes away, with the client told so and not."""
     assert load("owner/name", "owner/name@v1") == {"owner/name": (0, ""), "owner/name@v1": (0, "")}
