@@ -77,31 +77,28 @@ TUTORIAL = {
 }
 
 # the embedded model is 192 wide, so that rank 64 is a third of it; with alpha = r a low rank wants a higher rate
+NANO_RATES = [
+    {"method": "full", "lr": [3e-6, 1e-5, 3e-5, 1e-4, 3e-4]},
+    {"method": "lora", "rank": 1, "lr": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]},
+    {"method": "lora", "rank": 8, "lr": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]},
+    {"method": "lora", "rank": 64, "lr": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]}]
 NANO = {
-    "finding1": [
-        {"method": "full", "lr": [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]},
-        {"method": "lora", "rank": 1, "lr": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]},
-        {"method": "lora", "rank": [8, 64], "lr": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}],
-    "finding2": [
-        {"method": "full", "lr": [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]},
-        {"method": "lora", "rank": 1, "lr": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]},
-        {"method": "lora", "rank": [8, 64], "lr": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}],
+    "finding1": NANO_RATES,
+    "finding2": NANO_RATES,
     "finding3": [
-        {"method": "full", "lr": [3e-5, 1e-4, 3e-4], "grad_accum": [2, 4, 8]},
-        {"method": "lora", "rank": 64, "lr": [3e-4, 1e-3, 3e-3], "grad_accum": [2, 4, 8]}],
+        {"method": "full", "lr": [1e-5, 3e-5, 1e-4], "grad_accum": [2, 4, 8]},
+        {"method": "lora", "rank": 64, "lr": [1e-4, 3e-4, 1e-3], "grad_accum": [2, 4, 8]}],
     "finding4": [
-        {"method": "lora", "targets": ["all-linear", "attention", "mlp"], "rank": 64, "lr": [3e-4, 1e-3, 3e-3]},
+        {"method": "lora", "targets": ["all-linear", "attention", "mlp"], "rank": 64, "lr": [1e-4, 3e-4, 1e-3, 3e-3]},
         {"method": "lora", "match": {"attention": [32, 48, 64, 80, 96, 128], "mlp": [16, 24, 32, 48, 64, 80]},
-         "lr": [3e-4, 1e-3, 3e-3]}],
+         "lr": [1e-4, 3e-4, 1e-3, 3e-3]}],
     "alpha": [
-        {"method": "full", "lr": [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]},
-        {"method": "lora", "rank": [1, 8, 64], "alpha": 32, "lr": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]},
-        {"method": "lora", "rank": 1, "lr": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]},
-        {"method": "lora", "rank": [8, 64], "lr": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}],
+        *NANO_RATES,
+        {"method": "lora", "rank": [1, 8, 64], "alpha": 32, "lr": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]}],
     "capacity": [
-        {"method": "full", "lr": [3e-5, 1e-4, 3e-4], "max_steps": 400, "eval_steps": 20},
+        {"method": "full", "lr": [1e-5, 3e-5, 1e-4], "max_steps": 400, "eval_steps": 20},
         {"method": "lora", "rank": [1, 4], "lr": [1e-3, 3e-3, 1e-2], "max_steps": 400, "eval_steps": 20},
-        {"method": "lora", "rank": [16, 64], "lr": [3e-4, 1e-3, 3e-3], "max_steps": 400, "eval_steps": 20}],
+        {"method": "lora", "rank": [16, 64], "lr": [1e-4, 3e-4, 1e-3], "max_steps": 400, "eval_steps": 20}],
 }
 
 PRESETS = {"tutorial": TUTORIAL, "nano": NANO}
