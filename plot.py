@@ -45,7 +45,7 @@ def verdict(values: list[float], interval: tuple[float, float], at_edge: list[st
     """
     low, high = interval
     if at_edge:
-        return "undecided", f"the best rate lies at the edge of the grid: {', '.join(at_edge)}"
+        return "undecided", f"the best rate lies at the edge of the grid: {'; '.join(at_edge)}"
     if not values or not np.isfinite(values).all():
         return "undecided", "there is no number for it"
     if len(values) < 2:
@@ -76,6 +76,7 @@ class Sweep(NamedTuple):
     steps: tuple[float, ...]
     curves: dict[Arm, dict[float, dict[float, np.ndarray]]]         # arm -> seed -> learning rate -> test NLL at each step
     trainable: dict[Arm, float]                                     # parameters
+    ranks: set[float]                                               # of all runs of the model on the data: each has its colour
 
 
 def read_runs(folder: Path) -> list[list[dict]]:
@@ -108,7 +109,7 @@ def nll_curve(rows: list[dict]) -> np.ndarray:
 
 def group(runs: list[list[dict]]) -> list[Sweep]:
     """Runs put together by model, data and steps. Raises UserError for two that differ in what the columns do not show."""
-    sweeps, owner = {}, {}
+    sweeps, owner, ranks = {}, {}, defaultdict(set)
     for rows in runs:
         first, steps = rows[0], tuple(row["step"] for row in rows)
         key = first["model"], first["data"], steps
@@ -118,9 +119,11 @@ def group(runs: list[list[dict]]) -> list[Sweep]:
         if owner.setdefault(place, first["run"]) != first["run"]:
             raise UserError(f"runs {owner[place]} and {first['run']} are alike in every column but differ in other settings "
                             "(--eval_samples, --dtype ...); put their files into different folders")
-        sweep = sweeps.setdefault(key, Sweep(*key, {}, {}))
+        sweep = sweeps.setdefault(key, Sweep(*key, {}, {}, ranks[key[:2]]))
         sweep.curves.setdefault(arm, {}).setdefault(first["seed"], {})[first["lr"]] = nll_curve(rows)
         sweep.trainable[arm] = first["trainable"]
+        if arm.method != "full" and arm.targets == "all-linear":
+            sweep.ranks.add(rank)
     return list(sweeps.values())
 
 
@@ -189,7 +192,7 @@ def fixed_alpha(sweep: Sweep) -> float | None:
 def placements(sweep: Sweep) -> list[Arm]:
     """Adapters on attention, on the MLP, and those on all layers that have the rank of one of them."""
     some = lora(sweep, ("attention", "mlp"))
-    return [arm for arm in lora(sweep) if arm.rank in {other.rank for other in some}] + some
+    return [arm for arm in lora(sweep) if arm.rank in {other.rank for other in some}] + sorted(some, key=lambda arm: arm.targets)
 
 
 def matched(sweep: Sweep) -> tuple[Arm, Arm] | None:
@@ -318,11 +321,11 @@ def placement_claims(sweep) -> list[Claim]:
     for rank in sorted({rank for targets, rank in arms if targets == "all-linear"}):
         everywhere, attention, mlp = (arms.get((targets, rank)) for targets in ("all-linear", "attention", "mlp"))
         if attention:
-            found.append(Claim("attention alone is worse than all layers", f"{name(attention)} above {name(everywhere)}",
+            found.append(Claim("attention alone is worse than all layers", f"{name(attention)} above {where(everywhere)}",
                                gaps(sweep, attention, everywhere), POSITIVE, at_edge(sweep, attention, everywhere)))
         if mlp:
             found.append(Claim(f"the MLP alone does as well as all layers: at most {MARGIN:.0%} of the gain behind",
-                               f"{name(mlp)} above {name(everywhere)}, share of the gain",
+                               f"{name(mlp)} above {where(everywhere)}, share of the gain",
                                share(gaps(sweep, mlp, everywhere), gain(sweep)), WITHIN, at_edge(sweep, mlp, everywhere)))
     return found
 
@@ -362,6 +365,10 @@ def name(arm: Arm) -> str:
     return f"{where}r = {arm.rank:g}" + (f", alpha = {arm.alpha:g}" if arm.alpha != arm.rank else "")
 
 
+def where(arm: Arm) -> str:
+    return f"all layers, {name(arm)}" if arm.targets == "all-linear" else name(arm)
+
+
 def size(parameters: float) -> str:
     return f"{parameters / 1e6:.1f}M" if parameters >= 999_500 else f"{parameters / 1e3:.0f}k"
 
@@ -373,12 +380,15 @@ def spread(values: list[float], form: str) -> str:
     return format(float(np.mean(values)), form) + (f" ± {max(values) - min(values):{form.strip('+')}}" if len(values) > 1 else "")
 
 
+def mean_rate(values: list[float], form: str = ".1e") -> str:
+    """The geometric mean over seeds."""
+    return f"{math.exp(np.mean(np.log(values))):{form}}" if values and np.isfinite(values).all() else "-"
+
+
 def rate(values: list[float], form: str = ".1e") -> str:
-    """The geometric mean over seeds and, where there are several, smallest and largest."""
-    if not values or not np.isfinite(values).all():
-        return "-"
-    text = f"{math.exp(np.mean(np.log(values))):{form}}"
-    return f"{text} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else text
+    """The same and, where there are several seeds, smallest and largest."""
+    text = mean_rate(values, form)
+    return f"{text} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 and text != "-" else text
 
 
 HEADER = ("arm", "batch", "trainable", "rates", "diverged", "best rate, measured", "by a parabola", "test NLL", "above full",
@@ -412,8 +422,8 @@ def table(sweep: Sweep, long: Sweep | None = None) -> str:
         judgements.append([claim.text, claim.quantity, value, f"*{word}*", why])
     return "\n".join([
         f"## {title(sweep, sweep.curves)}", "",
-        f"Test NLL in nats a token after {sweep.steps[-1]:g} steps, at the best rate. With several seeds: mean ± spread (the largest "
-        "minus the smallest); of rates, the geometric mean (smallest to largest).", "",
+        f"Test NLL in nats a token after {sweep.steps[-1]:g} steps, at the best rate. With several seeds: mean ± spread (the "
+        "largest minus the smallest); of rates, the geometric mean (smallest to largest).", "",
         *markdown(HEADER, [cells(sweep, arm) for arm in arms]), "",
         *markdown(("claim", "what was measured", "value", "verdict", "why"), judgements)]) + "\n"
 
@@ -422,7 +432,7 @@ def table(sweep: Sweep, long: Sweep | None = None) -> str:
 # Okabe and Ito's colours, which the colour-blind can tell apart. Each means the same in every figure; so do the markers.
 
 BLACK, ATTENTION, MLP = "#000000", "#D55E00", "#CC79A7"
-RANKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#56B4E9", "D"), ("#999999", "v"), ("#F0E442", "P"))
+RANKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#56B4E9", "D"), ("#999999", "v"), ("#F0E442", "P"))  # from the highest
 STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9.5, "axes.grid": True, "grid.alpha": 0.3,
          "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "nanoLoRA",
          "figure.constrained_layout.use": True, "lines.linewidth": 1.8, "lines.markersize": 5}
@@ -435,9 +445,8 @@ def look(sweep: Sweep, arm: Arm) -> dict:
     if arm.targets in ("attention", "mlp"):
         twin = matched(sweep) and arm in matched(sweep)
         return {"color": ATTENTION if arm.targets == "attention" else MLP, "marker": "p", "linestyle": "--" if twin else "-"}
-    ranks = sorted({other.rank for other in sweep.curves if other.method != "full" and other.targets == "all-linear"})
-    color, marker = RANKS[ranks.index(arm.rank) % len(RANKS)] if arm.rank in ranks else ("#999999", "*")
-    return {"color": color, "marker": marker}
+    color, marker = RANKS[sorted(sweep.ranks | {arm.rank}, reverse=True).index(arm.rank) % len(RANKS)]
+    return {"color": color, "marker": marker, "markeredgecolor": "#333333", "markeredgewidth": 0.6}
 
 
 def title(sweep: Sweep, arms) -> str:
@@ -465,7 +474,7 @@ def draw(ax, x, by_seed, **kwargs):
     values = np.where(np.isfinite(values), values, np.nan)
     ax.plot(x, values.mean(0), **kwargs)
     if len(values) > 1:
-        ax.fill_between(x, values.min(0), values.max(0), color=kwargs["color"], alpha=0.18, linewidth=0)
+        ax.fill_between(x, values.min(0), values.max(0), color=kwargs["color"], alpha=0.15, linewidth=0)
 
 
 def nll_axis(ax, label: str = "test NLL, nats a token"):
@@ -507,34 +516,35 @@ def gap_axis(ax, sweep: Sweep):
            title=f"the same, less full fine-tuning (grey: {MARGIN:.0%} of its gain)")
 
 
-def draw_rates(ax, sweep: Sweep, arms: list[Arm], reference: Arm | None):
+def draw_rates(ax, sweep: Sweep, arms: list[Arm], reference: Arm | None, ncols: int = 2):
     """NLL after the last step against the learning rate: minima ringed, diverged runs as crosses in a strip at the top."""
     for i, arm in enumerate([*present(reference), *arms]):
         seeds, style = complete(sweep.curves[arm]), look(sweep, arm)
         rates = sorted(set.intersection(*(set(by_lr) for by_lr in seeds.values())))
-        draw(ax, rates, [[by_lr[lr][-1] for lr in rates] for by_lr in seeds.values()], label=rates_name(sweep, arm, reference), **style)
-        for b in best(sweep, arm).values():
-            ax.plot(b.lr, b.nll, "o", markersize=13, markerfacecolor="none", color=style["color"], markeredgewidth=1.6)
+        ends = [[by_lr[lr][-1] for lr in rates] for by_lr in seeds.values()]
+        draw(ax, rates, ends, label=rates_name(sweep, arm, reference), **style)
+        mean = best_rate({lr: np.mean([by_lr[lr] for by_lr in seeds.values()], 0) for lr in rates})
+        ax.plot(mean.lr, mean.nll, "o", markersize=13, markerfacecolor="none", color=style["color"], markeredgewidth=1.6)
         lost = sorted({lr for by_lr in seeds.values() for lr, curve in by_lr.items() if math.isinf(curve[-1])})
         ax.plot(lost, [0.97 - 0.035 * i] * len(lost), "X", transform=ax.get_xaxis_transform(), markersize=9, color=style["color"])
     ax.set(xscale="log", xlabel="learning rate (rings: minima; crosses at the top: diverged)")
     nll_axis(ax, f"test NLL after {sweep.steps[-1]:g} steps, nats a token")
     ax.set_ymargin(0.25)        # room for the crosses
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=ncols)
 
 
 def rates_name(sweep: Sweep, arm: Arm, reference: Arm | None) -> str:
-    """Name, best rate (by the parabola), and its ratio to full fine-tuning's."""
+    """Name, best rate (by the parabola; mean over seeds), and its ratio to full fine-tuning's."""
     found = best(sweep, arm).values()
-    text = f"{name(arm)}: best {rate([b.vertex for b in found])}" + ", at the edge" * any(b.edge for b in found)
+    text = f"{name(arm)}: best {mean_rate([b.vertex for b in found], '.1e')}" + ", at the edge" * any(b.edge for b in found)
     ratio = ratios(sweep, arm, reference) if reference and arm != reference else []
-    return text + (f", {rate(ratio, '.3g')} x full's" if ratio else "")
+    return text + (f", {mean_rate(ratio, '.3g')} x full's" if ratio else "")
 
 
 # ----- the figures: each returns None where its runs are not there ----------------------------------------------------
 
-def panels(head: str, sweep: Sweep, arms, widths=(1, 1)):
-    figure, axes = plt.subplots(1, len(widths), figsize=(12.5, 5.2), width_ratios=widths, squeeze=False)
+def panels(head: str, sweep: Sweep, arms, n: int = 2, sharey: bool = False):
+    figure, axes = plt.subplots(1, n, figsize=(12.5, 5.6), sharey=sharey, squeeze=False)
     figure.suptitle(f"{head}: {title(sweep, arms)}", fontsize=13)
     return figure, axes[0]
 
@@ -551,7 +561,7 @@ def finding2(sweep: Sweep):
     arms = [arm for arm in lora(sweep) if len(set().union(*sweep.curves[arm].values())) > 2]
     if not arms:
         return None
-    figure, (ax,) = panels("Finding 2, learning rate", sweep, present(full(sweep), *arms), widths=(1,))
+    figure, (ax,) = panels("Finding 2, learning rate", sweep, present(full(sweep), *arms), n=1)
     draw_rates(ax, sweep, arms, full(sweep))
     return figure
 
@@ -588,10 +598,6 @@ def finding4(sweep: Sweep):
     return figure
 
 
-def where(arm: Arm) -> str:
-    return f"all layers, {name(arm)}" if arm.targets == "all-linear" else name(arm)
-
-
 def alpha(sweep: Sweep):
     fixed = fixed_alpha(sweep)
     if not fixed or len(lora(sweep, alpha=fixed)) < 2:
@@ -599,9 +605,9 @@ def alpha(sweep: Sweep):
     kinds = [(f"alpha = {fixed:g}", lora(sweep, alpha=fixed)), ("alpha = r", lora(sweep))]
     kinds = [(text, arms) for text, arms in kinds if arms]
     every = dict.fromkeys(arm for _, arms in kinds for arm in arms)
-    figure, axes = panels("alpha", sweep, present(full(sweep), *every), widths=(1,) * len(kinds))
+    figure, axes = panels("alpha", sweep, present(full(sweep), *every), n=len(kinds), sharey=True)
     for ax, (text, arms) in zip(axes, kinds):
-        draw_rates(ax, sweep, arms, full(sweep))
+        draw_rates(ax, sweep, arms, full(sweep), ncols=1)
         ax.set_title(text)
     return figure
 
