@@ -131,8 +131,8 @@ def group(runs: list[list[dict]]) -> list[Sweep]:
 
 def complete(seeds: dict[float, dict]) -> dict[float, dict]:
     """The seeds that have every rate that any has (all of them if none has): a minimum over fewer rates is no comparison."""
-    rates = set().union(*seeds.values())
-    return {seed: by_lr for seed, by_lr in sorted(seeds.items()) if set(by_lr) == rates} or seeds
+    every = set().union(*seeds.values())
+    return {seed: by_lr for seed, by_lr in sorted(seeds.items()) if set(by_lr) == every} or seeds
 
 
 def best_of_sweep(by_lr: dict[float, np.ndarray]) -> np.ndarray:
@@ -148,21 +148,21 @@ class Best(NamedTuple):
 
 
 def best_rate(by_lr: dict[float, np.ndarray]) -> Best:
-    rates = sorted(by_lr)
-    nll = [by_lr[lr][-1] for lr in rates]
+    lrs = sorted(by_lr)
+    nll = [by_lr[lr][-1] for lr in lrs]
     i = int(np.argmin(nll))
     if not math.isfinite(nll[i]):
         return Best(math.nan, math.inf, True, math.nan)
-    edge = i in (0, len(rates) - 1)
-    return Best(rates[i], float(nll[i]), edge, rates[i] if edge else vertex(rates[i - 1:i + 2], nll[i - 1:i + 2]))
+    edge = i in (0, len(lrs) - 1)
+    return Best(lrs[i], float(nll[i]), edge, lrs[i] if edge else vertex(lrs[i - 1:i + 2], nll[i - 1:i + 2]))
 
 
-def vertex(rates, nll) -> float:
+def vertex(lrs, nll) -> float:
     """Where the parabola through three points (log rate, NLL) is lowest; the middle rate if a neighbour diverged."""
     if not np.isfinite(nll).all():
-        return rates[1]
-    a, b, _ = np.polyfit(np.log(np.array(rates) / rates[1]), nll, 2)
-    return float(rates[1] * math.exp(-b / (2 * a))) if a > 0 else rates[1]
+        return lrs[1]
+    a, b, _ = np.polyfit(np.log(np.array(lrs) / lrs[1]), nll, 2)
+    return float(lrs[1] * math.exp(-b / (2 * a))) if a > 0 else lrs[1]
 
 
 # ----- which arms -----------------------------------------------------------------------------------------------------
@@ -208,6 +208,26 @@ def by_batch(sweep: Sweep) -> dict[float, tuple[Arm, Arm]]:
     ranks = Counter(arm.rank for arm in arms)
     rank = max(ranks, key=lambda rank: (ranks[rank], rank), default=None)
     return {arm.batch: (arm, full(sweep, arm.batch)) for arm in sorted(arms, key=lambda arm: arm.batch) if arm.rank == rank}
+
+
+def rates(sweep: Sweep, arm: Arm) -> set[float]:
+    return set().union(*sweep.curves[arm].values())
+
+
+def same_rates(sweep: Sweep, arms) -> Sweep:
+    """`sweep` with no other rates in `arms` than those that all of them have: a batch that was swept more would look better."""
+    common = set.intersection(*(rates(sweep, arm) for arm in arms))
+    return sweep._replace(curves=sweep.curves | {
+        arm: {seed: {lr: curve for lr, curve in by_lr.items() if lr in common} for seed, by_lr in sweep.curves[arm].items()}
+        for arm in (arms if common else ())})
+
+
+def batches(sweep: Sweep) -> tuple[Sweep, dict[float, tuple[Arm, Arm]]]:
+    """by_batch, and the sweep with the rates that all batches have."""
+    arms = by_batch(sweep)
+    for same in zip(*arms.values(), strict=True):
+        sweep = same_rates(sweep, same)
+    return sweep, arms
 
 
 # ----- numbers of an arm, by seed -------------------------------------------------------------------------------------
@@ -303,7 +323,7 @@ def rate_claims(sweep) -> list[Claim]:
 
 
 def batch_claims(sweep) -> list[Claim]:
-    arms = by_batch(sweep)
+    sweep, arms = batches(sweep)
     if len(arms) < 2:
         return []
     small, large = min(arms), max(arms)
@@ -400,7 +420,7 @@ def cells(sweep: Sweep, arm: Arm) -> list[str]:
     found, reference = list(best(sweep, arm).values()), full(sweep, arm.batch)
     ends = [curve[-1] for by_lr in sweep.curves[arm].values() for curve in by_lr.values()]
     edge = any(b.edge for b in found)
-    row = [name(arm), f"{arm.batch:g}", size(sweep.trainable[arm]), str(len(set().union(*sweep.curves[arm].values()))),
+    row = [name(arm), f"{arm.batch:g}", size(sweep.trainable[arm]), str(len(rates(sweep, arm))),
            f"{np.isinf(ends).sum()} of {len(ends)}", rate([b.lr for b in found]) + " (edge)" * edge,
            "-" if edge else rate([b.vertex for b in found]), spread([b.nll for b in found], ".4f")]
     if reference and reference != arm:
@@ -429,10 +449,11 @@ def table(sweep: Sweep, long: Sweep | None = None) -> str:
 
 
 # ----- how it looks ---------------------------------------------------------------------------------------------------
-# Okabe and Ito's colours, which the colour-blind can tell apart. Each means the same in every figure; so do the markers.
+# Okabe and Ito's colours, which the colour-blind can tell apart. Each means the same in every figure, and so do the markers;
+# those of RANKS go from the highest rank down.
 
 BLACK, ATTENTION, MLP = "#000000", "#D55E00", "#CC79A7"
-RANKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#56B4E9", "D"), ("#999999", "v"), ("#F0E442", "P"))  # from the highest
+RANKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#56B4E9", "D"), ("#999999", "v"), ("#F0E442", "P"))
 STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9.5, "axes.grid": True, "grid.alpha": 0.3,
          "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "nanoLoRA",
          "figure.constrained_layout.use": True, "lines.linewidth": 1.8, "lines.markersize": 5}
@@ -458,10 +479,9 @@ def title(sweep: Sweep, arms) -> str:
 
 def legend_name(sweep: Sweep, arm: Arm) -> str:
     """Name, and over how many rates its best is taken, the diverged ones among them."""
-    runs = [(lr, curve) for by_lr in sweep.curves[arm].values() for lr, curve in by_lr.items()]
-    lost = sum(math.isinf(curve[-1]) for _, curve in runs)
-    rates = len({lr for lr, _ in runs})
-    return f"{name(arm)} ({rates} rate{'s' * (rates > 1)}" + (f", {lost} of {len(runs)} runs diverged)" if lost else ")")
+    runs = [curve for by_lr in sweep.curves[arm].values() for curve in by_lr.values()]
+    lost, n = sum(math.isinf(curve[-1]) for curve in runs), len(rates(sweep, arm))
+    return f"{name(arm)} ({n} rate{'s' * (n > 1)}" + (f", {lost} of {len(runs)} runs diverged)" if lost else ")")
 
 
 def present(*arms) -> list[Arm]:
@@ -520,10 +540,10 @@ def draw_rates(ax, sweep: Sweep, arms: list[Arm], reference: Arm | None, ncols: 
     """NLL after the last step against the learning rate: minima ringed, diverged runs as crosses in a strip at the top."""
     for i, arm in enumerate([*present(reference), *arms]):
         seeds, style = complete(sweep.curves[arm]), look(sweep, arm)
-        rates = sorted(set.intersection(*(set(by_lr) for by_lr in seeds.values())))
-        ends = [[by_lr[lr][-1] for lr in rates] for by_lr in seeds.values()]
-        draw(ax, rates, ends, label=rates_name(sweep, arm, reference), **style)
-        mean = best_rate({lr: np.mean([by_lr[lr] for by_lr in seeds.values()], 0) for lr in rates})
+        lrs = sorted(set.intersection(*(set(by_lr) for by_lr in seeds.values())))
+        ends = [[by_lr[lr][-1] for lr in lrs] for by_lr in seeds.values()]
+        draw(ax, lrs, ends, label=rates_name(sweep, arm, reference), **style)
+        mean = best_rate({lr: np.mean([by_lr[lr] for by_lr in seeds.values()], 0) for lr in lrs})
         ax.plot(mean.lr, mean.nll, "o", markersize=13, markerfacecolor="none", color=style["color"], markeredgewidth=1.6)
         lost = sorted({lr for by_lr in seeds.values() for lr, curve in by_lr.items() if math.isinf(curve[-1])})
         ax.plot(lost, [0.97 - 0.035 * i] * len(lost), "X", transform=ax.get_xaxis_transform(), markersize=9, color=style["color"])
@@ -558,7 +578,7 @@ def finding1(sweep: Sweep):
 
 
 def finding2(sweep: Sweep):
-    arms = [arm for arm in lora(sweep) if len(set().union(*sweep.curves[arm].values())) > 2]
+    arms = [arm for arm in lora(sweep) if len(rates(sweep, arm)) > 2]
     if not arms:
         return None
     figure, (ax,) = panels("Finding 2, learning rate", sweep, present(full(sweep), *arms), n=1)
@@ -567,7 +587,7 @@ def finding2(sweep: Sweep):
 
 
 def finding3(sweep: Sweep):
-    arms = by_batch(sweep)
+    sweep, arms = batches(sweep)
     if len(arms) < 2:
         return None
     figure, (left, right) = panels("Finding 3, batch size", sweep, [arm for some in arms.values() for arm in some])
