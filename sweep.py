@@ -145,9 +145,13 @@ def plan(sweeps, preset: str, common: train.Config, seeds: int) -> dict[str, tra
     return runs
 
 
-def label(config: train.Config) -> str:
+def arm(config: train.Config) -> str:
     lora = "" if config.method == "full" else f" {config.targets} r={config.rank} alpha={config.alpha:g}"
-    return f"{config.method}{lora} lr={config.lr:g} batch={config.batch_eff} steps={config.max_steps} seed={config.seed}"
+    return f"{config.method}{lora} lr={config.lr:g}"
+
+
+def label(config: train.Config) -> str:
+    return f"{arm(config)} batch={config.batch_eff} steps={config.max_steps} seed={config.seed}"
 
 
 # ----- one run ------------------------------------------------------------------------------------------------------
@@ -231,13 +235,13 @@ def loader(config: train.Config):
 
 
 def work(conn, number: int, threads: int, out: Path):
-    """A process that attempts the runs that come through `conn`, until its parent ends."""
+    """A process that attempts the runs that come through `conn`, until None comes or its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl-C is the parent's affair
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(threads)
     load = None
-    while True:
-        config = placed(conn.recv(), number)
+    for config in iter(conn.recv, None):
+        config = placed(config, number)
         load = load or loader(config)
         conn.send(attempt(config, out / f"{config.run}.csv", load))
 
@@ -283,6 +287,9 @@ def outcomes(todo: deque, jobs: int, number: int, out: Path):
                 outcome = f"its process died (exit code {worker[1].exitcode})"
                 idle.append(hire(worker[2]))
             yield config, outcome
+    for conn, process, _ in idle:
+        conn.send(None)
+        process.join()
 
 
 def run_all(runs: dict[str, train.Config], jobs: int, out: Path, rank: int = 0, world: int = 1) -> dict[str, str]:
@@ -320,10 +327,11 @@ def samples(config: train.Config) -> int:
 
 
 def progress_line(runs, config, finals, seconds: float) -> str:
-    last, best = finals[config.run], min(finals.values(), key=lambda row: math.inf if row["diverged"] else row["test_nll"])
-    nll = "diverged" if last["diverged"] else f"test NLL {last['test_nll']:.4f}"
-    return (f"run {len(finals)} of {len(runs)}: {label(config)}: {nll}; best so far {best['test_nll']:.4f} "
-            f"({label(runs[best['run']])}); {duration(seconds)} left")
+    whole = [row for row in finals.values() if not row["diverged"]]
+    best = min(whole, key=lambda row: row["test_nll"], default=None)
+    nll = "diverged" if finals[config.run]["diverged"] else f"test NLL {finals[config.run]['test_nll']:.4f}"
+    return (f"run {len(finals)} of {len(runs)}: {label(config)}: {nll}; "
+            + (f"best so far {best['test_nll']:.4f} ({arm(runs[best['run']])}); " if best else "") + f"{duration(seconds)} left")
 
 
 def duration(seconds: float) -> str:
