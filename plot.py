@@ -432,20 +432,23 @@ def markdown(header, rows) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
 
 
+def arms_table(sweep: Sweep) -> list[str]:
+    arms = sorted(sweep.curves, key=lambda arm: (arm.batch, arm.method != "full", arm.targets, arm.alpha != arm.rank, arm.rank))
+    return [f"## {title(sweep, sweep.curves)}", "",
+            f"Test NLL in nats a token after {sweep.steps[-1]:g} steps, at the best rate. With several seeds: mean ± spread (the "
+            "largest minus the smallest); of rates, the geometric mean (smallest to largest).", "",
+            *markdown(HEADER, [cells(sweep, arm) for arm in arms]), ""]
+
+
 def table(sweep: Sweep, long: Sweep | None = None) -> str:
     """A row an arm, then a row a claim, in Markdown."""
-    arms = sorted(sweep.curves, key=lambda arm: (arm.batch, arm.method != "full", arm.targets, arm.alpha != arm.rank, arm.rank))
     judgements = []
     for claim in claims(sweep, long):
         value = rate(claim.values, ".3g") if claim.interval in (TEN, SAME) else spread(claim.values, ".4g")
         word, why = judged(claim)
         judgements.append([claim.text, claim.quantity, value, f"*{word}*", why])
-    return "\n".join([
-        f"## {title(sweep, sweep.curves)}", "",
-        f"Test NLL in nats a token after {sweep.steps[-1]:g} steps, at the best rate. With several seeds: mean ± spread (the "
-        "largest minus the smallest); of rates, the geometric mean (smallest to largest).", "",
-        *markdown(HEADER, [cells(sweep, arm) for arm in arms]), "",
-        *markdown(("claim", "what was measured", "value", "verdict", "why"), judgements)]) + "\n"
+    return "\n".join([*arms_table(sweep), *(arms_table(long) if long and long is not sweep else ()),
+                      *markdown(("claim", "what was measured", "value", "verdict", "why"), judgements)])
 
 
 # ----- how it looks ---------------------------------------------------------------------------------------------------

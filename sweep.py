@@ -50,7 +50,7 @@ except ImportError:         # Windows
 
 SETTINGS = {
     "tutorial": "--max_steps 60 --eval_steps 10 --micro_bs 4 --grad_accum 4 --max_length 256 --gradient_checkpointing",
-    "nano": "--max_steps 50 --eval_steps 10 --micro_bs 4 --grad_accum 4 --max_length 256 --eval_samples 128",
+    "nano": "--max_steps 40 --eval_steps 10 --micro_bs 4 --grad_accum 4 --max_length 256 --eval_samples 128",
 }
 
 TUTORIAL = {
