@@ -396,6 +396,7 @@ def sweep(argv=None) -> int:
         return 0
     train.read_data(first)          # what is wrong with data or settings shows here, once
     failed = run_all(runs, jobs, args.out, rank, world)
+    print(f"{len(runs) - len(failed)} of {len(runs)} runs are in {args.out}: python plot.py {args.out}")
     for run, why in failed.items():
         print(f"failed: {label(runs[run])}: {' '.join(why.split())}", file=sys.stderr)
     return 1 if failed else 0

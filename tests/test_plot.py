@@ -85,7 +85,8 @@ def test_best_of_sweep_is_the_lowest_at_each_step_apart(tmp_path):
 
 @pytest.mark.parametrize(("nll", "lr", "lowest", "edge"), [
     ([1.5, 1.2, 1.1, 1.3, 1.9], 4, 1.1, False), ([1.0, 1.2, 1.1, 1.3, 1.9], 1, 1.0, True),
-    ([1.5, 1.2, 1.1, 1.05, 1.0], 16, 1.0, True), ([1.5, 1.1, 1.1, 1.3, 1.9], 2, 1.1, False), ([1.5, 1.2, 1.1, 1.0, math.inf], 8, 1.0, False),
+    ([1.5, 1.2, 1.1, 1.05, 1.0], 16, 1.0, True), ([1.5, 1.1, 1.1, 1.3, 1.9], 2, 1.1, False),
+    ([1.5, 1.2, 1.1, 1.0, math.inf], 8, 1.0, False),
     ([math.inf, 1.2, 1.3, 1.4, 1.5], 2, 1.2, False), ([math.inf] * 5, math.nan, math.inf, True)])
 def test_best_rate_its_ties_and_its_edges(nll, lr, lowest, edge):
     """The smaller of two equal ones; a rate beyond which the next one diverges is not at the edge: both arms of the U are there."""

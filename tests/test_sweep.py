@@ -188,7 +188,8 @@ def test_files_have_the_columns_of_the_contract_and_nothing_else_is_left(tiny_gr
     real = Transformer.from_pretrained
     monkeypatch.setattr(Transformer, "from_pretrained", lambda *args: loaded.append(args) or real(*args))
     assert code_of(argv(tmp_path)) == 0 and len(loaded) == 1
-    lines = capsys.readouterr().out.splitlines()
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == f"{N} of {N} runs are in {tmp_path}: python plot.py {tmp_path}"
     assert [line.split(":")[0] for line in lines] == [f"run {i + 1} of {N}" for i in range(N)]
     finals = [train.read_csv(path)[-1]["test_nll"] for path in tmp_path.glob("*.csv")]
     assert f"best so far {min(finals):.4f} (" in lines[-1] and lines[-1].endswith("; 0 s left")
