@@ -138,6 +138,12 @@ def test_the_rule(values, interval, word):
     assert plot.verdict(values, interval, ["r = 1"]) == ("undecided", "the best rate lies at the edge of the grid: r = 1")
 
 
+def test_ratios_are_judged_by_their_logarithm():
+    """6 and 8.5: less their difference of 2.5 the mean is below 5, less their ratio of 1.42 it is not."""
+    assert plot.judged(plot.Claim("", "", [6, 8.5], plot.TEN, []))[0] == "supported"
+    assert plot.judged(plot.Claim("", "", [6, 8.5], (5, 30), []))[0] == "undecided"
+
+
 SEEDS, SHIFT = (42, 43, 44), (0.0, 0.002, 0.001)
 FULL_LR, LORA_LR = (5e-6, 1e-5, 2e-5, 4e-5, 8e-5), (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
 
