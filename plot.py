@@ -467,8 +467,8 @@ def look(sweep: Sweep, arm: Arm) -> dict:
     if arm.method == "full":
         return {"color": BLACK, "marker": "x", "markeredgewidth": 1.8}
     if arm.targets in ("attention", "mlp"):
-        twin = matched(sweep) and arm in matched(sweep)
-        return {"color": ATTENTION if arm.targets == "attention" else MLP, "marker": "p", "linestyle": "--" if twin else "-"}
+        line = "--" if arm in (matched(sweep) or ()) else "-"
+        return {"color": ATTENTION if arm.targets == "attention" else MLP, "marker": "p", "linestyle": line}
     color, marker = RANKS[sorted(sweep.ranks | {arm.rank}, reverse=True).index(arm.rank) % len(RANKS)]
     return {"color": color, "marker": marker, "markeredgecolor": "#333333", "markeredgewidth": 0.6}
 
@@ -480,11 +480,11 @@ def title(sweep: Sweep, arms) -> str:
     return f"{Path(sweep.model).name} on {Path(sweep.data).name}, {runs} runs, {seeds} seed{'s' * (seeds > 1)}"
 
 
-def legend_name(sweep: Sweep, arm: Arm) -> str:
-    """Name, and over how many rates its best is taken, the diverged ones among them."""
+def legend_name(sweep: Sweep, arm: Arm, text: str = "") -> str:
+    """Name (or `text`), and over how many rates its best is taken, the diverged ones among them."""
     runs = [curve for by_lr in sweep.curves[arm].values() for curve in by_lr.values()]
     lost, n = sum(math.isinf(curve[-1]) for curve in runs), len(rates(sweep, arm))
-    return f"{name(arm)} ({n} rate{'s' * (n > 1)}" + (f", {lost} of {len(runs)} runs diverged)" if lost else ")")
+    return f"{text or name(arm)} ({n} rate{'s' * (n > 1)}" + (f", {lost} of {len(runs)} runs diverged)" if lost else ")")
 
 
 def present(*arms) -> list[Arm]:
@@ -616,9 +616,13 @@ def finding4(sweep: Sweep):
     if not lora(sweep, ("attention", "mlp")):
         return None
     figure, axes = panels("Finding 4, placement", sweep, present(full(sweep), *arms))
-    draw_curves(axes, sweep, arms, full(sweep), names=lambda sweep, arm: f"{where(arm)}: {size(sweep.trainable[arm])} trained"
-                + (", matched" if matched(sweep) and arm in matched(sweep) else ""))
+    draw_curves(axes, sweep, arms, full(sweep), names=placement_name)
     return figure
+
+
+def placement_name(sweep: Sweep, arm: Arm) -> str:
+    twin = ", matched" if arm in (matched(sweep) or ()) else ""
+    return legend_name(sweep, arm, f"{where(arm)}: {size(sweep.trainable[arm])} trained{twin}")
 
 
 def alpha(sweep: Sweep):
