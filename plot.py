@@ -467,7 +467,7 @@ def look(sweep: Sweep, arm: Arm) -> dict:
     if arm.method == "full":
         return {"color": BLACK, "marker": "x", "markeredgewidth": 1.8}
     if arm.targets in ("attention", "mlp"):
-        line = "--" if arm in (matched(sweep) or ()) else "-"
+        line = "-" if arm.rank in {other.rank for other in lora(sweep)} else "--"        # dashed: a rank made to match
         return {"color": ATTENTION if arm.targets == "attention" else MLP, "marker": "p", "linestyle": line}
     color, marker = RANKS[sorted(sweep.ranks | {arm.rank}, reverse=True).index(arm.rank) % len(RANKS)]
     return {"color": color, "marker": marker, "markeredgecolor": "#333333", "markeredgewidth": 0.6}
@@ -521,10 +521,16 @@ def draw_curves(axes, sweep: Sweep, arms: list[Arm], reference: Arm | None, name
     base = float(np.mean([curve[0] for arm in arms for curve in curves(sweep, arm).values()]))
     left.set(xlabel=f"steps (the base, at step 0: {base:.3f})", title="best of sweep")
     nll_axis(left)
-    left.legend()
+    legend_below(left)
     for ax in axes if len(steps) <= 12 else ():
         ax.set_xticks(steps)
     gap_axis(right, sweep) if reference else right.set_axis_off()
+
+
+def legend_below(ax):
+    """Of both panels, and where it hides nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    ax.figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(labels) <= 4 or max(map(len, labels)) > 45 else 3)
 
 
 def gap_axis(ax, sweep: Sweep):
@@ -567,7 +573,7 @@ def rates_name(sweep: Sweep, arm: Arm, reference: Arm | None) -> str:
 # ----- the figures: each returns None where its runs are not there ----------------------------------------------------
 
 def panels(head: str, sweep: Sweep, arms, n: int = 2, sharey: bool = False):
-    figure, axes = plt.subplots(1, n, figsize=(12.5, 5.6), sharey=sharey, squeeze=False)
+    figure, axes = plt.subplots(1, n, figsize=(12.5, 6), sharey=sharey, squeeze=False)
     figure.suptitle(f"{head}: {title(sweep, arms)}", fontsize=13)
     return figure, axes[0]
 
@@ -602,7 +608,7 @@ def finding3(sweep: Sweep):
     draw(right, list(arms), np.array([gaps(sweep, *some) for some in arms.values()]).T, **look(sweep, lora_arm))
     left.set(xlabel="steps (a larger batch has seen more data)", title="best of sweep")
     nll_axis(left)
-    left.legend()
+    legend_below(left)
     right.axhline(0, color=BLACK, linewidth=1.8)
     right.set_xscale("log", base=2)
     right.set_xticks(list(arms), [f"{batch:g}" for batch in arms])

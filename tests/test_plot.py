@@ -317,7 +317,7 @@ def test_rates_mark_minimum_ratio_and_diverged_runs(pair):
 
 def test_placements_show_their_parameters_and_colours_keep_their_meaning(pair):
     _, sweep, long = pair
-    labels = [text.get_text() for text in plot.finding4(sweep).axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in plot.finding4(sweep).legends[0].get_texts()]
     assert labels == ["full: 1k trained (5 rates)", "all layers, r = 64: 1.3M trained (6 rates, 3 of 18 runs diverged)",
                       "attention, r = 64: 490k trained (5 rates)", "attention, r = 80: 614k trained, matched (5 rates)",
                       "mlp, r = 48: 608k trained, matched (5 rates)", "mlp, r = 64: 811k trained (5 rates)"]
