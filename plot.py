@@ -459,7 +459,7 @@ BLACK, ATTENTION, MLP = "#000000", "#D55E00", "#CC79A7"
 RANKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#56B4E9", "D"), ("#999999", "v"), ("#F0E442", "P"))
 STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9.5, "axes.grid": True, "grid.alpha": 0.3,
          "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "nanoLoRA",
-         "figure.constrained_layout.use": True, "lines.linewidth": 1.8, "lines.markersize": 5}
+         "figure.constrained_layout.use": True, "legend.handlelength": 3.2, "lines.linewidth": 1.8, "lines.markersize": 5}
 
 
 def look(sweep: Sweep, arm: Arm) -> dict:
@@ -654,7 +654,7 @@ def capacity(sweep: Sweep):
     for arm in arms:
         step = float(np.mean(leaves(sweep, arm)))
         if step < sweep.steps[-1]:
-            axes[1].axvline(step, color=look(sweep, arm)["color"], linestyle=":", label=f"{name(arm)} leaves at step {step:g}")
+            axes[1].axvline(step, color=look(sweep, arm)["color"], linestyle=":", label=f"{name(arm)} leaves at step {step:.0f}")
     if axes[1].get_legend_handles_labels()[0]:
         axes[1].legend()
     return figure
