@@ -9,6 +9,7 @@ fine-tuning, a whole Hugging Face checkpoint, and the tokenizer. While it runs t
 """
 import argparse
 import contextlib
+import copy
 import csv
 import dataclasses
 import hashlib
@@ -19,8 +20,10 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,7 +34,7 @@ import dataset
 from lora import apply_lora, save_adapter
 from model import DTYPES, Transformer, UserError, read_json, replacing, resolve
 from optim import OPTIMIZERS, restore
-from quant import NF4Tensor, load_quantized
+from quant import NF4Tensor, load_quantized, quantize_model
 from tokenizer import FILES, Tokenizer
 
 COLUMNS = ("run model data method targets rank alpha lr batch_eff seed step tokens train_nll test_nll seconds peak_gb "
@@ -180,33 +183,55 @@ def evaluate(model, micro_batches, autocast) -> float:
 
 # ----- one run ------------------------------------------------------------------------------------------------------
 
-def train(config: Config) -> list[dict]:
-    """Make the run that `config` describes -> its rows of log.csv. Raises UserError for what the user can mend."""
-    # ----- data -----
+class Data(NamedTuple):
+    """What a run reads. `dropped` and `test_dropped` count the samples of which nothing supervised was left."""
+    tokenizer: Tokenizer
+    folder: Path
+    train_set: list[dataset.Sample]
+    dropped: int
+    test_set: list[dataset.Sample]
+    test_dropped: int
+
+
+class Run(NamedTuple):
+    """What the steps of a run work on; `progress` says where it stands, its rows included."""
+    config: Config
+    data: Data
+    model: Transformer
+    trained: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    autocast: Callable
+    progress: dict
+
+
+def read_data(config: Config) -> Data:
     check(config)
     tokenizer = Tokenizer.from_pretrained(config.model)
     folder = dataset.find(config.data)
     train_set, dropped = dataset.load(folder / "train.jsonl", tokenizer, config.max_length)
     test_set, test_dropped = dataset.load(folder / "test.jsonl", tokenizer, config.max_length)
-    test_set = test_set[:config.eval_samples or None]
-    test_batches = dataset.micro_batches(test_set, 4 * config.micro_bs)
-    config = settled(config, len(train_set))
-    out = Path(config.out)
-    if out.resolve() in (resolve(config.model).resolve(), folder.resolve()):
-        raise UserError(f"--out {out} is the folder of the model or of the data; give another --out")
-    if finished := begun(config, out):
-        return finished
+    return Data(tokenizer, folder, train_set, dropped, test_set[:config.eval_samples or None], test_dropped)
 
-    # ----- model -----
+
+def set_up(config: Config, data: Data, base: Transformer | None = None) -> Run:
+    """A run of settled `config` before its first step. `base`: the model as its files have it, for who makes many runs of it;
+    it is copied, not changed."""
     device, dtype = torch.device(config.device), DTYPES[config.dtype]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(config.seed)
     # what is trained is float32 throughout: in bfloat16 most of a small learning rate's updates would be rounded away
-    load = load_quantized if config.method == "qlora" else Transformer.from_pretrained
-    model = load(config.model, torch.float32 if config.method == "full" else dtype, device)
-    if tokenizer.n_vocab > model.config.vocab_size:
-        raise UserError(f"{config.model}: the tokenizer has {tokenizer.n_vocab} tokens, the embedding {model.config.vocab_size}")
+    held = torch.float32 if config.method == "full" else dtype
+    if base is None:
+        load = load_quantized if config.method == "qlora" else Transformer.from_pretrained
+        model = load(config.model, held, device)
+    else:
+        model = copy.deepcopy(base).to(device, held)
+        if config.method == "qlora":
+            quantize_model(model)
+    if (tokens := data.tokenizer.n_vocab) > model.config.vocab_size:
+        raise UserError(f"{config.model}: the tokenizer has {tokens} tokens, the embedding {model.config.vocab_size}")
     mixed = config.method == "full" and dtype != torch.float32
 
     def autocast():
@@ -223,82 +248,109 @@ def train(config: Config) -> list[dict]:
               {"params": [p for p in trained.values() if p.dim() < 2], "weight_decay": 0.0}]
     optimizer = OPTIMIZERS[config.optimizer](groups, config.lr, betas=(0.9, 0.999), eps=1e-8, fused=device.type in ("cpu", "cuda"))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-    # ----- where it stands -----
-    state = out / "state" / "state.safetensors"
     progress = {"step": 0, "tokens": 0, "seconds": 0.0, "nll_sum": 0.0, "nll_tokens": 0, "rows": [], "scaler": scaler.state_dict()}
-    question = dataset.read(folder / "test.jsonl")[0]
-    clear(out, config.overwrite)
-    if state.exists():
-        progress = load_state(state, trained, optimizer)
-        scaler.load_state_dict(progress["scaler"])
-        base_answer = read_json(out / "run.json")["base_answer"]
-    else:
-        base_answer = answer(model, tokenizer, question, autocast)
-        (out / "state").mkdir(parents=True, exist_ok=True)
-        write_run(config, out, base_answer, finished=False)
-    trainable = sum(p.numel() for p in trained.values())
-
-    # ----- what is about to happen -----
-    total = sum(p.numel() for p in model.parameters()) + sum(m.numel() for m in model.modules() if isinstance(m, NF4Tensor))
-    show_settings(config, train_set, dropped, test_set, test_dropped, trainable, total, progress["step"])
-    show_sample(train_set[dataset.window(len(train_set), config.batch_eff, 0, config.seed)[0]], tokenizer)
     if config.compile:
         for layer in model.model.layers:
             layer.compile(dynamic=True)
+    return Run(config, data, model, trained, optimizer, scaler, autocast, progress)
 
-    # ----- the loop -----
-    bar = tqdm(total=config.max_steps, initial=progress["step"], unit="step", disable=None, dynamic_ncols=True)
-    save_after = 0.0
-    with interruption() as interrupted:
+
+def steps(run: Run, quiet: bool | None = None) -> Iterator[bool]:
+    """The loop: evaluate, step, until the last evaluation. Yields between two steps, where run.progress is whole, whether that
+    was evaluated just now. quiet: no progress bar; None: one where there is a terminal."""
+    config, data, model, trained, optimizer, scaler, autocast, progress = run
+    test_batches = dataset.micro_batches(data.test_set, 4 * config.micro_bs)
+    trainable, device = sum(p.numel() for p in trained.values()), model.model.embed_tokens.weight.device
+    with tqdm(total=config.max_steps, initial=progress["step"], unit="step", disable=quiet, dynamic_ncols=True) as bar:
         while True:
             step, rows = progress["step"], progress["rows"]
 
-            # ----- evaluate, log, keep the state -----
+            # ----- evaluate -----
             due = step % config.eval_steps == 0 or step == config.max_steps
-            if due and not (rows and rows[-1]["step"] == step):
+            if due := due and not (rows and rows[-1]["step"] == step):
                 nll = progress["nll_sum"] / progress["nll_tokens"] if step else ""
                 progress["nll_sum"], progress["nll_tokens"] = 0.0, 0
                 rows.append(row(config, step, progress, nll, evaluate(model, test_batches, autocast), device, trainable))
-                tqdm.write(report(rows))
-                write_csv(out / "log.csv", rows)
-            if interrupted or (due and time.perf_counter() > save_after):
-                start = time.perf_counter()
-                save_state(state, trained, optimizer, progress | {"scaler": scaler.state_dict()})
-                save_after = time.perf_counter() + 20 * (time.perf_counter() - start)           # at most 5 % of the time
-            if step == config.max_steps or interrupted:
+            yield due
+            if step == config.max_steps:
                 break
 
             # ----- one step -----
             start = time.perf_counter()
-            picked = dataset.window(len(train_set), config.batch_eff, step, config.seed)
-            micro = dataset.micro_batches([train_set[i] for i in picked], config.micro_bs)
+            picked = dataset.window(len(data.train_set), config.batch_eff, step, config.seed)
+            micro = dataset.micro_batches([data.train_set[i] for i in picked], config.micro_bs)
             nll, tokens = optimizer_step(model, optimizer, scaler, micro, autocast, lr_at(step, config), config.grad_clip)
             progress["step"] += 1
             progress["nll_sum"] += nll
             progress["nll_tokens"] += tokens
-            progress["tokens"] += sum(len(train_set[i].ids) for i in picked)
+            progress["tokens"] += sum(len(data.train_set[i].ids) for i in picked)
             progress["seconds"] += time.perf_counter() - start
             bar.update()
             bar.set_postfix_str(f"loss {nll / tokens:.3f}, test {rows[-1]['test_nll']:.3f}, "
                                 f"{progress['tokens'] / progress['seconds']:,.0f} tokens/s")
-    bar.close()
+
+
+def train(config: Config) -> list[dict]:
+    """Make the run that `config` describes, in config.out -> its rows of log.csv. Raises UserError for what the user can mend."""
+    # ----- data and model -----
+    data = read_data(config)
+    config = settled(config, len(data.train_set))
+    out = Path(config.out)
+    if out.resolve() in (resolve(config.model).resolve(), data.folder.resolve()):
+        raise UserError(f"--out {out} is the folder of the model or of the data; give another --out")
+    if finished := begun(config, out):
+        return finished
+    run = set_up(config, data)
+    model, autocast, progress = run.model, run.autocast, run.progress
+
+    # ----- where it stands -----
+    state = out / "state" / "state.safetensors"
+    question = dataset.read(data.folder / "test.jsonl")[0]
+    clear(out, config.overwrite)
+    if state.exists():
+        progress |= load_state(state, run.trained, run.optimizer)
+        run.scaler.load_state_dict(progress["scaler"])
+        base_answer = read_json(out / "run.json")["base_answer"]
+    else:
+        base_answer = answer(model, data.tokenizer, question, autocast)
+        (out / "state").mkdir(parents=True, exist_ok=True)
+        write_run(config, out, base_answer, finished=False)
+
+    # ----- what is about to happen -----
+    show_settings(run)
+    first = dataset.window(len(data.train_set), config.batch_eff, 0, config.seed)[0]
+    show_sample(data.train_set[first], data.tokenizer)
+
+    # ----- the steps, and after each what is to be kept -----
+    save_after = 0.0
+    with interruption() as interrupted:
+        for evaluated in steps(run):
+            if evaluated:
+                tqdm.write(report(progress["rows"]))
+                write_csv(out / "log.csv", progress["rows"])
+            if interrupted or (evaluated and time.perf_counter() > save_after):
+                start = time.perf_counter()
+                save_state(state, run.trained, run.optimizer, progress | {"scaler": run.scaler.state_dict()})
+                save_after = time.perf_counter() + 20 * (time.perf_counter() - start)           # at most 5 % of the time
+            if interrupted:
+                break
     if interrupted:
-        raise KeyboardInterrupt(f"stopped after step {step}; {out} has all that is needed to go on: add --resume to the command")
+        raise KeyboardInterrupt(f"stopped after step {progress['step']}; {out} has all that is needed to go on: add --resume to "
+                                "the command")
 
     # ----- save -----
     if config.method != "full":
         save_adapter(model, out, str(resolve("nano")) if config.model == "nano" else config.model)
     else:
         eos = model.config.hf.get("eos_token_id") or []         # others' generation is to stop where ours does
-        model.config.hf["eos_token_id"] = sorted(stop_ids(tokenizer) | set(eos if isinstance(eos, list) else [eos]))
+        model.config.hf["eos_token_id"] = sorted(stop_ids(data.tokenizer) | set(eos if isinstance(eos, list) else [eos]))
         model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    data.tokenizer.save_pretrained(out)
     write_run(config, out, base_answer, finished=True)
     shutil.rmtree(state.parent)
 
     # ----- show what it learned -----
-    show_answers(question, base_answer, answer(model, tokenizer, question, autocast), out)
+    show_answers(question, base_answer, answer(model, data.tokenizer, question, autocast), out)
     return progress["rows"]
 
 
@@ -423,7 +475,10 @@ def read_csv(path: Path) -> list[dict]:
 
 # ----- what one looks at --------------------------------------------------------------------------------------------
 
-def show_settings(config, train_set, dropped, test_set, test_dropped, trainable, total, step):
+def show_settings(run: Run):
+    config, data, step = run.config, run.data, run.progress["step"]
+    trainable, total = (sum(p.numel() for p in some) for some in (run.trained.values(), run.model.parameters()))
+    total += sum(m.numel() for m in run.model.modules() if isinstance(m, NF4Tensor))
     print(f"run {config.run} -> {config.out}")
     for f in dataclasses.fields(config):
         if f.name not in ("out", "resume", "overwrite"):
@@ -431,8 +486,8 @@ def show_settings(config, train_set, dropped, test_set, test_dropped, trainable,
             print(f"  {f.name:<23}{value:g}" if isinstance(value, float) else f"  {f.name:<23}{value}")
     if config.method != "full":
         print(f"  alpha / r              {config.alpha / config.rank:g}")
-    print(f"  samples                {len(train_set):,} for training ({dropped} dropped: nothing supervised within --max_length), "
-          f"{len(test_set):,} for testing ({test_dropped} dropped)")
+    print(f"  samples                {len(data.train_set):,} for training ({data.dropped} dropped: nothing supervised within "
+          f"--max_length), {len(data.test_set):,} for testing ({data.test_dropped} dropped)")
     print(f"  trainable parameters   {trainable:,} of {total:,} ({trainable / total:.2%})")
     if step:
         print(f"  resumed after step     {step}")

@@ -1,0 +1,348 @@
+"""Figures, table and verdicts from CSV files made by hand, whose answers are known."""
+import math
+from pathlib import Path
+
+import matplotlib.colors
+import numpy as np
+import pytest
+from runs import one_line
+
+import plot
+import train
+from plot import Arm
+
+STEPS = (0, 10, 20, 30)
+FULL, R1, R64 = Arm("full", "", -1, -1, 16), Arm("lora", "all-linear", 1, 1, 16), Arm("lora", "all-linear", 64, 64, 16)
+
+
+def rows(arm, lr, nll, seed=42, steps=STEPS, trainable=1000, **columns):
+    """The rows of one run, as sweep.py writes them."""
+    known = {"model": "nano", "data": "nano", "method": arm.method, "targets": arm.targets, "lr": lr, "batch_eff": arm.batch,
+             "seed": seed, "train_nll": "", "tokens": 0, "seconds": 1.0, "peak_gb": "", "trainable": trainable} | columns
+    known |= {"rank": "", "alpha": ""} if arm.method == "full" else {"rank": arm.rank, "alpha": arm.alpha}
+    known.setdefault("run", f"{known['model']}{known['data']}{arm}{lr}{seed}{len(steps)}")
+    return [known | {"step": step, "test_nll": value} for step, value in zip(steps, nll, strict=True)]
+
+
+def line(lr, best, floor, start=3.0, steps=STEPS):
+    """A run that falls from `start` to floor + (ln(lr / best))^2 / 10."""
+    end = floor + math.log(lr / best) ** 2 / 10
+    return [start + (end - start) * step / steps[-1] for step in steps]
+
+
+def write(folder, *runs):
+    folder.mkdir(exist_ok=True)
+    for i, run in enumerate(runs):
+        train.write_csv(folder / f"{i}.csv", run)
+    return folder
+
+
+def sweep_of(folder, *runs):
+    one, = plot.group(plot.read_runs(write(folder, *runs)))
+    return one
+
+
+def grid(arm, lrs, best, floor, seeds=(42,), steps=STEPS, shift=(0.0,) * 9, **columns):
+    """The runs of an arm whose best rate is `best` and whose NLL there is `floor`, a little higher for each seed of `shift`."""
+    return [rows(arm, lr, line(lr, best, floor + shift[i], steps=steps), seed, steps, **columns)
+            for i, seed in enumerate(seeds) for lr in lrs]
+
+
+# ----- reading ------------------------------------------------------------------------------------------------------
+
+def test_one_file_or_many_are_the_same_and_other_csv_files_are_left_out(tmp_path, capsys):
+    runs = [*grid(FULL, (1e-5, 2e-5), 1e-5, 1.0), *grid(R64, (1e-4, 2e-4), 1e-4, 1.0)]
+    many = plot.read_runs(write(tmp_path / "many", *runs))
+    one = plot.read_runs(write(tmp_path / "one", [row for run in runs[::-1] for row in run[::-1]]))
+    assert sorted(many, key=str) == sorted(one, key=str) and len(one) == 4 and [row["step"] for row in one[0]] == list(STEPS)
+    (tmp_path / "many" / "other.csv").write_text("a,b\n1,2\n")
+    assert len(plot.read_runs(tmp_path / "many")) == 4 and "other.csv is left out" in capsys.readouterr().err
+
+
+def test_runs_that_the_columns_do_not_tell_apart_are_refused(tmp_path, capsys):
+    alike = [rows(FULL, 1e-5, [3, 2, 1, 1], run=run) for run in ("aaa", "bbb")]
+    with pytest.raises(SystemExit) as e:
+        plot.main([str(write(tmp_path / "a", *alike))])
+    assert "runs aaa and bbb are alike in every column" in one_line(e.value.code, capsys.readouterr().err)
+    for folder, message in ((tmp_path, "has no CSV file"), (write(tmp_path / "b", alike[0]), "none that make one of the figures")):
+        with pytest.raises(SystemExit) as e:
+            plot.main([str(folder)])
+        assert message in one_line(e.value.code, capsys.readouterr().err)
+
+
+# ----- best of sweep ------------------------------------------------------------------------------------------------
+
+def test_best_of_sweep_is_the_lowest_at_each_step_apart(tmp_path):
+    """Worked by hand: the high rate is ahead at first, then the middle one; the last one diverges after step 10."""
+    sweep = sweep_of(tmp_path / "a", rows(R64, 1e-4, [3.0, 2.5, 2.0, 1.50]), rows(R64, 2e-4, [3.0, 2.2, 1.6, 1.4]),
+                     rows(R64, 4e-4, [3.0, 1.9, 1.8, 1.7]), rows(R64, 8e-4, [3.0, 1.8, 6.5, math.nan]),
+                     rows(R64, 16e-4, [3.0, math.nan, math.nan, math.nan]), rows(R64, 32e-4, [3.0, 7.0, 0.5, 0.5]))
+    curve, = plot.curves(sweep, R64).values()
+    assert curve.tolist() == [3.0, 1.8, 1.6, 1.4]       # a value above twice that of step 0, and all that follows, counts as lost
+    assert plot.best(sweep, R64)[42][:3] == (2e-4, 1.4, False)
+    assert plot.cells(sweep, R64)[3:5] == ["6", "3 of 6"]
+
+
+@pytest.mark.parametrize(("nll", "lr", "lowest", "edge"), [
+    ([1.5, 1.2, 1.1, 1.3, 1.9], 4, 1.1, False), ([1.0, 1.2, 1.1, 1.3, 1.9], 1, 1.0, True),
+    ([1.5, 1.2, 1.1, 1.05, 1.0], 16, 1.0, True), ([1.5, 1.1, 1.1, 1.3, 1.9], 2, 1.1, False),
+    ([1.5, 1.2, 1.1, 1.0, math.inf], 8, 1.0, False),
+    ([math.inf, 1.2, 1.3, 1.4, 1.5], 2, 1.2, False), ([math.inf] * 5, math.nan, math.inf, True)])
+def test_best_rate_its_ties_and_its_edges(nll, lr, lowest, edge):
+    """The smaller of two equal ones; a rate beyond which the next one diverges is not at the edge: both arms of the U are there."""
+    found = plot.best_rate({2.0 ** i: np.array([3.0, value]) for i, value in enumerate(nll)})
+    assert found[1:3] == (lowest, edge) and (found.lr == lr or math.isnan(found.lr) and math.isnan(lr))
+
+
+def test_vertex_of_a_parabola_through_log_rate():
+    for best in (1.5e-4, 2e-4, 3.1e-4):
+        lrs = (5e-5, 1e-4, 2e-4, 7e-4, 9e-4)            # not evenly spaced
+        found = plot.best_rate({lr: np.array([3.0, 1 + 0.3 * math.log10(lr / best) ** 2]) for lr in lrs})
+        assert found.lr == 2e-4 and found.vertex == pytest.approx(best, rel=1e-9)
+    assert plot.vertex([1, 2, 4], [1.0, 1.0, math.inf]) == 2 and plot.vertex([1, 2, 4], [1.0, 1.0, 1.0]) == 2
+    assert plot.vertex([1, 2, 4], [1.5, 1.0, 1.5]) == pytest.approx(2) and 1 < plot.vertex([1, 2, 4], [1.1, 1.0, 1.5]) < 2
+
+
+def test_only_seeds_that_have_all_rates_are_compared(tmp_path):
+    runs = grid(R64, (1e-4, 2e-4, 4e-4), 2e-4, 1.0, seeds=(42, 43, 44))
+    sweep = sweep_of(tmp_path / "a", *runs[:-1])
+    assert list(plot.curves(sweep, R64)) == [42, 43]
+    assert list(plot.curves(sweep_of(tmp_path / "b", *runs[:2], *runs[4:5]), R64)) == [42]
+    assert list(plot.complete({1: {1: 0}, 2: {2: 0}})) == [1, 2]            # none has all: then what there is
+
+
+def test_differences_are_taken_within_a_seed(tmp_path):
+    """Full fine-tuning of seed 43 is worse by 0.5, and so is LoRA's: the gap and its spread do not see that."""
+    shift = (0.0, 0.5)
+    sweep = sweep_of(tmp_path / "a", *grid(FULL, (1e-5, 2e-5, 4e-5), 2e-5, 1.0, (42, 43), shift=shift),
+                     *grid(R64, (1e-4, 2e-4, 4e-4), 2e-4, 1.1, (43, 42), shift=shift[::-1]))
+    assert plot.gaps(sweep, R64, FULL) == pytest.approx([0.1, 0.1]) and plot.ratios(sweep, R64, FULL) == pytest.approx([10, 10])
+    assert plot.gain(sweep) == pytest.approx(2.0) and plot.gain(sweep_of(tmp_path / "b", *grid(R1, (1e-4,), 1e-4, 1.5))) == 1.5
+    cells = plot.cells(sweep, R64)
+    assert cells[5:] == ["2.0e-04 (2.0e-04 to 2.0e-04)", "2.0e-04 (2.0e-04 to 2.0e-04)", "1.3500 ± 0.5000", "+0.1000 ± 0.0000",
+                         "10 (10 to 10)"]
+
+
+# ----- verdicts -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("values", "interval", "word"), [
+    ([0.10, 0.12, 0.11], (0, math.inf), "supported"), ([-0.10, -0.12, -0.11], (0, math.inf), "contradicted"),
+    ([0.10, 0.30, 0.15], (0, math.inf), "undecided"),                   # mean 0.183, spread 0.2
+    ([0.10, 0.28, 0.19], (0, math.inf), "supported"),                   # mean 0.19, spread 0.18
+    ([0.0, 0.0], (0, math.inf), "undecided"), ([-0.1, 0.1], (0, math.inf), "undecided"),
+    ([8, 9, 10], (5, 20), "supported"), ([30, 31, 32], (5, 20), "contradicted"), ([18, 19, 20], (5, 20), "undecided"),
+    ([1, 1.2], (5, 20), "contradicted"), ([-5, -6], (-math.inf, 0.02), "supported"), ([0.1], (0, math.inf), "undecided"),
+    ([], (0, math.inf), "undecided"), ([math.inf, 1], (0, math.inf), "undecided"), ([math.nan, 1.0], (0, 9), "undecided")])
+def test_the_rule(values, interval, word):
+    assert plot.verdict(values, interval)[0] == word
+    assert plot.verdict(values, interval, ["r = 1"]) == ("undecided", "the best rate lies at the edge of the grid: r = 1")
+
+
+def test_ratios_are_judged_by_their_logarithm():
+    """6 and 8.5: less their difference of 2.5 the mean is below 5, less their ratio of 1.42 it is not."""
+    assert plot.judged(plot.Claim("", "", [6, 8.5], plot.TEN, []))[0] == "supported"
+    assert plot.judged(plot.Claim("", "", [6, 8.5], (5, 30), []))[0] == "undecided"
+
+
+SEEDS, SHIFT = (42, 43, 44), (0.0, 0.002, 0.001)
+FULL_LR, LORA_LR = (5e-6, 1e-5, 2e-5, 4e-5, 8e-5), (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
+
+
+def claims_of(tmp_path, *runs):
+    """{quantity: (verdict, why)} of the claims that hand-made runs allow."""
+    (sweep, long), = plot.chosen(plot.group(plot.read_runs(write(tmp_path / "claims", *runs))))
+    return {claim.quantity: plot.judged(claim) for claim in plot.claims(sweep, long)}
+
+
+def full_grid(**kwargs):
+    return grid(FULL, FULL_LR, 2e-5, 1.0, SEEDS, **kwargs)
+
+
+@pytest.mark.parametrize(("floor", "shift", "high", "low"), [
+    (1.01, SHIFT, "supported", "contradicted"),         # 0.01 of a gain of 2.0: well within 2 %
+    (1.20, SHIFT, "contradicted", "supported"), (1.03, (0.0, 0.05, 0.01), "undecided", "undecided")])
+def test_claims_on_rank(tmp_path, floor, shift, high, low):
+    best = 2e-4
+    found = claims_of(tmp_path, *full_grid(), *grid(R64, LORA_LR, best, floor, SEEDS, shift=shift),
+                      *grid(R1, LORA_LR, best, floor, SEEDS, shift=shift))
+    assert found["r = 64 above full, share of the gain"][0] == high
+    assert found["r = 1 above full, share of the gain"][0] == low
+
+
+@pytest.mark.parametrize(("best", "word"), [(2e-4, "supported"), (9e-5, "undecided"), (7.5e-5, "contradicted"),
+                                            (8e-4, "undecided")])
+def test_claim_on_the_ratio_of_rates(tmp_path, best, word):
+    """Full fine-tuning's best is at 2e-5; seeds differ by 0, 10 and 20 % in LoRA's; at 8e-4 it lies at the edge."""
+    lora = [run for i, seed in enumerate(SEEDS) for run in grid(R64, LORA_LR, best * (1 + i / 10), 1.0, (seed,))]
+    word_found, why = claims_of(tmp_path, *full_grid(), *lora)["rate of r = 64 / rate of full"]
+    assert word_found == word and ("edge" in why) == (best == 8e-4)
+
+
+@pytest.mark.parametrize(("gaps", "word"), [((0.0, 0.1), "supported"), ((0.1, 0.0), "contradicted"), ((0.05, 0.0505), "undecided")])
+def test_claim_on_batch_size(tmp_path, gaps, word):
+    """And the rate that only batch 16 was swept at is not used: it would make LoRA better there."""
+    runs = []
+    for batch, gap in ((8, gaps[0]), (16, 0.0), (32, gaps[1])):
+        full, lora = FULL._replace(batch=batch), R64._replace(batch=batch)
+        shift = SHIFT if batch == 8 else (0.001, 0.0, 0.002)
+        runs += grid(full, FULL_LR, 2e-5, 1.0, SEEDS) + grid(lora, LORA_LR, 2e-4, 1.0 + gap, SEEDS, shift=shift)
+    lucky = [rows(R64, 1.6e-3, [3.0, 0.5, 0.5, 0.5], seed) for seed in SEEDS]
+    found = claims_of(tmp_path, *runs, *lucky)
+    assert found["r = 64 above full at batch 32, less that at 8"][0] == word
+    sweep, arms = plot.batches(sweep_of(tmp_path / "again", *runs, *lucky))
+    assert list(arms) == [8, 16, 32] and plot.rates(sweep, R64) == set(LORA_LR)
+
+
+def placed(attention, mlp, everywhere=1.0):
+    arms = {("attention", 64): (attention, 490), ("attention", 80): (attention, 614), ("mlp", 64): (mlp, 811),
+            ("mlp", 48): (mlp, 608), ("all-linear", 64): (everywhere, 1302)}
+    return [run for (targets, rank), (floor, n) in arms.items()
+            for run in grid(Arm("lora", targets, rank, rank, 16), LORA_LR, 2e-4, floor, SEEDS, shift=SHIFT, trainable=1000 * n)]
+
+
+@pytest.mark.parametrize(("attention", "mlp", "words"), [
+    (1.2, 1.0, ("supported", "supported", "supported")), (1.0, 1.2, ("contradicted", "undecided", "contradicted"))])
+def test_claims_on_placement(tmp_path, attention, mlp, words):
+    found = claims_of(tmp_path, *full_grid(), *placed(attention, mlp))
+    names = ("attention, r = 80 above mlp, r = 48", "attention, r = 64 above all layers, r = 64",
+             "mlp, r = 64 above all layers, r = 64, share of the gain")
+    assert tuple(found[name][0] for name in names) == words
+
+
+@pytest.mark.parametrize(("bests", "word"), [((2e-4, 2.2e-4), "supported"), ((1e-4, 3.9e-4), "contradicted")])
+def test_claim_on_alpha(tmp_path, bests, word):
+    runs = [run for rank, best in zip((8, 128), bests, strict=True)
+            for run in grid(Arm("lora", "all-linear", rank, 32, 16), LORA_LR, best, 1.0, SEEDS)]
+    runs += grid(Arm("lora", "all-linear", 32, 32, 16), LORA_LR, 2e-4, 1.0, SEEDS)         # alpha 32 and alpha = r in one
+    found = claims_of(tmp_path, *full_grid(), *runs)
+    assert found["rate of r = 128, alpha = 32 / rate of r = 8, alpha = 32"][0] == word
+
+
+LONGER = tuple(range(0, 301, 20))
+
+
+def leaving(arm, at, seed=42):
+    """On full fine-tuning's line to 3 - step / 150 until step `at`, flat from there on."""
+    return [rows(arm, lr, [3 - min(step, at) / 150 + 0.5 * (lr != 2e-4) for step in LONGER], seed, LONGER)
+            for lr in (1e-4, 2e-4, 4e-4)]
+
+
+@pytest.mark.parametrize(("low", "high", "word"), [(100, 300, "supported"), (200, 100, "contradicted"), (100, 100, "undecided")])
+def test_claim_on_capacity_and_the_step_at_which_a_rank_leaves(tmp_path, low, high, word):
+    full = [rows(FULL, lr, [3 - step / 150 + 0.5 * (lr != 2e-5) for step in LONGER], seed, LONGER)
+            for lr in (1e-5, 2e-5, 4e-5) for seed in SEEDS]
+    runs = [run for seed in SEEDS for run in leaving(R1, low, seed) + leaving(R64, high, seed)]
+    found = claims_of(tmp_path, *full, *runs, *full_grid(), *grid(R64, LORA_LR, 2e-4, 1.0, SEEDS))
+    assert found["step at which r = 64 leaves it, less that of r = 1"][0] == word
+    sweep, long = plot.chosen(plot.group(plot.read_runs(tmp_path / "claims")))[0]
+    assert sweep.steps == STEPS and long.steps == LONGER
+    assert plot.leaves(long, R1) == [low + 20] * 3          # 0.04 = 2 % of 2 nats above: at low + 6, seen at the next evaluation
+    assert plot.leaves(long, R64) == [min(high + 20, 300)] * 3
+
+
+def test_table_has_every_arm_and_every_claim(tmp_path, capsys):
+    runs = [*full_grid(), *grid(R64, LORA_LR, 2e-4, 1.01, SEEDS, shift=SHIFT), *grid(R1, LORA_LR, 8e-4, 1.3, SEEDS)]
+    plot.main([str(write(tmp_path / "a", *runs)), "--table"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "## nano on nano, 45 runs, 3 seeds" and list((tmp_path / "a").glob("*.png")) == []
+    arms = {row[1]: row for row in ([cell.strip() for cell in text.split("|")] for text in lines) if len(row) == 12}
+    assert list(arms)[2:] == ["full", "r = 1", "r = 64"] and arms["r = 64"][2:5] == ["16", "1k", "5"]
+    assert arms["r = 64"][8] == "1.0110 ± 0.0020" and arms["r = 64"][9] == "+0.0110 ± 0.0020" and arms["full"][9:11] == ["", ""]
+    assert "(edge)" in arms["r = 1"][6] and arms["r = 1"][7] == "-" and "(edge)" not in arms["full"][6]
+    words = [text.split("|")[4].strip() for text in lines[-4:]]
+    assert words == ["*supported*", "*undecided*", "*undecided*", "*supported*"]
+
+
+# ----- figures ------------------------------------------------------------------------------------------------------
+
+def everything():
+    half = Arm("lora", "all-linear", 64, 32, 16), Arm("lora", "all-linear", 1, 32, 16)
+    runs = [*full_grid(), *placed(1.2, 1.0), *grid(R1, LORA_LR, 4e-4, 1.3, SEEDS, shift=SHIFT)]
+    runs += [run for arm in half for run in grid(arm, LORA_LR, 2e-4, 1.1, SEEDS)]
+    runs += [run for batch in (8, 32) for run in grid(FULL._replace(batch=batch), FULL_LR, 2e-5, 1.0, SEEDS)
+             + grid(R64._replace(batch=batch), LORA_LR, 2e-4, 1.0, SEEDS)]
+    runs += [rows(R64, 3.2e-3, [3.0, 9.0, math.nan, math.nan], seed) for seed in SEEDS]
+    runs += [run for seed in SEEDS for run in leaving(R1, 100, seed) + leaving(FULL, 300, seed)]
+    return runs
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = write(tmp_path_factory.mktemp("figures") / "csv", *everything())
+    return folder, *plot.chosen(plot.group(plot.read_runs(folder)))[0]
+
+
+def test_every_figure_is_drawn_as_png_and_svg(pair, tmp_path, capsys):
+    plot.main([str(pair[0]), f"--out={tmp_path / 'figures'}"])
+    names = ("finding1", "finding2", "finding3", "finding4", "alpha", "capacity")
+    assert [Path(text.split(" ")[0]).stem for text in capsys.readouterr().out.splitlines()] == list(names)
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert all(path.stat().st_size > 20_000 for path in (tmp_path / "figures").iterdir())
+    assert (tmp_path / "figures/finding1.png").read_bytes()[:4] == b"\x89PNG" and not list(pair[0].glob("*.png"))
+
+
+def curve_of(ax, label):
+    found, = (drawn for drawn in ax.get_lines() if drawn.get_label().startswith(label))
+    return found
+
+
+def test_curves_are_means_of_best_of_sweep_and_bands_go_from_seed_to_seed(pair):
+    _, sweep, _ = pair
+    figure = plot.finding1(sweep)
+    left, right = figure.axes
+    drawn = curve_of(left, "r = 1 ")
+    assert drawn.get_xdata().tolist() == [10, 20, 30]
+    expected = np.mean([line(4e-4, 4e-4, 1.3 + shift)[1:] for shift in SHIFT], 0)
+    assert drawn.get_ydata().tolist() == pytest.approx(expected)
+    band = left.collections[1].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((1.3, line(4e-4, 4e-4, 1.302)[1]))
+    assert sorted(drawn.get_ydata()[-1] for drawn in right.get_lines()[:2]) == pytest.approx([0.001, 0.301])
+    n = 3 * (5 + 5 + 6)
+    assert figure.get_suptitle() == f"Finding 1, rank: nano on nano, {n} runs, 3 seeds"
+    assert curve_of(left, "r = 64").get_label() == "r = 64 (6 rates, 3 of 18 runs diverged)"
+
+
+def test_rates_mark_minimum_ratio_and_diverged_runs(pair):
+    _, sweep, _ = pair
+    ax, = plot.finding2(sweep).axes
+    assert ax.get_xscale() == "log" and curve_of(ax, "full").get_label() == "full: best 2.0e-05"
+    drawn = curve_of(ax, "r = 64")
+    assert drawn.get_label() == "r = 64: best 2.0e-04, 10 x full's"
+    assert drawn.get_xdata().tolist() == [*LORA_LR, 3.2e-3] and math.isnan(drawn.get_ydata()[-1])
+    rings = {drawn.get_color(): drawn for drawn in ax.get_lines() if drawn.get_markersize() == 13}
+    assert rings[drawn.get_color()].get_xdata() == [2e-4] and rings[drawn.get_color()].get_ydata() == pytest.approx([1.001])
+    crosses = [mark for mark in ax.get_lines() if mark.get_marker() == "X" and len(mark.get_xdata())]
+    assert [(mark.get_color(), mark.get_xdata().tolist()) for mark in crosses] == [(drawn.get_color(), [3.2e-3])]
+
+
+def test_placements_show_their_parameters_and_colours_keep_their_meaning(pair):
+    _, sweep, long = pair
+    labels = [text.get_text() for text in plot.finding4(sweep).legends[0].get_texts()]
+    assert labels == ["full: 1k trained (5 rates)", "all layers, r = 64: 1.3M trained (6 rates, 3 of 18 runs diverged)",
+                      "attention, r = 64: 490k trained (5 rates)", "attention, r = 80: 614k trained, matched (5 rates)",
+                      "mlp, r = 48: 608k trained, matched (5 rates)", "mlp, r = 64: 811k trained (5 rates)"]
+    elsewhere = Arm("lora", "attention", 64, 64, 16), Arm("lora", "mlp", 48, 48, 16)
+    colours = [plot.look(sweep, arm)["color"] for arm in (FULL, R64, R1, *elsewhere)]
+    assert len(set(colours)) == 5 and plot.look(long, R1)["color"] == colours[2] and 64 not in {arm.rank for arm in long.curves}
+    for one in (plot.finding1, plot.finding2, plot.finding3, plot.alpha, plot.capacity):
+        figure = one(long if one is plot.capacity else sweep)
+        for drawn in (drawn for ax in figure.axes for drawn in ax.get_lines()):
+            for text, colour in (("full", colours[0]), ("r = 64", colours[1]), ("r = 1 ", colours[2]), ("r = 1,", colours[2])):
+                assert not drawn.get_label().startswith(text) or drawn.get_color() == colour
+    lightness = sorted(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(matplotlib.colors.to_rgb, colours))
+    assert min(np.diff(lightness)) > 0.02              # they differ in grey too
+
+
+def test_capacity_marks_where_a_rank_leaves_the_curve(pair):
+    left, right = plot.capacity(pair[2]).axes
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["r = 1 leaves at step 120"]
+    assert curve_of(right, "r = 1 leaves").get_xdata() == [120, 120]
+
+
+def test_figures_without_full_fine_tuning_and_several_models_are_drawn_too(tmp_path, capsys):
+    runs = [*grid(R64, LORA_LR, 2e-4, 1.0), *grid(R1, LORA_LR, 2e-4, 1.0, model="/models/other", data="gsm8k")]
+    plot.main([str(write(tmp_path / "a", *runs))])
+    assert {p.stem for p in (tmp_path / "a").glob("*.svg")} == {"nano_nano_finding1", "nano_nano_finding2",
+                                                               "other_gsm8k_finding1", "other_gsm8k_finding2"}
+    plot.main([str(tmp_path / "a"), "--table"])
+    assert "## other on gsm8k, 5 runs, 1 seed" in capsys.readouterr().out
