@@ -146,11 +146,11 @@ def test_a_state_that_was_saved_goes_on_as_if_it_had_never_stopped(name, tmp_pat
 @pytest.mark.slow
 def test_a_hundred_steps_of_full_fine_tuning_on_nano_end_where_adamws_end(tmp_path):
     """Within 1 % of its test NLL, by states of a quarter of the size."""
-    settings = {"method": "full", "lr": 2e-4, "max_steps": 100, "eval_steps": 100, "eval_samples": 200}
+    settings = {"method": "full", "max_steps": 100, "eval_steps": 100, "eval_samples": 200}
     nll = {}
     for name in ("adamw", "adamw8bit"):
         config = train.Config(optimizer=name, out=str(tmp_path / name), **settings)
         first, last = train.train(config)
         nll[name] = last["test_nll"]
-    assert last["test_nll"] < 0.3 * first["test_nll"]
+    assert last["test_nll"] < 0.6 * first["test_nll"]
     assert nll["adamw8bit"] == pytest.approx(nll["adamw"], rel=0.01) and nll["adamw8bit"] != nll["adamw"]
