@@ -120,6 +120,7 @@ def remove_lora(module: nn.Module) -> nn.Module:
 
 # ----- merge and unmerge --------------------------------------------------------------------------------------------
 
+@torch.no_grad()
 def merge_lora(module: nn.Module):
     """W <- W + (alpha / r) B A, summed in float32 and then rounded to W's dtype; inference then costs what the base costs.
 
@@ -129,13 +130,12 @@ def merge_lora(module: nn.Module):
     layers = [layer for layer in lora_layers(module).values() if layer.unmerged is None]
     quantized = [layer for layer in layers if not torch.is_tensor(layer.base.weight)]
     if quantized:
-        warnings.warn(f"{len(quantized)} quantized layers: merged into their dequantized weights, {quantized[0].base.weight.dtype} "
-                      "again and not four bits", stacklevel=2)
+        warnings.warn(f"{len(quantized)} quantized layers are merged into their dequantized weights: they are "
+                      f"{quantized[0].base.weight.dtype} now, not four bits", stacklevel=2)
     for layer in layers:
         layer.unmerged, layer.base = (layer.base,), merged(layer.base, layer.delta())
 
 
-@torch.no_grad()
 def merged(base: nn.Module, delta) -> nn.Linear:
     """W + delta as a linear layer with base's bias."""
     W = base.weight if torch.is_tensor(base.weight) else base.weight.dequantize()
@@ -148,7 +148,7 @@ def unmerge_lora(module: nn.Module):
     """Undo merge_lora: the base is again what it was, bit for bit."""
     for layer in lora_layers(module).values():
         if layer.unmerged is not None:
-            (layer.base,), layer.unmerged = layer.unmerged, None
+            layer.base, layer.unmerged = layer.unmerged[0].to(layer.lora_A.device), None
 
 
 # ----- PEFT's files -------------------------------------------------------------------------------------------------

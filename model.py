@@ -74,7 +74,8 @@ class ModelConfig:
         if hf.get("use_sliding_window"):
             raise UserError("sliding-window attention (use_sliding_window) is not supported")
         if hf.get("quantization_config"):
-            raise UserError("quantized checkpoints (quantization_config) are not read; give the model that it was made from")
+            raise UserError("a quantized checkpoint (quantization_config): bitsandbytes' NF4 is read by --method qlora; for other "
+                            "methods, and of other kinds, give the model that it was made from")
         rope = {"rope_theta": hf.get("rope_theta", 10_000.0)} | (hf.get("rope_parameters") or hf.get("rope_scaling") or {})
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type not in ("default", "llama3"):
@@ -345,7 +346,7 @@ class Transformer(nn.Module):
         wanted = {name: p.shape for name, p in model.named_parameters()}
         for file, name, tensor in read_weights(folder):
             if name in wanted:
-                model.put(name, tensor.to(device=device, dtype=dtype), wanted.pop(name), file)
+                model.put(name, tensor.to(device=device, dtype=dtype, copy=True), wanted.pop(name), file)
                 if each is not None:
                     each(model, name.rpartition(".")[0])
             elif name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq"):     # a tied copy; a constant
@@ -365,7 +366,7 @@ class Transformer(nn.Module):
 
     def save_pretrained(self, folder):
         """Write config.json and model.safetensors, as transformers, vLLM and llama.cpp's converter read them."""
-        if any(True for _ in self.buffers()):
+        if next(self.buffers(), None) is not None:
             raise UserError("the model has weights that are no parameters, quantized ones; quant.save_quantized writes these")
         write_checkpoint(folder, dict(self.named_parameters()), self.config.hf)                 # a tied lm_head only once
 
@@ -415,8 +416,8 @@ def resolve(name_or_path, files=FILES) -> Path:
 def read_weights(folder: Path):
     """Yield (file, name, tensor) for every tensor of a checkpoint.
 
-    Each is read through a mapping of the file of its own, which ends when the tensor is let go: through one mapping for
-    all, every page once read would count as this process's memory until the last tensor is there.
+    Each is read through a mapping of the file of its own, which ends when the tensor is let go, so who keeps one copies it.
+    Through one mapping for all, every page once read would count as this process's memory until the last tensor is there.
     """
     for file in weight_files(folder):
         try:
@@ -432,6 +433,8 @@ def read_weights(folder: Path):
 
 def write_checkpoint(folder, tensors: dict, hf: dict):
     """Write model.safetensors and config.json: `hf`, with the type that the embedding has."""
+    if any(".lora_" in name or ".base." in name for name in tensors):
+        raise UserError("the model carries LoRA layers: save_adapter writes these; remove_lora takes them off")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(tensors["model.embed_tokens.weight"].dtype).removeprefix("torch.")

@@ -10,7 +10,8 @@
     paged_adamw8bit     2.03    both
 
 An update is torch's own in each of them; they differ in how m and v are kept between two steps. Paged, therefore, is AdamW to
-the last bit, and a device that is full of activations never holds more than two buckets of moments.
+the last bit, and a GPU that is full of activations never holds more than two buckets of moments. Without a GPU there is nowhere
+to page from: the buckets are the same, the copies fall away.
 """
 import contextlib
 from functools import partial
@@ -20,7 +21,7 @@ from torch.optim.adamw import adamw
 
 from quant import dequantize_dynamic, dynamic_code, quantize_dynamic
 
-BUCKET = 2 ** 24        # parameters updated together: 128 MB of moments, enough to keep a bus busy
+BUCKET = 2 ** 24        # parameters updated together, or one larger tensor: 128 MB of moments, enough to keep a bus busy
 SMALL = 4096            # fewer elements than this are kept in float32: norms and biases, which cost nothing
 
 
@@ -29,7 +30,7 @@ class AdamW(torch.optim.Optimizer):
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, fused=False, bits=32, paged=False):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused, bits=bits, paged=paged))
-        self.device = self.param_groups[0]["params"][0].device
+        self.device = next(p.device for group in self.param_groups for p in group["params"])
         self.copies = torch.cuda.Stream(self.device) if paged and self.device.type == "cuda" else None
 
     @torch.no_grad()
@@ -38,11 +39,19 @@ class AdamW(torch.optim.Optimizer):
         todo = [(group, bucket) for group in self.param_groups for bucket in buckets(group["params"])]
         ahead = self.fetch(todo[0][1]) if todo else None
         for i, (group, bucket) in enumerate(todo):
-            here, ahead = ahead, self.fetch(todo[i + 1][1]) if i + 1 < len(todo) else None
+            here = ahead                        # lets go of the bucket before it
+            ahead = self.fetch(todo[i + 1][1]) if i + 1 < len(todo) else None
             self.update(group, bucket, here)
             self.store(bucket, here)
         if self.copies is not None:
             self.copies.synchronize()           # whoever reads the moments next, reads these
+
+    def load_state_dict(self, state_dict):
+        """torch's own would make float32 of the codes, and bring what is paged to the device."""
+        super().load_state_dict(state_dict | {"state": {}})
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, state in state_dict["state"].items():
+            restore(self, params[i], {key: t.clone() for key, t in state.items()})
 
     def fetch(self, bucket):
         """The states of a bucket on the device; the state itself where that is where it lives."""
@@ -58,14 +67,14 @@ class AdamW(torch.optim.Optimizer):
         here, arrived = fetched
         if arrived is not None:
             torch.cuda.current_stream(self.device).wait_event(arrived)
-        m, v = ([load(state, name, signed) for state in here] for name, signed in MOMENTS)
+        m, v = ([dequantized(p, state, name, signed) for p, state in zip(bucket, here)] for name, signed in MOMENTS)
         b1, b2 = group["betas"]
         settings = {key: group[key] for key in ("lr", "eps", "weight_decay", "fused")}
         adamw(bucket, [p.grad for p in bucket], m, v, [], [state["step"] for state in here], beta1=b1, beta2=b2, **settings,
               foreach=False, amsgrad=False, maximize=False)
         for (name, signed), moment in zip(MOMENTS, (m, v)):
             for state, values in zip(here, moment):
-                save(state, name, signed, values)
+                requantize(state, name, signed, values)
 
     def store(self, bucket, fetched):
         """Send a bucket's states home. The copies wait for the update, so its memory may be used again after them."""
@@ -109,16 +118,19 @@ def new_state(p, bits: int) -> dict:
     return state
 
 
-def load(state: dict, name: str, signed: bool):
+def dequantized(p, state: dict, name: str, signed: bool):
+    """A moment in float32, laid out in memory as p is."""
     if f"{name}_absmax" not in state:
         return state[name]
-    return dequantize_dynamic(state[name], state[f"{name}_absmax"], dynamic_code(signed, state[name].device))
+    values = dequantize_dynamic(state[name], state[f"{name}_absmax"], dynamic_code(signed, p.device))
+    return torch.empty_like(p, dtype=torch.float32).copy_(values)
 
 
-def save(state: dict, name: str, signed: bool, values):
+def requantize(state: dict, name: str, signed: bool, values):
     """Put a moment back, in place.
 
-    v rounded down to zero would make the next step as long as m / eps: what is not zero stays above it, if only just.
+    No v is left at zero, as bitsandbytes would leave it: where it was rounded down to it, the next step would be as long as
+    m / eps. What truly is zero is lifted with it, by 3e-7 of its block's largest.
     """
     if f"{name}_absmax" in state:
         codes, absmax = quantize_dynamic(values, dynamic_code(signed, values.device))
@@ -133,10 +145,10 @@ def restore(optimizer, p, state: dict):
     for key, t in state.items():
         if key == "step":
             t = t.to(p.device if optimizer.defaults["fused"] else "cpu")
-        elif not optimizer.defaults.get("paged"):
-            t = t.to(p.device)
-        elif p.is_cuda:
+        elif optimizer.defaults.get("paged") and p.is_cuda:
             t = t.cpu().pin_memory()
+        else:
+            t = t.to(p.device)
         optimizer.state[p][key] = t
 
 

@@ -27,7 +27,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import torch
 
@@ -41,8 +40,8 @@ from tokenizer import Tokenizer
 
 CARDS = (8, 16, 24, 48, 80)         # GB, here of 10^9 bytes; a card's are 2^30, and the 7 % between are left to CUDA's context
 BASELINE = 0.33e9                   # a CPU's resident memory with torch loaded and no model (measured: torch 2.13.0, Linux)
-NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8                    # bytes a weight: a code, and double-quantized scales: 4.127 bits
-MOMENTS = {"adamw": 8, "adamw8bit": 2 * (1 + 4 / 256)}      # bytes a trained parameter: float32; codes, and a scale for 256
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8                    # bytes a weight: a code, and double-quantized scales: 4.127 bits
+MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2 * (1 + 4 / 256)}      # bytes a trained parameter: float32; codes, and a scale for 256
 ATTENTION, MLP = TARGETS["attention"], TARGETS["mlp"]
 COLOURS = {"weights": "#0072B2", "adapters": "#56B4E9", "optimizer": "#009E73", "gradients": "#F0E442", "activations": "#E69F00",
            "passing": "#D55E00"}    # Okabe and Ito's, which the colour-blind tell apart
@@ -182,13 +181,13 @@ def memory(c: ModelConfig, run: train.Config, checkpointing: bool) -> list[Row]:
     layer = 2 * s * N * c.intermediate_size + dW * (tied or once) + qlora * 6 * max(i * o for i, o in maps)
     layer += checkpointing * sum(layer_activations(c, run).values())
     # 8-bit moments are float32 while their bucket is updated, and 9 bytes while they are quantized; paged ones come in two buckets
-    each, paged = MOMENTS[run.optimizer.removeprefix("paged_")], run.optimizer.startswith("paged") and cuda
+    each, paged = MOMENT_BYTES[run.optimizer.removeprefix("paged_")], run.optimizer.startswith("paged") and cuda
     tensor = V * C if full else run.rank * max(map(max, maps))
     bucket = max(tensor, min(trained, BUCKET))
     step = paged * 2 * each * bucket + (each < 8) * (8 * bucket + 9 * tensor)
 
     weights = {"full": (4 * P, "4 P: kept in float32", "arXiv 1710.03740"), "lora": (s * P, "s P: frozen", "arXiv 2106.09685"),
-               "qlora": (NF4 * W + s * (P - W), "4.127 / 8 W + s (P - W)", "arXiv 2305.14314")}[run.method]
+               "qlora": (NF4_BYTES * W + s * (P - W), "4.127 / 8 W + s (P - W)", "arXiv 2305.14314")}[run.method]
     return [
         Row("throughout", "weights", *weights),
         Row("throughout", "adapters", 4 * a, "4 a, a = r (in + out) a map: float32", "arXiv 2106.09685"),
@@ -275,7 +274,7 @@ def learning_rate(c: ModelConfig, method: str, steps: int) -> float:
 
 def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:
     """The rank whose parameters, at 2 bits each, hold `tokens` supervised tokens of 1 bit each (Schulman et al., 2025)."""
-    return max(1, math.ceil(1 * tokens / (2 * adapter_parameters(c, 1, targets))))
+    return max(1, math.ceil(tokens / (2 * adapter_parameters(c, 1, targets))))
 
 
 def supervised(run: train.Config, data: str) -> tuple[int, int]:
@@ -328,19 +327,23 @@ def measure(c: ModelConfig, run: train.Config, checkpointing: bool) -> tuple[flo
 def measured(*args, **env) -> tuple[float, float]:
     """`measure` in a fresh process, with `env` added to its environment."""
     try:
-        with mock.patch.dict(os.environ, env), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        os.environ.update(env)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(measure, *args).result()
     except RuntimeError as e:       # killed by the system, or told by it
         if not isinstance(e, BrokenProcessPool | torch.OutOfMemoryError) and "allocate memory" not in str(e):
             raise
         raise UserError("--measure ran out of memory; lower --micro_bs or --max_length") from None
+    finally:
+        for name in env:
+            del os.environ[name]
 
 
 # ----- what one looks at --------------------------------------------------------------------------------------------
 
 def variants(run: train.Config) -> dict[str, tuple[train.Config, bool]]:
-    """Each method, without and with gradient checkpointing, on a card."""
-    return {method + checkpointing * " + checkpointing": (dataclasses.replace(run, method=method, device="cuda"), checkpointing)
+    """Each method, without and with gradient checkpointing."""
+    return {method + checkpointing * " + checkpointing": (dataclasses.replace(run, method=method), checkpointing)
             for method in ("full", "lora", "qlora") for checkpointing in (False, True)}
 
 
@@ -371,7 +374,8 @@ def show_memory(c: ModelConfig, run: train.Config):
 
 
 def show_cards(c: ModelConfig, run: train.Config):
-    print(f"\n{'largest micro_bs that fits':<27}{'peak at ' + str(run.micro_bs):>14}" + "".join(f"{card:>9} GB" for card in CARDS))
+    print(f"\n{'on a GPU, in ' + run.dtype:<27}{'peak at ' + str(run.micro_bs):>14}" + "".join(f"{card:>9} GB" for card in CARDS)
+          + "\n  the largest micro_bs that fits")
     for name, (variant, checkpointing) in variants(run).items():
         fits = [largest(c, variant, checkpointing, card * 1e9) or "-" for card in CARDS]
         print(f"  {name:<25}{gb(peak(c, variant, checkpointing), 11)} GB" + "".join(f"{B:>12}" for B in fits))
@@ -416,8 +420,6 @@ def plot(c: ModelConfig, run: train.Config, path: Path):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--plot {path}: its name has to end in .png, .svg or .pdf")
     fig, ax = plt.subplots(figsize=(9, 5), layout="constrained")
     held = {name.replace(" + ", "\n+ "): at_peak(memory(c, *v), run.grad_accum)[1] for name, v in variants(run).items()}
     tops = [0.0] * len(held)
@@ -463,19 +465,26 @@ def parse(argv=None) -> argparse.Namespace:
 def plan(args: argparse.Namespace):
     settings = dict(vars(args))
     data, picture, measuring = (settings.pop(name) for name in ("data", "plot", "measure"))
-    run = train.Config(**settings)
-    train.check(run)
-    run, file = train.settled(run, 1), Path(run.model)
-    c = ModelConfig.from_hf(read_json(file if file.is_file() else folder_of(run.model, ["config.json"]) / "config.json"))
+    if picture and Path(picture).suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--plot {picture}: its name has to end in .png, .svg or .pdf")
+    if picture and not Path(picture).parent.is_dir():
+        raise UserError(f"--plot {picture}: there is no folder {Path(picture).parent}")
+    train.check(train.Config(**settings))
+    run, file = train.settled(train.Config(**settings), 1), Path(args.model)
+    card = dataclasses.replace(run, device="cuda", dtype="bfloat16" if args.dtype == "auto" else run.dtype)
+    hf = read_json(file if file.is_file() else resolve(run.model, ["config.json"]) / "config.json")
+    if run.method == "qlora":
+        hf.pop("quantization_config", None)         # load_quantized takes a checkpoint in four bits as it is
+    c = ModelConfig.from_hf(hf)
     show_sizes(c, run)
     show_memory(c, run)
-    show_cards(c, run)
+    show_cards(c, card)
     show_computation(c, run)
     show_start(c, run, data)
     if measuring:
         show_measured(c, run)
     if picture:
-        plot(c, run, Path(picture))
+        plot(c, card, Path(picture))
 
 
 def main(argv=None):

@@ -7,7 +7,7 @@
     double             the scales quantized too     32/64 bits a weight for them become 8/64 + 32/(64 * 256)
 
 so that a weight costs 4 + 0.127 bits instead of 16. What is quantized is frozen: LoRA learns beside it, in float32. Codes,
-scales and their statistics are those of bitsandbytes 0.50 on a CPU, bit for bit, and what is saved here loads there.
+scales and their statistics, computed on a CPU, are those of bitsandbytes 0.50 there, bit for bit, and what is saved loads there.
 
 Shapes: n weights of a tensor, flattened; K = ceil(n / 64) blocks; a last block that is not full counts as filled up with zeros.
 """
@@ -141,7 +141,7 @@ def nf4_pairs(device):
 
 
 def quantize_nf4(w, block_size=64, double_quant=True) -> "NF4Tensor":
-    """w, any shape and any of the three float types -> NF4Tensor.
+    """w, any shape and any of the three float types -> NF4Tensor; block_size even. Raises UserError for a w that is not finite.
 
     Block by block: q = the nearest of NF4's values to w / max|w|; a tie goes to the lower. A block of zeros has absmax 0
     and code 7, the zero. double_quant: absmax, less its mean (all are positive), is quantized itself, 8 bits in blocks of 256.
@@ -153,6 +153,8 @@ def quantize_nf4(w, block_size=64, double_quant=True) -> "NF4Tensor":
         absmax[-1].clamp_(min=1e-38)
         scaled[-1] = rows[-1] / absmax[-1]
     code = torch.tensor(NF4, device=w.device)
+    if not absmax.isfinite().all():
+        raise UserError("a weight is infinite or no number, and cannot be quantized; is the checkpoint sound?")
     codes = torch.bucketize(scaled.view(-1)[:w.numel() + w.numel() % 2], (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8)
     packed = codes[::2] << 4 | codes[1::2]                                              # two codes a byte
     if not double_quant:
@@ -177,7 +179,7 @@ class NF4Tensor(nn.Module):
             self.register_buffer(name, tensor)
         self.register_buffer("pairs", nf4_pairs(packed.device), persistent=False)       # the tables, where they are needed
         self.register_buffer("code", dynamic_code(True, packed.device), persistent=False)
-        self.shape, self.block_size, self.dtype = torch.Size(shape), block_size, dtype      # dtype: what it was quantized from
+        self.shape, self.block_size, self.dtype = torch.Size(shape), block_size, dtype      # dtype: what it is dequantized to
 
     @property
     def nbytes(self) -> int:
@@ -193,14 +195,15 @@ class NF4Tensor(nn.Module):
         return dequantize_dynamic(self.absmax, self.absmax2, self.code) + self.offset
 
     def dequantize(self, dtype=None):
-        """NF4[codes] * absmax in float32, then rounded to `dtype` (None: the type that it was quantized from), of the old shape."""
+        """NF4[codes] * absmax in float32, then rounded to `dtype` (None: self.dtype, at first that of w), of the old shape."""
         n, dtype = self.shape.numel(), dtype or self.dtype
         values = self.pairs.index_select(0, self.packed.int()).view(torch.float32)[:n]
         if n % self.block_size:
             return (values * self.scales().repeat_interleave(self.block_size)[:n]).to(dtype).view(self.shape)
         return values.view(-1, self.block_size).mul_(self.scales()[:, None]).to(dtype).view(self.shape)
 
-    def _apply(self, fn, recurse=True):         # .to(device) moves it; .half() does not round its statistics
+    def _apply(self, fn, recurse=True):         # .half() says to what it dequantizes, and rounds no statistics
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.packed.device)).dtype
         return super()._apply(lambda t: t.to(fn(t).device), recurse)
 
 
@@ -221,7 +224,7 @@ class DequantizedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         dx = dy @ ctx.W.dequantize(dy.dtype) if ctx.needs_input_grad[0] else None
-        return dx, None, dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return dx, None, dy.reshape(-1, dy.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
 
 
 class NF4Linear(nn.Module):
@@ -239,16 +242,15 @@ class NF4Linear(nn.Module):
 # ----- a whole model ------------------------------------------------------------------------------------------------
 
 def quantize_model(model: nn.Module, block_size=64, double_quant=True) -> nn.Module:
-    """Make every nn.Linear but lm_head an NF4Linear, in place, one at a time. Embeddings and norms stay as they are."""
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, nn.Linear):
-            quantize_layer(model, name, block_size, double_quant)
+    """Make every nn.Linear within `model` an NF4Linear, in place, one at a time; lm_head, embeddings and norms stay as they are."""
+    for name, _ in list(model.named_modules()):
+        quantize_layer(model, name, block_size, double_quant)
     return model
 
 
 def quantize_layer(model: nn.Module, name: str, block_size=64, double_quant=True):
     layer = model.get_submodule(name)
-    if isinstance(layer, nn.Linear) and not layer.weight.is_meta and name.rpartition(".")[2] != "lm_head":
+    if name and isinstance(layer, nn.Linear) and not layer.weight.is_meta and "lm_head" not in name.split("."):
         model.set_submodule(name, NF4Linear(quantize_nf4(layer.weight.detach(), block_size, double_quant), layer.bias))
 
 
@@ -260,32 +262,40 @@ def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
     folder = resolve(name_or_path)
     hf = read_json(folder / "config.json")
     how = hf.pop("quantization_config", None)
-    if how is None:
+    if not how:
         return Transformer.from_pretrained(folder, dtype, device, each=quantize_layer)
     if how.get("quant_method") != "bitsandbytes" or how.get("bnb_4bit_quant_type") != "nf4":
         raise UserError(f"{folder}: of quantized checkpoints only bitsandbytes' NF4 is read; give the model that it was made from")
     with torch.device("meta"):
         model = Transformer(ModelConfig.from_hf(hf))
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    parts = {name: tensor.to(device) for _, name, tensor in read_weights(folder)}
+    parts = {name: tensor.to(device, copy=True) for _, name, tensor in read_weights(folder)}
+    known = (*(name + part for name in shapes for part in ("", *PARTS)), "lm_head.weight")
+    if extra := parts.keys() - known:
+        raise UserError(f"{folder}: {min(extra)} belongs to no model that config.json describes")
     for name, shape in shapes.items():
         try:
             weight = assembled(parts, name)
-        except (KeyError, ValueError) as e:
+        except (KeyError, TypeError, ValueError) as e:
             raise UserError(f"{folder}: {name} is missing, or not in bitsandbytes' form ({e}); fetch it again") from None
+        module = name.rpartition(".")[0]
         if torch.is_tensor(weight):
             model.put(name, weight.to(dtype), shape, folder)
-        elif weight.shape == shape:
-            module = name.rpartition(".")[0]
-            model.set_submodule(module, NF4Linear(weight, model.get_submodule(module).bias))
-        else:
+        elif weight.shape != shape:
             raise UserError(f"{folder}: {name} has shape {tuple(weight.shape)}, config.json asks for {tuple(shape)}")
+        elif module == "lm_head" or not isinstance(model.get_submodule(module), nn.Linear):
+            raise UserError(f"{folder}: {name} is quantized, and only the layers' linear maps may be")
+        else:
+            weight.dtype = dtype or weight.dtype
+            model.set_submodule(module, NF4Linear(weight, model.get_submodule(module).bias))
     if model.config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model
 
 
-STATE = ".quant_state.bitsandbytes__nf4"        # what bitsandbytes calls the JSON, as bytes, that goes with a weight
+# what bitsandbytes writes beside a weight's codes; the last is JSON, as bytes
+PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.bitsandbytes__nf4")
+STATE = PARTS[-1]
 
 
 def assembled(parts: dict, name: str):
@@ -295,10 +305,11 @@ def assembled(parts: dict, name: str):
         return tensor
     state = json.loads(bytes(parts[name + STATE].tolist()))
     absmax, absmax2, n = parts[name + ".absmax"], parts.get(name + ".nested_absmax"), torch.Size(state["shape"]).numel()
-    if 2 * tensor.numel() != n + n % 2 or absmax.numel() != -(-n // state["blocksize"]):
-        raise ValueError(f"{tensor.numel()} bytes and {absmax.numel()} scales for {n} weights")
+    packed = tensor.reshape(-1).view(torch.uint8)           # some recipes store the bytes as if they were bfloat16
+    if 2 * packed.numel() != n + n % 2 or absmax.numel() != -(-n // state["blocksize"]):
+        raise ValueError(f"{packed.numel()} bytes and {absmax.numel()} scales for {n} weights")
     offset = None if absmax2 is None else torch.tensor(state["nested_offset"], device=tensor.device)
-    return NF4Tensor(tensor.view(-1), absmax, absmax2, offset, state["shape"], state["blocksize"], DTYPES[state["dtype"]])
+    return NF4Tensor(packed, absmax, absmax2, offset, state["shape"], state["blocksize"], DTYPES[state["dtype"]])
 
 
 def save_quantized(model: Transformer, folder):
@@ -315,5 +326,6 @@ def save_quantized(model: Transformer, folder):
             tensors[name + STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
     how = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
            "bnb_4bit_quant_storage": "uint8",
+           "bnb_4bit_compute_dtype": str(model.model.embed_tokens.weight.dtype).removeprefix("torch."),
            "bnb_4bit_use_double_quant": any(name.endswith(".nested_absmax") for name in tensors)}
     write_checkpoint(folder, tensors, model.config.hf | {"quantization_config": how})

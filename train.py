@@ -59,8 +59,8 @@ class Config:
     lr: float = opt(None, "learning rate; default: 2e-4 for lora and qlora, 2e-5 for full", type=float, group="optimization")
     schedule: str = opt("constant", "of the learning rate, after warm-up", choices=("constant", "cosine", "linear"))
     warmup_ratio: float = opt(0.0, "share of the steps in which the learning rate rises from 0")
-    optimizer: str = opt("adamw", "AdamW with its two moments in float32 or in 8 bits; paged: in the host's memory, a bucket at a "
-                         "time on the device", choices=tuple(OPTIMIZERS))
+    optimizer: str = opt("adamw", "AdamW with its two moments in float32 or in 8 bits; paged: beside a GPU, in the host's memory, "
+                         "a bucket at a time on the device", choices=tuple(OPTIMIZERS))
     weight_decay: float = opt(0.0, "AdamW's, decoupled")
     grad_clip: float = opt(1.0, "largest norm of the gradient; 0: no clipping")
     micro_bs: int = opt(4, "samples a forward pass: what decides memory")
@@ -436,6 +436,8 @@ def load_state(path: Path, trained, optimizer) -> dict:
                     restore(optimizer, trained[name], {what: f.get_tensor(key).clone()})
             return json.loads(f.metadata()["progress"])
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
+        if out_of_memory(e):            # the moments go to the device here: that is no reason to begin anew
+            raise
         raise UserError(f"{path} is damaged ({e}); --overwrite begins anew") from None
 
 
@@ -552,6 +554,10 @@ def fail(message: str, code: int = 2):
     raise SystemExit(code)
 
 
+def out_of_memory(e: Exception) -> bool:
+    return isinstance(e, torch.OutOfMemoryError) or "out of memory" in str(e) or "allocate memory" in str(e)
+
+
 def main(argv=None):
     try:
         train(parse(argv))
@@ -559,7 +565,7 @@ def main(argv=None):
         print(f"\n{e}" if str(e) else "\nstopped", file=sys.stderr)
         raise SystemExit(130) from None
     except RuntimeError as e:
-        if not isinstance(e, torch.OutOfMemoryError) and "out of memory" not in str(e) and "allocate memory" not in str(e):
+        if not out_of_memory(e):
             raise
         fail("out of memory: lower --micro_bs (and raise --grad_accum as much), or --max_length, or add --gradient_checkpointing")
     except (UserError, OSError, SafetensorError) as e:

@@ -244,8 +244,8 @@ def test_loading_never_holds_the_model_twice(large, dtype, checkpoint):
     print(f"{anon=:,} {peak=:,} {model=:,} {file=:,}")
     slack = 30e6                                    # one tensor on its way: 8192 x 1024 in bfloat16 are 17 MB
     assert file > 190e6 and model == pytest.approx(file / (2 if dtype == "bfloat16" else 1), rel=0.01)
-    assert anon < (model if dtype == "bfloat16" else 0) + slack, f"{anon:,} bytes beside the file"
-    assert peak < file + (model if dtype == "bfloat16" else 0) + slack, f"{peak:,} bytes at the peak"
+    assert anon < model + slack, f"{anon:,} bytes beside the file"
+    assert peak < model + 2 * slack, f"{peak:,} bytes at the peak, in which what is mapped of the file counts while it is read"
 
 
 # ----- the loss -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
 """Paged AdamW against torch's, bit for bit; 8-bit states against what they stand for, their size, and AdamW's own path."""
+import copy
+import weakref
+
 import pytest
 import torch
 import torch.nn as nn
@@ -11,9 +14,9 @@ from quant import dequantize_dynamic, dynamic_code
 SETTINGS = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6}
 
 
-def parameters(seed=0):
+def parameters(seed=0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in [(300, 200), (64,), (70, 90), (5000,)]]
+    return [nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in [(300, 200), (64,), (70, 90), (5000,)]]
 
 
 def groups(params):
@@ -30,22 +33,81 @@ def train_with(name, steps=8, fused=True, params=None, optimizer=None, seed=1):
             group["lr"] = SETTINGS["lr"] / (step + 1)
         for p in params:
             noise = torch.randn(p.shape, generator=generator)
-            p.grad = noise * torch.logspace(-3, 0, len(p)).view(-1, *[1] * (p.dim() - 1))
+            noise = noise.to(p.device)
+            p.grad = noise * torch.logspace(-3, 0, len(p), device=p.device).view(-1, *[1] * (p.dim() - 1))
         if step == 2:
             params[2].grad = None
         optimizer.step()
     return params, optimizer
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("bucket", [1, 6000, 2 ** 24])
 @pytest.mark.parametrize("fused", [True, False])
-def test_paged_is_adamw_to_the_last_bit(fused, bucket, monkeypatch):
+def test_paged_is_adamw_to_the_last_bit(fused, bucket, device, monkeypatch):
     monkeypatch.setattr(optim, "BUCKET", bucket)
-    expected, theirs = train_with("adamw", fused=fused)
-    got, ours = train_with("paged_adamw", fused=fused)
+    expected, theirs = train_with("adamw", fused=fused, params=parameters(device=device))
+    got, ours = train_with("paged_adamw", fused=fused, params=parameters(device=device))
+    for state in ours.state.values():
+        assert state["exp_avg"].device.type == "cpu" and state["exp_avg"].is_pinned() == (device == "cuda")
     for p, q in zip(expected, got):
         assert torch.equal(p, q) and p.std() > 0
         assert {key: t.tolist() for key, t in theirs.state[p].items()} == {key: t.tolist() for key, t in ours.state[q].items()}
+
+
+def test_never_more_than_two_buckets_are_on_the_device(monkeypatch):
+    """Counted by weak references to what `fetch` returns."""
+    alive, most = weakref.WeakSet(), []
+
+    class Watched(dict):
+        __hash__ = object.__hash__
+
+    class Optimizer(optim.AdamW):
+        def fetch(self, bucket):
+            here, event = super().fetch(bucket)
+            here = [Watched(state) for state in here]
+            alive.update(here)
+            most.append(len(alive))
+            return here, event
+
+    monkeypatch.setattr(optim, "BUCKET", 1)
+    params = parameters()
+    train_with("", steps=1, params=params, optimizer=Optimizer(groups(params), paged=True))
+    assert most == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_dict_keeps_codes_and_places(name):
+    """torch's own load_state_dict would make float32 of every state."""
+    params, optimizer = train_with(name, steps=3)
+    again = [nn.Parameter(p.detach().clone()) for p in params]
+    fresh = OPTIMIZERS[name](groups(again), fused=True, **SETTINGS)
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for p, q in zip(params, again):
+        for key, t in optimizer.state[p].items():
+            assert t.dtype == fresh.state[q][key].dtype and torch.equal(t, fresh.state[q][key])
+    a, _ = train_with(name, steps=3, params=params, optimizer=optimizer, seed=5)
+    b, _ = train_with(name, steps=3, params=again, optimizer=fresh, seed=5)
+    assert all(torch.equal(p, q) for p, q in zip(a, b))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_parameter_that_lies_otherwise_in_memory(name):
+    """The fused update walks memory, so the moments have to lie as the weight does."""
+    p, q = nn.Parameter(torch.randn(64, 100).T), nn.Parameter(torch.empty(100, 64))
+    q.data.copy_(p.data)
+    assert not p.is_contiguous() and q.is_contiguous()
+    generator = torch.Generator().manual_seed(0)
+    optimizers = [OPTIMIZERS[name]([x], fused=True, **SETTINGS) for x in (p, q)]
+    for _ in range(3):
+        g = torch.randn(100, 64, generator=generator)
+        p.grad, q.grad = torch.empty_like(p).copy_(g), g
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(p, q, atol=1e-6, rtol=0)
 
 
 def test_buckets_are_of_that_size_and_leave_nothing_out(monkeypatch):
@@ -96,7 +158,6 @@ def test_eight_bits_against_a_slow_twin():
         p.grad, optimizer.param_groups[0]["lr"] = g, lr
         optimizer.step()
     torch.testing.assert_close(p.detach(), slow_8bit(start, grads, lrs, 0.1), atol=1e-5, rtol=0)
-    exact, _ = train_with("adamw")
     assert (p.detach() - slow_8bit(start, grads, lrs, 0.0)).abs().max() > 1e-4          # the decay is seen
 
 

@@ -187,10 +187,31 @@ def test_dequantize_against_a_slow_twin(shape, block_size):
     assert torch.equal(t.dequantize(torch.bfloat16), slow_dequantize(t).bfloat16())
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused(bad):
+    w = torch.randn(64, 64)
+    w[3, 3] = bad
+    with pytest.raises(UserError, match="no number"):
+        quantize_nf4(w)
+
+
+def test_bytes_stored_as_another_type(checkpoint, ids, tmp_path):
+    """bnb_4bit_quant_storage=bfloat16, which sharded training asks for."""
+    model = load_quantized(checkpoint("qwen2", **WIDE))
+    save_quantized(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in tensors if name + quant.STATE in tensors]:
+        tensors[name] = tensors[name].view(-1).view(torch.bfloat16)[:, None]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with torch.no_grad():
+        assert torch.equal(load_quantized(tmp_path)(ids), model(ids))
+
+
 def test_half_leaves_the_statistics_alone():
     t = quantize_nf4(torch.randn(64, 64))
     before = t.dequantize(torch.float32)
     t.half()
+    assert t.dequantize().dtype == torch.float16
     assert t.absmax2.dtype == torch.float32 and torch.equal(t.dequantize(torch.float32), before)
     assert {b.device.type for b in t.to("meta").buffers()} == {"meta"}
 
@@ -223,6 +244,27 @@ def test_nothing_is_kept_for_the_backward_pass():
     assert {o.shape for o in gc.get_objects() if type(o) is torch.Tensor and id(o) not in before} == {y.shape}
 
 
+def test_a_vector():
+    layer = NF4Linear(quantize_nf4(torch.randn(8, 64)), nn.Parameter(torch.zeros(8)))
+    layer(torch.randn(64)).sum().backward()
+    assert layer.bias.grad.tolist() == [1] * 8
+
+
+def test_it_compiles_into_one_graph():
+    """Forward and backward, around an adapter; "aot_eager" needs no compiler."""
+    model = quantize_model(nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 128, bias=False)))
+    apply_lora(model, 4)
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B)
+    x = torch.randn(16, 128)
+    results = []
+    for f in (model, torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)):
+        y = f(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [p for p in model.parameters() if p.requires_grad])])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(eager, compiled, atol=1e-5, rtol=1e-5)
+
+
 # ----- the model ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
@@ -241,18 +283,16 @@ def test_what_is_quantized(checkpoint, family):
 @pytest.mark.parametrize("dtype", FLOATS[:2])
 def test_loading_is_quantizing_what_was_loaded_layer_by_layer(checkpoint, ids, dtype, shard, monkeypatch):
     """The same model, while never more than one linear weight is there that is not in four bits."""
-    folder, whole, real = checkpoint("qwen2", shard=shard), [], quant.quantize_nf4
+    folder, whole, real = checkpoint("qwen2", shard=shard), [], quant.quantize_layer
 
-    def watched(w, *args):
-        whole.append(sum(type(o) is nn.Linear and not o.weight.is_meta and o.out_features != 320
-                         for o in gc.get_objects()))
-        return real(w, *args)
+    def watched(model, name):
+        whole.append(sum(type(m) is nn.Linear and not m.weight.is_meta for m in model.model.modules()))
+        real(model, name)
 
     expected = quantize_model(Transformer.from_pretrained(folder, dtype))(ids)
-    gc.collect()
-    monkeypatch.setattr(quant, "quantize_nf4", watched)
+    monkeypatch.setattr(quant, "quantize_layer", watched)
     model = load_quantized(folder, dtype)
-    assert torch.equal(model(ids), expected) and len(whole) == 14 and max(whole) == 1
+    assert torch.equal(model(ids), expected) and whole.count(1) == 14 and max(whole) == 1
     assert {p.dtype for p in model.parameters()} == {dtype} and not any(p.is_meta for p in model.parameters())
 
 
@@ -272,15 +312,30 @@ def test_logits_are_those_of_transformers_on_bitsandbytes(checkpoint, ids, famil
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_saved_and_loaded_without_the_16_bit_form(checkpoint, ids, tmp_path, tied):
-    """By us and by transformers; with no weight of a layer in the file but its codes."""
-    model = load_quantized(checkpoint("qwen2", tie_word_embeddings=tied, **WIDE))
+@pytest.mark.parametrize("dtype", FLOATS[:2])
+def test_saved_and_loaded_without_the_16_bit_form(checkpoint, ids, tmp_path, tied, dtype):
+    """By us and by transformers, which computes in the type that we did; with no weight of a layer in the file but its codes."""
+    model = load_quantized(checkpoint("qwen2", tie_word_embeddings=tied, **WIDE), dtype)
     save_quantized(model, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     assert sum(t.nbytes for name, t in tensors.items() if ".mlp." in name and name.endswith(".weight")) == 2 * 3 * 64 * 128 / 2
     with torch.no_grad():
         assert torch.equal(load_quantized(tmp_path)(ids), model(ids))
-        torch.testing.assert_close(in_transformers(tmp_path, quantize=False)(ids).logits, model(ids), atol=1e-4, rtol=0)
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+        torch.testing.assert_close(theirs(ids).logits, model(ids), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_checkpoint_in_four_bits_is_used_in_another_type(checkpoint, ids, tmp_path, dtype):
+    """Made in bfloat16, used in float16 where there is no bfloat16: also what it is merged into."""
+    save_quantized(load_quantized(checkpoint("qwen2", **WIDE), torch.bfloat16), tmp_path)
+    model = with_adapter(load_quantized(tmp_path, dtype, "cpu"))
+    with torch.no_grad():
+        before = model(ids)
+        with pytest.warns(UserWarning):
+            merge_lora(model)
+        assert before.dtype == dtype and {p.dtype for name, p in model.named_parameters() if "lora" not in name} == {dtype}
+        torch.testing.assert_close(model(ids), before, atol=1e-4 if dtype == torch.float32 else 0.1, rtol=0)
 
 
 def test_without_double_quantization(checkpoint, ids, tmp_path):
@@ -306,7 +361,7 @@ def test_quantized_weights_are_not_left_out_in_silence(checkpoint, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["lacks", "cut", "shape", "state", "type"])
+@pytest.mark.parametrize("damage", ["lacks", "cut", "shape", "state", "list", "type", "extra", "lm_head"])
 def test_a_damaged_checkpoint_in_four_bits(checkpoint, tmp_path, damage):
     save_quantized(load_quantized(checkpoint("qwen2", **WIDE)), tmp_path)
     tensors, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
@@ -319,12 +374,41 @@ def test_a_damaged_checkpoint_in_four_bits(checkpoint, tmp_path, damage):
         config["intermediate_size"] = 50
     elif damage == "state":
         tensors[name + quant.STATE] = torch.zeros(9, dtype=torch.uint8)
+    elif damage == "list":
+        tensors[name + quant.STATE] = torch.tensor(list(b"[1]"), dtype=torch.uint8)
+    elif damage == "extra":
+        tensors["model.layers.9.foo"] = torch.zeros(1)
+    elif damage == "lm_head":
+        parts = {part: tensors[name + part].clone() for part in ("", *quant.PARTS)}
+        tensors |= {f"lm_head.weight{part}": t for part, t in parts.items()}
+        state = json.loads(bytes(parts[quant.STATE].tolist())) | {"shape": [320, 64]}
+        parts = {"": [0] * 320 * 32, ".absmax": [0] * 320, quant.STATE: list(json.dumps(state).encode())}
+        tensors |= {f"lm_head.weight{part}": torch.tensor(values, dtype=torch.uint8) for part, values in parts.items()}
     else:
         config["quantization_config"]["quant_method"] = "gptq"
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="NF4 is read" if damage == "type" else "layers"):
+    with pytest.raises(UserError, match={"type": "NF4 is read", "lm_head": "only the layers'"}.get(damage, "layers")):
         load_quantized(tmp_path)
+
+
+def test_the_model_itself_and_what_lies_within_lm_head_are_left():
+    assert type(quantize_model(nn.Linear(64, 64))) is nn.Linear
+    model = nn.ModuleDict({"lm_head": nn.ModuleDict({"base": nn.Linear(64, 64)}), "up_proj": nn.Linear(64, 64)})
+    assert list(nf4_layers(quantize_model(model))) == ["up_proj"]
+
+
+def test_adapters_are_not_written_into_a_checkpoint(checkpoint, tmp_path):
+    with pytest.raises(UserError, match="remove_lora"):
+        save_quantized(with_adapter(load_quantized(checkpoint("qwen2"))), tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_gradients_are_the_same_under_checkpointing(checkpoint, ids):
+    model, grads = with_adapter(load_quantized(checkpoint("qwen2"))), []
+    for model.gradient_checkpointing in (False, True):
+        grads.append(torch.autograd.grad(model.loss(ids, ids)[0], [p for p in model.parameters() if p.requires_grad]))
+    assert len(grads[0]) == 28 and all(torch.equal(a, b) for a, b in zip(*grads))
 
 
 # ----- LoRA on it ---------------------------------------------------------------------------------------------------
@@ -378,7 +462,7 @@ def test_merging_goes_into_the_dequantized_weights_and_says_so(checkpoint, ids, 
     packed = [m.packed for m in model.modules() if isinstance(m, NF4Tensor)]
     with torch.no_grad():
         before = model(ids)
-        with pytest.warns(UserWarning, match="14 quantized layers: merged into their dequantized weights"):
+        with pytest.warns(UserWarning, match="14 quantized layers are merged into their dequantized weights"):
             merge_lora(model)
         torch.testing.assert_close(model(ids), before, atol=1e-4, rtol=0)
         assert not nf4_layers(model)
