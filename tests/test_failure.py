@@ -382,14 +382,16 @@ def test_a_disk_that_really_refuses(checkpoint, chat, interrupted, tmp_path, fai
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.32 GiB"),
                                    RuntimeError("MPS backend out of memory"),
                                    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")])
-def test_out_of_memory(checkpoint, chat, interrupted, tmp_path, fails, monkeypatch, error):
+@pytest.mark.parametrize("where", [(Transformer, "loss"), (train, "restore")])
+def test_out_of_memory(checkpoint, chat, interrupted, tmp_path, fails, monkeypatch, where, error):
+    """In a step, and while the moments are brought back, when it would be wrong to call the state damaged."""
     before = contents(interrupted)
 
-    def loss(*_):
+    def fail(*_):
         raise error
 
     with monkeypatch.context() as m:
-        m.setattr(Transformer, "loss", loss)
+        m.setattr(*where, fail)
         line = fails(command(checkpoint(), chat, interrupted, "--resume"))
     assert all(flag in line for flag in ("out of memory", "--micro_bs", "--grad_accum", "--max_length", "--gradient_checkpointing"))
     assert contents(interrupted) == before
