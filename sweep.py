@@ -86,8 +86,8 @@ NANO = {
     "finding1": NANO_RATES,
     "finding2": NANO_RATES,
     "finding3": [
-        {"method": "full", "lr": [1e-5, 3e-5, 1e-4], "grad_accum": [2, 4, 8]},
-        {"method": "lora", "rank": 64, "lr": [1e-4, 3e-4, 1e-3], "grad_accum": [2, 4, 8]}],
+        {"method": "full", "lr": [1e-5, 3e-5, 1e-4, 3e-4], "grad_accum": [2, 4, 8]},
+        {"method": "lora", "rank": 64, "lr": [3e-5, 1e-4, 3e-4, 1e-3], "grad_accum": [2, 4, 8]}],
     "finding4": [
         {"method": "lora", "targets": ["all-linear", "attention", "mlp"], "rank": 64, "lr": [1e-4, 3e-4, 1e-3, 3e-3]},
         {"method": "lora", "match": {"attention": [32, 48, 64, 80, 96, 128], "mlp": [16, 24, 32, 48, 64, 80]},
