@@ -394,11 +394,12 @@ def show_computation(c: ModelConfig, run: train.Config):
           f"{break_even(C * C, 2 * C):.0f}")
 
 
-def show_start(c: ModelConfig, run: train.Config, data: str | None):
+def show_start(c: ModelConfig, run: train.Config, counted: tuple[int, ...]):
     full, rate = (learning_rate(c, method, run.max_steps) for method in ("full", "lora"))
     print(f"\nto begin with, {run.max_steps} steps  [Schulman et al., 2025]")
-    print(f"  learning rate {rate:.1e} for LoRA, {rate / full:.0f} x full fine-tuning's {full:.1e}  [tinker-cookbook; alpha = 32]")
-    for what, tokens in zip(("the split's", "the run's"), supervised(run, data) if data else ()):
+    print(f"  learning rate {full:.1e} for full fine-tuning, {rate:.1e} = {rate / full:.0f} x that for LoRA with --alpha 32  "
+          "[tinker-cookbook]\n  with alpha = r, train.py's default, LoRA's best rate falls as the rank grows: above r = 32 it is lower")
+    for what, tokens in zip(("the split's", "the run's"), counted):
         print(f"  rank {rank_for(c, tokens, run.targets)} for {what} {tokens:,} supervised tokens: 1 bit each / (2 bits x "
               f"{adapter_parameters(c, 1, run.targets):,} parameters a rank)")
 
@@ -407,7 +408,9 @@ def show_measured(c: ModelConfig, run: train.Config):
     """glibc keeps what is freed, up to a threshold that it raises to 32 MB as it goes, as holes between what is in use, and so
     holds more than the tensors need; with a fixed threshold it gives all back. On a CPU, both are measured."""
     cpu = not run.device.startswith("cuda")
-    print(f"\n{'measured, GB':<24}{'before':>9}{'peak':>10}{'predicted':>12}{'off by':>9}" + cpu * "   peak, malloc left to itself")
+    print(f"\nmeasuring: two steps of two micro-batches, {2 + 2 * cpu} times; on a CPU this can take minutes" + cpu * (
+          f". Predicted: the peak above and {gb(BASELINE)} of libraries"), flush=True)
+    print(f"{'measured, GB':<24}{'before':>9}{'peak':>10}{'predicted':>12}{'off by':>9}" + cpu * "   peak, malloc left to itself")
     for name, checkpointing in (("plain", False), ("checkpointing", True)):
         before, got = measured(c, run, checkpointing, MALLOC_MMAP_THRESHOLD_="65536")
         predicted = peak(c, run, checkpointing) + cpu * BASELINE
@@ -416,7 +419,7 @@ def show_measured(c: ModelConfig, run: train.Config):
 
 
 def plot(c: ModelConfig, run: train.Config, path: Path):
-    """A stacked bar for each method, without and with checkpointing, and the cards as lines."""
+    """Of a run on a GPU: a stacked bar for each method, without and with checkpointing, and the cards as lines."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -433,7 +436,8 @@ def plot(c: ModelConfig, run: train.Config, path: Path):
         ax.axhline(card, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
         ax.annotate(f"{card} GB", (1, card), (3, 0), ("axes fraction", "data"), "offset points", va="center")
     ax.set_ylabel("GB at the peak")
-    ax.set_title(f"{Path(run.model).name}: {run.micro_bs} x {run.max_length} tokens, r = {run.rank}, {run.dtype}, {run.optimizer}")
+    name = Path(run.model).resolve().parent.name if run.model.endswith(".json") else Path(run.model).name
+    ax.set_title(f"{name} on a GPU: {run.micro_bs} x {run.max_length} tokens, r = {run.rank}, {run.dtype}, {run.optimizer}")
     ax.legend(loc="upper right", framealpha=1, edgecolor="none")
     with replacing(path) as part:
         fig.savefig(part, format=path.suffix[1:], dpi=150)
@@ -476,15 +480,17 @@ def plan(args: argparse.Namespace):
     if run.method == "qlora":
         hf.pop("quantization_config", None)         # load_quantized takes a checkpoint in four bits as it is
     c = ModelConfig.from_hf(hf)
+    counted = supervised(run, data) if data else ()
     show_sizes(c, run)
     show_memory(c, run)
     show_cards(c, card)
     show_computation(c, run)
-    show_start(c, run, data)
+    show_start(c, run, counted)
     if measuring:
         show_measured(c, run)
     if picture:
         plot(c, card, Path(picture))
+        print(f"\n{picture}: the table of the GPU, drawn")
 
 
 def main(argv=None):

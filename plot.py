@@ -1,7 +1,7 @@
 """CSV -> figures and a table: what the sweeps of sweep.py say about the four findings.
 
     python plot.py out                              # draws what is there: out/finding1.png, .svg ...
-    python plot.py results/nano --out figures
+    python plot.py out --table
     python plot.py out --table                      # the same as Markdown: rates, gaps, and a verdict on each claim
 
 Only CSV files are read, all that lie in FOLDER itself, one run a file or many in one. Which figure a run belongs to follows
@@ -93,7 +93,7 @@ def read_runs(folder: Path) -> list[list[dict]]:
     for (run, _), row in sorted(rows.items()):
         runs[run].append(row)
     if not runs:
-        raise UserError(f"{folder} has no CSV file with rows of sweep.py or train.py")
+        raise UserError(f"{folder} has no CSV file of sweep.py's; it has to be a folder, for train.py's log.csv the run's own")
     return list(runs.values())
 
 
@@ -477,7 +477,7 @@ def title(sweep: Sweep, arms) -> str:
     """Model, data, and the number of runs that `arms` are made of."""
     runs = sum(len(by_lr) for arm in arms for by_lr in sweep.curves[arm].values())
     seeds = len({seed for arm in arms for seed in sweep.curves[arm]})
-    return f"{Path(sweep.model).name} on {Path(sweep.data).name}, {runs} runs, {seeds} seed{'s' * (seeds > 1)}"
+    return f"{Path(sweep.model).name} on {Path(sweep.data).name}, {runs} run{'s' * (runs > 1)}, {seeds} seed{'s' * (seeds > 1)}"
 
 
 def legend_name(sweep: Sweep, arm: Arm, text: str = "") -> str:

@@ -393,7 +393,10 @@ def begun(config: Config, out: Path) -> list[dict] | None:
     if there["finished"]:
         shutil.rmtree(out / "state", ignore_errors=True)        # a kill after the last file, before this one was deleted
         rows = read_csv(out / "log.csv")
-        print(f"{out} holds this run, finished: {report(rows)}\nNothing to do; --overwrite makes it anew.")
+        made = there["settings"].get("optimizer", config.optimizer)
+        print(f"{out} holds this run, finished: {report(rows)}\n"
+              + (f"It was made with --optimizer {made}, which gives the same numbers. " if made != config.optimizer else "")
+              + "Nothing to do; --overwrite makes it anew.")
         return rows
     if not config.resume:
         raise UserError(f"{out} holds this run, unfinished; --resume goes on with it, --overwrite begins anew")
@@ -480,16 +483,20 @@ def read_csv(path: Path) -> list[dict]:
 def show_settings(run: Run):
     config, data, step = run.config, run.data, run.progress["step"]
     trainable, total = (sum(p.numel() for p in some) for some in (run.trained.values(), run.model.parameters()))
-    total += sum(m.numel() for m in run.model.modules() if isinstance(m, NF4Tensor))
+    quantized = [m for m in run.model.modules() if isinstance(m, NF4Tensor)]
+    n, nbytes = sum(m.numel() for m in quantized), sum(m.nbytes for m in quantized)
+    total += n
     print(f"run {config.run} -> {config.out}")
     for f in dataclasses.fields(config):
-        if f.name not in ("out", "resume", "overwrite"):
+        if f.name not in ("out", "resume", "overwrite", *(("rank", "alpha", "targets") if config.method == "full" else ())):
             value = getattr(config, f.name)
             print(f"  {f.name:<23}{value:g}" if isinstance(value, float) else f"  {f.name:<23}{value}")
     if config.method != "full":
         print(f"  alpha / r              {config.alpha / config.rank:g}")
     print(f"  samples                {len(data.train_set):,} for training ({data.dropped} dropped: nothing supervised within "
           f"--max_length), {len(data.test_set):,} for testing ({data.test_dropped} dropped)")
+    if quantized:
+        print(f"  quantized to NF4       {n:,} weights of the base, {nbytes / 1e9:.3f} GB: {8 * nbytes / n:.3f} bits each")
     print(f"  trainable parameters   {trainable:,} of {total:,} ({trainable / total:.2%})")
     if step:
         print(f"  resumed after step     {step}")
