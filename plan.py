@@ -398,7 +398,7 @@ def show_start(c: ModelConfig, run: train.Config, counted: tuple[int, ...]):
     full, rate = (learning_rate(c, method, run.max_steps) for method in ("full", "lora"))
     print(f"\nto begin with, {run.max_steps} steps  [Schulman et al., 2025]")
     print(f"  learning rate {full:.1e} for full fine-tuning, {rate:.1e} = {rate / full:.0f} x that for LoRA with --alpha 32  "
-          "[tinker-cookbook]\n  with alpha = r, train.py's default, LoRA's best rate falls as the rank grows: above r = 32 it is lower")
+          "[tinker-cookbook]\n  with alpha = r, train.py's default, LoRA's best rate falls as the rank grows: lower above r = 32")
     for what, tokens in zip(("the split's", "the run's"), counted):
         print(f"  rank {rank_for(c, tokens, run.targets)} for {what} {tokens:,} supervised tokens: 1 bit each / (2 bits x "
               f"{adapter_parameters(c, 1, run.targets):,} parameters a rank)")
