@@ -187,7 +187,7 @@ def spy(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_float16_trains_with_a_scaler_and_skips_a_step_that_overflows(checkpoint, chat, tmp_path, spy, monkeypatch, method):
     """Pitfall 13: adapters, master weights and AdamW's moments are float32, losses finite, infinite gradients never applied."""
     real = torch.amp.GradScaler
@@ -199,7 +199,7 @@ def test_float16_trains_with_a_scaler_and_skips_a_step_that_overflows(checkpoint
     rows = numbers(tmp_path)
     assert all(math.isfinite(row["test_nll"]) for row in rows) and rows[-1]["test_nll"] < rows[0]["test_nll"] - 0.05
     frozen = {p.dtype for p in spy["decoder"].parameters() if not p.requires_grad}
-    assert frozen == ({torch.float16} if method == "lora" else set())
+    assert frozen == (set() if method == "full" else {torch.float16})
     assert {p.dtype for p in parameters(spy["optimizer"])} == {torch.float32}
     moments = [s[key] for s in spy["optimizer"].state.values() for key in ("exp_avg", "exp_avg_sq")]
     assert moments and {m.dtype for m in moments} == {torch.float32} and all(m.isfinite().all() for m in moments)
@@ -217,7 +217,7 @@ def test_bfloat16_full_fine_tuning_keeps_small_updates(checkpoint, chat, tmp_pat
     assert saved.dtype == torch.float32 and saved.double().sum().item() == pytest.approx(after.double().sum().item(), abs=1e-6)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_bfloat16_computes_in_bfloat16_and_nearly_the_same(checkpoint, chat, tmp_path, spy, whole, method):
     train.main(command(checkpoint(), chat, tmp_path, method=method, dtype="bfloat16"))
     ours, exact = ([row["test_nll"] for row in numbers(out)] for out in (tmp_path, whole(method)))
