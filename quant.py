@@ -67,6 +67,13 @@ def blocks(x, block_size):
     return (F.pad(x, (0, -len(x) % block_size)) if len(x) % block_size else x).view(-1, block_size)
 
 
+def rescaled(values, absmax, block_size):
+    """values (n,), each times the absmax (K,) of its block; in place where all blocks are full."""
+    if len(values) % block_size:
+        return values * absmax.repeat_interleave(block_size)[:len(values)]
+    return values.view(-1, block_size).mul_(absmax[:, None]).view(-1)
+
+
 # ----- eight bits, unevenly spaced: what varies over orders of magnitude ---------------------------------------------
 
 @functools.cache
@@ -103,9 +110,7 @@ def quantize_dynamic(x, code, block_size=256, steps=None):
 def dequantize_dynamic(codes, absmax, code, block_size=256):
     """-> float32 of codes' shape: code[codes], each block times its absmax."""
     values = code.index_select(0, codes.reshape(-1).int())
-    if len(values) % block_size:
-        return (values * absmax.repeat_interleave(block_size)[:len(values)]).view(codes.shape)
-    return values.view(-1, block_size).mul_(absmax[:, None]).view(codes.shape)
+    return rescaled(values, absmax, block_size).view(codes.shape)
 
 
 # ----- four bits: NF4 -----------------------------------------------------------------------------------------------
@@ -196,11 +201,8 @@ class NF4Tensor(nn.Module):
 
     def dequantize(self, dtype=None):
         """NF4[codes] * absmax in float32, then rounded to `dtype` (None: self.dtype, at first that of w), of the old shape."""
-        n, dtype = self.shape.numel(), dtype or self.dtype
-        values = self.pairs.index_select(0, self.packed.int()).view(torch.float32)[:n]
-        if n % self.block_size:
-            return (values * self.scales().repeat_interleave(self.block_size)[:n]).to(dtype).view(self.shape)
-        return values.view(-1, self.block_size).mul_(self.scales()[:, None]).to(dtype).view(self.shape)
+        values = self.pairs.index_select(0, self.packed.int()).view(torch.float32)[:self.shape.numel()]         # (n,)
+        return rescaled(values, self.scales(), self.block_size).to(dtype or self.dtype).view(self.shape)
 
     def _apply(self, fn, recurse=True):         # .half() says to what it dequantizes, and rounds no statistics
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.packed.device)).dtype

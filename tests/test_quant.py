@@ -329,13 +329,14 @@ def test_saved_and_loaded_without_the_16_bit_form(checkpoint, ids, tmp_path, tie
 def test_a_checkpoint_in_four_bits_is_used_in_another_type(checkpoint, ids, tmp_path, dtype):
     """Made in bfloat16, used in float16 where there is no bfloat16: also what it is merged into."""
     save_quantized(load_quantized(checkpoint("qwen2", **WIDE), torch.bfloat16), tmp_path)
-    model = with_adapter(load_quantized(tmp_path, dtype, "cpu"))
+    model = with_adapter(load_quantized(tmp_path, dtype, "cpu"), seed=1)
     with torch.no_grad():
         before = model(ids)
         with pytest.warns(UserWarning):
             merge_lora(model)
         assert before.dtype == dtype and {p.dtype for name, p in model.named_parameters() if "lora" not in name} == {dtype}
-        torch.testing.assert_close(model(ids), before, atol=1e-4 if dtype == torch.float32 else 0.1, rtol=0)
+        bound = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]         # of logits up to 5
+        torch.testing.assert_close(model(ids), before, atol=bound, rtol=0)
 
 
 def test_without_double_quantization(checkpoint, ids, tmp_path):
@@ -414,10 +415,10 @@ def test_gradients_are_the_same_under_checkpointing(checkpoint, ids):
 # ----- LoRA on it ---------------------------------------------------------------------------------------------------
 
 def with_adapter(model, rank=4, seed=0):
+    torch.manual_seed(seed)         # for A
     apply_lora(model, rank)
-    generator = torch.Generator().manual_seed(seed)
     for layer in lora_layers(model).values():
-        layer.lora_B.data = 0.3 * torch.randn(layer.lora_B.shape, generator=generator)
+        layer.lora_B.data = 0.3 * torch.randn(layer.lora_B.shape)
     return model
 
 
