@@ -212,6 +212,10 @@ class Cache:
             buffer[:, :, self.used:end] = new
         return [buffer[:, :, :end] for buffer in self.kv[layer]]
 
+    def keep(self, rows):
+        """Forget all sequences but `rows`."""
+        self.kv = {layer: [buffer[rows] for buffer in buffers] for layer, buffers in self.kv.items()}
+
 
 # ----- the loss -----------------------------------------------------------------------------------------------------
 
@@ -299,7 +303,6 @@ class Transformer(nn.Module):
             # detached where nothing is differentiated: a Function is told that W needs a gradient even there
             return LinearNLL.apply(h[at].to(dtype), W if torch.is_grad_enabled() else W.detach(), target[at]), len(at[0])
 
-    @torch.no_grad()
     def generate(self, ids, max_new_tokens: int, stop_ids=(), temperature: float = 0.0, top_p: float = 1.0, generator=None):
         """Continue each sequence until one of `stop_ids` (kept as its last token) or for `max_new_tokens` tokens.
 
@@ -308,10 +311,22 @@ class Transformer(nn.Module):
         otherwise tokens are drawn from the smallest set of likeliest ones whose probabilities sum to `top_p`.
         """
         rows = ids.tolist() if torch.is_tensor(ids) else [list(row) for row in ids]
-        device = self.model.embed_tokens.weight.device
+        for new in self.stream(rows, max_new_tokens, stop_ids, temperature, top_p, generator):
+            for i, token in new.items():
+                rows[i].append(token)
+        if not torch.is_tensor(ids):
+            return rows
+        longest = max(map(len, rows))
+        return torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows], device=ids.device)
+
+    @torch.no_grad()
+    def stream(self, rows: list[list[int]], max_new_tokens: int, stop_ids=(), temperature: float = 0.0, top_p: float = 1.0,
+               generator=None):
+        """`generate`, a token at a time: yields {index of a sequence: its next token} for those that have not ended."""
+        device, live = self.model.embed_tokens.weight.device, list(range(len(rows)))        # live: who has not ended
         T, pad = max(map(len, rows)), torch.tensor([max(map(len, rows)) - len(row) for row in rows], device=device)[:, None]
         step = torch.tensor([[0] * (T - len(row)) + row for row in rows], device=device)        # (B, T), padded on the left
-        cache, done = Cache(T + max_new_tokens), torch.zeros(len(rows), dtype=torch.bool)
+        cache, at_work = Cache(T + max_new_tokens), live                                    # at_work: who is computed
         for _ in range(max_new_tokens):
             at = torch.arange(cache.used, cache.used + step.shape[1], device=device)            # places of the new tokens
             seen = torch.arange(cache.used + step.shape[1], device=device)                      # and of all so far
@@ -319,16 +334,15 @@ class Transformer(nn.Module):
             h = self.hidden(step, (at - pad).clamp(min=0), mask[:, None], cache)
             cache.used += step.shape[1]
             step = pick(self.lm_head(h[:, -1]).float(), temperature, top_p, generator)          # (B, 1)
-            for row, token, ended in zip(rows, step[:, 0].tolist(), done.tolist()):
-                if not ended:
-                    row.append(token)
-            done |= torch.tensor([row[-1] in stop_ids for row in rows])
-            if done.all():
-                break
-        if not torch.is_tensor(ids):
-            return rows
-        longest = max(map(len, rows))
-        return torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows], device=ids.device)
+            new = {i: token for i, token in zip(at_work, step[:, 0].tolist()) if i in live}
+            live = [i for i, token in new.items() if token not in stop_ids]
+            yield new
+            if not live:
+                return
+            if 2 * len(live) <= len(at_work):       # the ended ones go in heaps, for each time the cache is copied
+                stay = torch.tensor([at_work.index(i) for i in live], device=device)
+                step, pad, at_work = step[stay], pad[stay], live
+                cache.keep(stay)
 
     # ----- Hugging Face's files -------------------------------------------------------------------------------------
 

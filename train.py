@@ -358,7 +358,16 @@ def train(config: Config) -> list[dict]:
 
 def settled(config: Config, n_train: int) -> Config:
     """`config` with every default that depends on something else put in its place."""
-    device, dtype = config.device, config.dtype
+    device, dtype = device_and_dtype(config.device, config.dtype)
+    steps = config.max_steps or (math.ceil(config.epochs * math.ceil(n_train / config.batch_eff)) if config.epochs else 200)
+    config = dataclasses.replace(
+        config, device=device, dtype=dtype, max_steps=steps, eval_steps=config.eval_steps or (10 if steps <= 100 else steps // 5),
+        alpha=config.alpha or float(config.rank), lr=config.lr or (2e-5 if config.method == "full" else 2e-4))
+    return dataclasses.replace(config, out=config.out or f"out/{config.run}")
+
+
+def device_and_dtype(device: str, dtype: str) -> tuple[str, str]:
+    """`device` and `dtype` with what this machine suggests in the place of "auto"."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -368,11 +377,7 @@ def settled(config: Config, n_train: int) -> Config:
     if dtype == "auto":
         half = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
         dtype = half if device.startswith("cuda") else "float32"
-    steps = config.max_steps or (math.ceil(config.epochs * math.ceil(n_train / config.batch_eff)) if config.epochs else 200)
-    config = dataclasses.replace(
-        config, device=device, dtype=dtype, max_steps=steps, eval_steps=config.eval_steps or (10 if steps <= 100 else steps // 5),
-        alpha=config.alpha or float(config.rank), lr=config.lr or (2e-5 if config.method == "full" else 2e-4))
-    return dataclasses.replace(config, out=config.out or f"out/{config.run}")
+    return device, dtype
 
 
 # ----- files --------------------------------------------------------------------------------------------------------
