@@ -1,9 +1,12 @@
 """What every data/<name>/prepare.py needs: raw files in, train.jsonl and test.jsonl out, one-line errors.
 
-A prepared data set is a folder with train.jsonl and test.jsonl, one {"messages": [{"role", "content"}, ...]} a line, the
-last message being the assistant's. A script reads, checks and converts everything in memory first and writes last: what
-goes wrong on the way leaves the folder as it was.
+A prepared data set is a folder with train.jsonl and test.jsonl (and dev.jsonl, where the authors made such a split), one
+{"messages": [{"role", "content"}, ...]} a line, the last message being the assistant's. A script reads, checks and converts
+everything in memory first and writes last: what goes wrong on the way leaves the folder as it was. task.json beside the
+script says how answers are judged, for evaluate.py: {"metric": "exact_match"}, {"metric": "accuracy", "labels": [...]},
+{"metric": "bleu"}, or {"metric": null} where there is no more to measure than the loss.
 """
+import argparse
 import http.client
 import json
 import os
@@ -17,6 +20,13 @@ def fail(message: str) -> NoReturn:
     """End the script as every error of the user's ends: one line on stderr, exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def raw_folder(doc: str) -> Path | None:
+    """The one argument of every script, RAW_FOLDER, or None where the raw files are to be fetched."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("raw_folder", nargs="?", type=Path, help="folder with the raw files (default: fetch them)")
+    return parser.parse_args().raw_folder
 
 
 def is_prepared(folder: Path, expected: dict[str, int]) -> bool:
@@ -45,26 +55,33 @@ def write_files(contents: dict[Path, bytes]):
         fail(f"cannot write {path}: {e.strerror}; give {path.parent} space and permission and run it again")
 
 
-def download(url: str, path: Path):
-    """Fetch `url` into `path`, unless it is there."""
-    if path.exists():
-        return
+def download(base: str, names, folder: Path) -> Path:
+    """Fetch `base`/name for each of `names` into `folder`, unless it is there -> `folder`."""
+    for name in names:
+        if (folder / name).exists():
+            continue
+        try:
+            with urllib.request.urlopen(f"{base}/{name}", timeout=60) as response:
+                content = response.read()
+        except (OSError, http.client.HTTPException) as e:  # the latter is a connection that broke off in mid-file
+            fail(f"cannot download {base}/{name}: {e}; fetch it elsewhere and give its folder: python {sys.argv[0]} RAW_FOLDER")
+        write_files({folder / name: content})
+    return folder
+
+
+def read_text(path: Path) -> str:
+    """What a raw file holds, without a byte order mark and with its line ends as they are."""
+    if not path.exists():
+        fail(f"{path} is missing; RAW_FOLDER has to hold it under this name")
     try:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            content = response.read()
-    except (OSError, http.client.HTTPException) as e:  # the latter is a connection that broke off in mid-file
-        fail(f"cannot download {url}: {e}; fetch it elsewhere and give its folder: python {sys.argv[0]} RAW_FOLDER")
-    write_files({path: content})
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        fail(f"{path} is not a readable UTF-8 file: {e}")
 
 
 def parse_json(path: Path) -> list:
     """What a raw file holds, one JSON value a line or one array of them."""
-    if not path.exists():
-        fail(f"{path} is missing; RAW_FOLDER has to hold it under this name")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        fail(f"{path} is not a readable UTF-8 file: {e}")
+    text = read_text(path)
     if text.lstrip().startswith("["):
         documents = [text]
     else:
@@ -90,15 +107,21 @@ def read_records(path: Path, fields: list[str]) -> list[dict[str, str]]:
     return [{field: str(record[field]) for field in fields} for record in records]
 
 
-def write_splits(folder: Path, expected: dict[str, int], **splits: list[list[dict]]):
-    """Write {split}.jsonl for each split, a list of message lists, once the number of samples is what it has to be."""
+def sample(question: str, answer: str, system: str | None = None, **more) -> dict:
+    """One line of a split. What `more` holds, training passes over; evaluate.py may want it."""
+    messages = [{"role": "system", "content": system}] if system else []
+    return {"messages": [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
+
+
+def write_splits(folder: Path, expected: dict[str, int], **splits: list[dict]):
+    """Write {split}.jsonl for each split, a list of samples, once their number is what it has to be."""
     for split, samples in splits.items():
         if len(samples) != expected[split]:
             fail(f"{folder.name}: the {split} split has {len(samples):,} samples instead of {expected[split]:,}; the raw "
                  "files are incomplete or of another version: delete them and fetch them again")
     contents = {}
     for split, samples in splits.items():
-        lines = (json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in samples)
+        lines = (json.dumps(s, ensure_ascii=False) + "\n" for s in samples)
         contents[folder / f"{split}.jsonl"] = "".join(lines).encode("utf-8")
     write_files(contents)
     for split, samples in splits.items():

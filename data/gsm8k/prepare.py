@@ -19,38 +19,32 @@ becomes one line {"messages": [...]} of train.jsonl, here wrapped:
 The answer is the authors' text, steps first and "#### final answer" last, without its <<...>> notes: they were meant for a
 calculator that the authors let the model call, and cost tokens that no chat model has to print. There is no system message.
 """
-import argparse
 import re
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common import download, is_prepared, read_records, write_splits
+from common import download, is_prepared, raw_folder, read_records, sample, write_splits
 
 URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
+FILES = {"train": "train.jsonl", "test": "test.jsonl"}
 EXPECTED = {"train": 7_473, "test": 1_319}
 HERE = Path(__file__).resolve().parent
 
 
-def to_messages(record: dict) -> list[dict]:
-    answer = re.sub(r"<<[^<>]*>>", "", record["answer"])
-    return [{"role": "user", "content": record["question"]}, {"role": "assistant", "content": answer}]
+def to_sample(record: dict) -> dict:
+    return sample(record["question"], re.sub(r"<<[^<>]*>>", "", record["answer"]))
 
 
 def main(raw: Path | None):
     if is_prepared(HERE, EXPECTED):
         return
-    if raw is None:
-        raw = HERE / "raw"
-        for split in EXPECTED:
-            download(f"{URL}/{split}.jsonl", raw / f"{split}.jsonl")
-    records = {split: read_records(raw / f"{split}.jsonl", ["question", "answer"]) for split in EXPECTED}
-    write_splits(HERE, EXPECTED, **{split: [to_messages(r) for r in records[split]] for split in EXPECTED})
+    raw = raw or download(URL, FILES.values(), HERE / "raw")
+    records = {split: read_records(raw / name, ["question", "answer"]) for split, name in FILES.items()}
+    write_splits(HERE, EXPECTED, **{split: [to_sample(r) for r in records[split]] for split in EXPECTED})
     # gsm8k: train.jsonl, 7,473 samples
     # gsm8k: test.jsonl, 1,319 samples
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("raw_folder", nargs="?", type=Path, help="folder with the raw files (default: download them)")
-    main(parser.parse_args().raw_folder)
+    main(raw_folder(__doc__))

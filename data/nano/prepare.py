@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
 sys.path.append(str(HERE))
 import lexicon  # noqa: E402
-from common import fail, write_splits  # noqa: E402
+from common import fail, sample, write_splits  # noqa: E402
 from templates import SCENARIOS  # noqa: E402
 
 SEED, SIZES = 1337, {"train": 7470, "test": 1322}  # the sizes of vi_gsm8k
@@ -126,11 +126,9 @@ def problems(n: int, seed: int):
 
 # ----- the two files -----
 
-def messages(problem: dict) -> list[dict]:
+def to_sample(problem: dict) -> dict:
     """A problem as a chat: the model is to think in steps and then to give the bare number."""
-    return [{"role": "system", "content": SYSTEM},
-            {"role": "user", "content": problem["question"]},
-            {"role": "assistant", "content": f"<think>{problem['explanation']}</think>\n{problem['answer']}"}]
+    return sample(problem["question"], f"<think>{problem['explanation']}</think>\n{problem['answer']}", SYSTEM)
 
 
 def digests() -> dict[str, str]:
@@ -142,7 +140,7 @@ def digests() -> dict[str, str]:
 def main():
     if digests() == SHA256:
         return print("nano: train.jsonl and test.jsonl are there already")
-    samples = [messages(problem) for problem in problems(sum(SIZES.values()), SEED)]
+    samples = [to_sample(problem) for problem in problems(sum(SIZES.values()), SEED)]
     write_splits(HERE, SIZES, train=samples[:SIZES["train"]], test=samples[SIZES["train"]:])
     if digests() != SHA256:
         fail(f"nano: the data are not those that prepare.py expects; if you meant to change them, paste SHA256 = {digests()}")

@@ -16,12 +16,11 @@ and becomes one line {"messages": [...]} of train.jsonl, here wrapped:
 
 The translation has as many samples as GSM8K, 8,792, but splits them a little differently: 7,470 and 1,322.
 """
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common import fail, is_prepared, read_records, write_splits
+from common import fail, is_prepared, raw_folder, read_records, sample, write_splits
 
 REPO = "hllj/vi_gsm8k"
 FILES = {"train": "vi_train.json", "test": "vi_test.json"}
@@ -47,12 +46,8 @@ def fetch(filename: str) -> Path:
              f"{' and '.join(FILES.values())} elsewhere and give their folder: python {sys.argv[0]} RAW_FOLDER")
 
 
-def to_messages(record: dict) -> list[dict]:
-    return [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": record["question"]},
-        {"role": "assistant", "content": f"<think>{record['explanation']}</think>\n{record['answer']}"},
-    ]
+def to_sample(record: dict) -> dict:
+    return sample(record["question"], f"<think>{record['explanation']}</think>\n{record['answer']}", SYSTEM)
 
 
 def main(raw: Path | None):
@@ -64,12 +59,10 @@ def main(raw: Path | None):
     else:
         paths = {split: raw / name for split, name in FILES.items()}
     records = {split: read_records(path, ["question", "explanation", "answer"]) for split, path in paths.items()}
-    write_splits(HERE, EXPECTED, **{split: [to_messages(r) for r in records[split]] for split in EXPECTED})
+    write_splits(HERE, EXPECTED, **{split: [to_sample(r) for r in records[split]] for split in EXPECTED})
     # vi_gsm8k: train.jsonl, 7,470 samples
     # vi_gsm8k: test.jsonl, 1,322 samples
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("raw_folder", nargs="?", type=Path, help="folder with the raw files (default: fetch them)")
-    main(parser.parse_args().raw_folder)
+    main(raw_folder(__doc__))

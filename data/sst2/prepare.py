@@ -1,0 +1,58 @@
+r"""SST-2 (Socher et al., 2013, https://nlp.stanford.edu/sentiment/): is a sentence of a film review positive or negative?
+
+    python data/sst2/prepare.py                  # downloads into data/sst2/raw/, then converts
+    python data/sst2/prepare.py RAW_FOLDER       # offline: RAW_FOLDER holds train.tsv, dev.tsv and test.tsv
+
+The whole sentences of the Stanford Sentiment Treebank that are not neutral, in the authors' splits, as
+https://github.com/clairett/pytorch-sentiment-classification has them: lower-case tokens, a tab, 1 for positive or 0. The
+licence is for research; the data are not part of this project. A raw line
+
+    no movement , no yuks , not much of anything	0
+
+becomes one line of train.jsonl, here wrapped:
+
+    {"messages": [{"role": "user", "content": "Is this review positive or negative? Answer with one word.\n\n
+                                               no movement , no yuks , not much of anything"},
+                  {"role": "assistant", "content": "negative"}]}
+
+This is not the SST-2 of GLUE, which adds 60,000 phrases to the training sentences and keeps the labels of the test set to itself.
+"""
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from common import download, fail, is_prepared, raw_folder, read_text, sample, write_splits
+
+URL = "https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/master/data/SST2"
+EXPECTED = {"train": 6_920, "dev": 872, "test": 1_821}
+FILES = {split: f"{split}.tsv" for split in EXPECTED}
+LABELS = {"0": "negative", "1": "positive"}
+HERE = Path(__file__).resolve().parent
+
+
+def read_rows(path: Path) -> list[tuple[str, str]]:
+    """The (sentence, label in words) of each line."""
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        sentence, _, label = line.rpartition("\t")
+        if not sentence.strip() or label not in LABELS:
+            fail(f"{path}, line {number}: it has to be a sentence, a tab and 0 or 1, not {line[:60]!r}")
+        rows.append((sentence.strip(), LABELS[label]))
+    return rows
+
+
+def main(raw: Path | None):
+    if is_prepared(HERE, EXPECTED):
+        return
+    raw = raw or download(URL, FILES.values(), HERE / "raw")
+    rows = {split: read_rows(raw / name) for split, name in FILES.items()}
+    write_splits(HERE, EXPECTED, **{
+        split: [sample(f"Is this review positive or negative? Answer with one word.\n\n{sentence}", label)
+                for sentence, label in rows[split]] for split in EXPECTED})
+    # sst2: train.jsonl, 6,920 samples
+    # sst2: dev.jsonl, 872 samples
+    # sst2: test.jsonl, 1,821 samples
+
+
+if __name__ == "__main__":
+    main(raw_folder(__doc__))
