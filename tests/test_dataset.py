@@ -111,7 +111,7 @@ def test_the_first_sample_is_shown_with_its_supervised_part_marked(tokenizer, ca
     """Pitfall 4."""
     t = tokenizer()
     sample = dataset.encode([ASK, ANSWER], t)
-    train.show_sample(sample, t)
+    dataset.show_sample(sample, t)
     shown = capsys.readouterr().out
     assert "<|im_start|>user\nLan có 12 quả táo?<|im_end|>\n<|im_start|>assistant\n»12 + 7 = 19.<|im_end|>«" in shown
     assert f"{len(sample.ids)} tokens, of which the {len(sample.ids) - sample.start} between" in shown
