@@ -166,7 +166,7 @@ def survey(path: Path, tokenizer) -> tuple[list[Line], list[str]]:
             messages = checked(line)
             lines.append(Line(number, messages, encode(messages, tokenizer)))
         except ValueError as e:
-            wrong.append(f"line {number}: {e}")
+            wrong.append(f"line {number}: {' '.join(str(e).split())}")
     if not lines and not wrong:
         raise UserError(f"{path} holds no samples")
     return lines, wrong
@@ -192,16 +192,16 @@ def show_lengths(samples: list[Sample], max_length: int):
     print(f"\n  {'tokens a sample':<17}{'median':>10}{'longest':>10}{'in all':>14}")
     for name, lengths in parts.items():
         print(f"  {name:<17}{statistics.median_low(lengths):>10,}{max(lengths):>10,}{sum(lengths):>14,}")
-    longer = [s for s in samples if len(s.ids) > max_length]
-    dropped = sum(s.start >= max_length for s in longer)
     print()
     show_histogram(parts["together"], max_length)
-    print(f"\n  cut at --max_length {max_length:,} (░): {len(longer):,}; dropped, for nothing of the answer is left: {dropped:,}")
+    longer = sum(len(s.ids) > max_length for s in samples)
+    dropped = sum(s.start >= len(s.ids[:max_length]) for s in samples)
+    print(f"\n  cut at --max_length {max_length:,} (░): {longer:,}; dropped, for nothing of the answer is left: {dropped:,}")
 
 
 def show_histogram(lengths: list[int], max_length: int):
     """A bar for each half of an octave: up to 1, 2, 3, 4, 6, 8, 12, 16, 24, ... tokens."""
-    ends = [1] + [n for k in range(1, 40) for n in (2 ** k, 3 * 2 ** (k - 1))]
+    ends = [0, 1] + [n for k in range(1, 40) for n in (2 ** k, 3 * 2 ** (k - 1))]
     count = Counter(bisect.bisect_left(ends, n) for n in lengths)
     longer = Counter(bisect.bisect_left(ends, n) for n in lengths if n > max_length)
     for i in range(min(count), max(count) + 1):
@@ -228,7 +228,7 @@ def check(paths: list[Path], tokenizer, max_length: int) -> int:
     """Print how the training file, and the test file if `paths` has two, look to the model -> the number of wrong lines."""
     files = [survey(path, tokenizer) for path in paths]
     for path, (lines, wrong) in zip(paths, files):
-        print(f"{path}: {len(lines):,} samples, {len(wrong):,} wrong lines")
+        print(f"{path}: {len(lines):,} samples, wrong lines: {len(wrong):,}")
         for reason in wrong[:10] + [f"and {len(wrong) - 10:,} more"] * (len(wrong) > 10):
             print(f"  {reason}")
         if lines:
@@ -266,7 +266,7 @@ def main(argv=None):
     except (UserError, OSError) as e:
         fail(e)
     if wrong:
-        fail(f"{wrong:,} wrong lines, see above; training stops at the first")
+        fail(f"wrong lines: {wrong:,}, shown above; training stops at the first")
 
 
 if __name__ == "__main__":
