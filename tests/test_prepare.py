@@ -144,6 +144,7 @@ def hc3_chinese() -> Case:
          "broken line": ("open_qa.jsonl", text.replace('问题3？", ', '问题3？" '), "open_qa.jsonl, line 4: not valid JSON"),
          "answers no list": ("open_qa.jsonl", bad, "the record at index 6 has no `question`, or no text in `human_answers`"),
          "no answers": ("open_qa.jsonl", json_lines([{"question": "?", "human_answers": []}]), "the record at index 0 has no"),
+         "no question": ("open_qa.jsonl", json_lines([{"question": 7, "human_answers": ["!"]}]), "the record at index 0 has no"),
          "too many blank": ("open_qa.jsonl", json_lines([r | {"question": " "} for r in records[:4]] + records[4:]),
                             "the test split has 0 samples instead of 2")})
 
