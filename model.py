@@ -20,8 +20,10 @@ import json
 import math
 import os
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.nn as nn
@@ -40,6 +42,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 class UserError(ValueError):
     """What the user can mend: the message says what is wrong and what to do, and the scripts print it as one line."""
+
+
+def fail(message, code: int = 2) -> NoReturn:
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    raise SystemExit(code)
 
 
 # ----- configuration ------------------------------------------------------------------------------------------------

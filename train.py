@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import dataset
 from lora import apply_lora, save_adapter
-from model import DTYPES, Transformer, UserError, read_json, replacing, resolve
+from model import DTYPES, Transformer, UserError, fail, read_json, replacing, resolve
 from optim import OPTIMIZERS, restore
 from quant import NF4Tensor, load_quantized, quantize_model
 from tokenizer import FILES, Tokenizer
@@ -319,7 +319,7 @@ def train(config: Config) -> list[dict]:
     # ----- what is about to happen -----
     show_settings(run)
     first = dataset.window(len(data.train_set), config.batch_eff, 0, config.seed)[0]
-    show_sample(data.train_set[first], data.tokenizer)
+    dataset.show_sample(data.train_set[first], data.tokenizer)
 
     # ----- the steps, and after each what is to be kept -----
     save_after = 0.0
@@ -507,14 +507,6 @@ def show_settings(run: Run):
         print(f"  resumed after step     {step}")
 
 
-def show_sample(sample, tokenizer):
-    """The first sample of the run, its supervised part marked: green in a terminal, between » and « elsewhere."""
-    left, right = ("\033[32m", "\033[0m") if sys.stdout.isatty() else ("»", "«")
-    print(f"\nthe first sample, {len(sample.ids)} tokens, of which the {len(sample.ids) - sample.start} between {left}these marks"
-          f"{right} are learned:\n{tokenizer.decode(sample.ids[:sample.start])}{left}{tokenizer.decode(sample.ids[sample.start:])}"
-          f"{right}\n", flush=True)
-
-
 def report(rows: list[dict]) -> str:
     last = rows[-1]
     train_nll = f"train NLL {last['train_nll']:.4f}  " if last["train_nll"] != "" else " " * 18
@@ -559,11 +551,6 @@ def interruption():
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def fail(message: str, code: int = 2):
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(code)
 
 
 def out_of_memory(e: Exception) -> bool:

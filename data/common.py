@@ -55,18 +55,33 @@ def write_files(contents: dict[Path, bytes]):
         fail(f"cannot write {path}: {e.strerror}; give {path.parent} space and permission and run it again")
 
 
-def download(base: str, names, folder: Path) -> Path:
-    """Fetch `base`/name for each of `names` into `folder`, unless it is there -> `folder`."""
-    for name in names:
+def download(urls: dict[str, str], folder: Path) -> Path:
+    """Fetch each {name: url} as `folder`/name, unless it is there -> `folder`."""
+    for name, url in urls.items():
         if (folder / name).exists():
             continue
         try:
-            with urllib.request.urlopen(f"{base}/{name}", timeout=60) as response:
+            with urllib.request.urlopen(url, timeout=60) as response:
                 content = response.read()
         except (OSError, http.client.HTTPException) as e:  # the latter is a connection that broke off in mid-file
-            fail(f"cannot download {base}/{name}: {e}; fetch it elsewhere and give its folder: python {sys.argv[0]} RAW_FOLDER")
+            fail(f"cannot download {url}: {e}; fetch it elsewhere as {name} and give its folder: python {sys.argv[0]} RAW_FOLDER")
         write_files({folder / name: content})
     return folder
+
+
+def hub_file(repo: str, name: str) -> Path:
+    """The place in the hub's own cache of a file of a data set, to which it is downloaded if need be."""
+    from huggingface_hub import hf_hub_download, logging  # here, because a RAW_FOLDER needs no hub
+
+    print(f"fetching {name} of {repo} from the hub (gives up after half a minute)", flush=True)
+    logging.set_verbosity_error()  # it would log every attempt
+    try:
+        return Path(hf_hub_download(repo, name, repo_type="dataset"))
+    # The client's errors, its HTTP library's and the disk's share no narrower class.
+    except Exception as e:  # noqa: BLE001
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        fail(f"cannot get {name} of {repo} from the hub: {reason.rstrip('.')}; without a network, fetch it elsewhere and "
+             f"give its folder: python {sys.argv[0]} RAW_FOLDER")
 
 
 def read_text(path: Path) -> str:
@@ -77,6 +92,10 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         fail(f"{path} is not a readable UTF-8 file: {e}")
+
+
+def read_lines(path: Path) -> list[str]:
+    return read_text(path).replace("\r\n", "\n").rstrip("\n").split("\n")
 
 
 def parse_json(path: Path) -> list:

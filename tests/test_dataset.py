@@ -1,12 +1,15 @@
 """Chat lines to tokens to batches: is exactly the answer supervised, is every sample seen, does the seed alone give the order?"""
 import itertools
 import json
+import random
+import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import CHATML, tiny_tokenizer
-from runs import write_lines
+from runs import one_line, write_lines
 
 import dataset
 import train
@@ -107,14 +110,17 @@ def test_a_template_that_rewrites_the_prompt_is_an_error(tokenizer):
         dataset.encode([ASK, ANSWER], tokenizer("{{ messages | length }} messages\n" + CHATML))
 
 
-def test_the_first_sample_is_shown_with_its_supervised_part_marked(tokenizer, capsys):
+def test_the_first_sample_is_shown_with_its_supervised_part_marked(tokenizer, capsys, monkeypatch):
     """Pitfall 4."""
     t = tokenizer()
     sample = dataset.encode([ASK, ANSWER], t)
-    train.show_sample(sample, t)
+    dataset.show_sample(sample, t)
     shown = capsys.readouterr().out
     assert "<|im_start|>user\nLan có 12 quả táo?<|im_end|>\n<|im_start|>assistant\n»12 + 7 = 19.<|im_end|>«" in shown
     assert f"{len(sample.ids)} tokens, of which the {len(sample.ids) - sample.start} between" in shown
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    dataset.show_sample(sample, t)
+    assert "assistant\n\033[32m12 + 7 = 19.<|im_end|>\033[0m\n" in capsys.readouterr().out
 
 
 # ----- files --------------------------------------------------------------------------------------------------------
@@ -144,10 +150,124 @@ def test_only_a_line_feed_ends_a_line(tmp_path):
     assert dataset.read(path) == [row, [ASK, ANSWER]]
 
 
+def test_other_keys_are_passed_over(tmp_path):
+    """data/e2e keeps all references of a prompt beside its messages."""
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"references": ["19.", "12 + 7 = 19."], "messages": [ASK, ANSWER], "id": 7}))
+    assert dataset.read(path) == [[ASK, ANSWER]]
+
+
 def test_a_data_set_is_a_folder_or_a_name(chat, tmp_path):
     assert dataset.find(str(chat)) == chat
     with pytest.raises(UserError, match="none of .*gsm8k.*nano.*vi_gsm8k"):
         dataset.find(str(tmp_path))
+
+
+# ----- python dataset.py check --------------------------------------------------------------------------------------
+
+def say(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+@pytest.fixture
+def check(checkpoint, capsys):
+    """check(*arguments) -> what `python dataset.py check` prints for the tests' tokenizer."""
+    def run(*arguments):
+        dataset.main(["check", *map(str, arguments), f"--model={checkpoint()}"])
+        return capsys.readouterr().out
+    return run
+
+
+@pytest.fixture
+def check_fails(check, capsys):
+    """The same where it has to end with code 2 -> (what it prints, its one line on stderr)."""
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            check(*arguments)
+        out, error = capsys.readouterr()
+        return out, one_line(stop.value.code, error)
+    return run
+
+
+@pytest.mark.parametrize("max_length", [None, 50, 100, 1000])
+def test_check_measures_what_training_will_see(checkpoint, tmp_path, check, max_length):
+    draw, path, t = random.Random(0), tmp_path / "x.jsonl", Tokenizer.from_pretrained(checkpoint())
+    conversations = [say("Lan có 12 quả? " * draw.randint(1, 6), "12 + 7 = 19. " * draw.randint(1, 9)) for _ in range(60)]
+    write_lines(path, conversations)
+    samples = [dataset.encode(m, t) for m in conversations]
+    max_length = max_length or samples[0].start         # None: not one token of the first answer is left
+    kept, dropped = dataset.load(path, t, max_length)
+    out = check(path, f"--max_length={max_length}")
+
+    assert f"{path}: 60 samples, wrong lines: 0\n" in out
+    for name, lengths in {"prompt": [s.start for s in samples], "answer, learned": [len(s.ids) - s.start for s in samples],
+                          "together": [len(s.ids) for s in samples]}.items():
+        median, longest, whole = re.search(rf"^  {name} +(\S+) +(\S+) +(\S+)$", out, re.MULTILINE).groups()
+        assert int(longest) == max(lengths) and int(whole.replace(",", "")) == sum(lengths)
+        assert sorted(lengths)[29] == int(median)
+    cut, lost = re.search(r"cut at --max_length [\d,]+ \(░\): (\d+); dropped, .* is left: (\d+)\n", out).groups()
+    assert (int(cut), int(lost)) == (sum(len(s.ids) > max_length for s in samples), dropped)
+    shown = re.search(r"the first sample, (\d+) tokens, of which the (\d+) between .*?»(?!these)(.*)«", out, re.DOTALL).groups()
+    assert shown == (str(len(kept[0].ids)), str(len(kept[0].ids) - kept[0].start), t.decode(kept[0].ids[kept[0].start:]))
+
+
+@pytest.mark.parametrize("max_length", [1, 100, 300, 10_000])
+def test_the_histogram_holds_every_length_once(capsys, max_length):
+    draw = random.Random(1)
+    lengths = [1, 2, 3, 4, 5] + [int(2 ** draw.uniform(4, 12)) for _ in range(500)]
+    dataset.show_histogram(lengths, max_length)
+    rows = re.findall(r"^ +(\S+) - (\S+) +(█*)(░*) +(\S+)$", capsys.readouterr().out.replace(",", ""), re.MULTILINE)
+    ranges = [(int(low), int(high)) for low, high, *_ in rows]
+    assert [low for low, _ in ranges] == [1] + [high + 1 for _, high in ranges[:-1]]                # no gap, no overlap
+    assert {(1, 1), (2, 2), (4, 4), (5, 6), (65, 96), (97, 128), (129, 192), (193, 256)} < set(ranges)
+    inside = [[n for n in lengths if low <= n <= high] for low, high in ranges]
+    assert [int(count) for *_, count in rows] == [len(some) for some in inside]
+    most = max(map(len, inside))
+    for some, (_, _, full, light, _) in zip(inside, rows, strict=True):
+        longer = sum(n > max_length for n in some)
+        assert 0 <= len(full + light) - 40 * len(some) / most < 1 and 0 <= len(light) - 40 * longer / most < 1
+
+
+def test_check_names_every_wrong_line_up_to_ten(tmp_path, check_fails):
+    good, bad = json.dumps({"messages": say("?", "!")}), ["{", "[]", '{"messages": []}', json.dumps({"messages": say("?", "")})]
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join([good, "", *bad, good, *bad[:2] * 4]), encoding="utf-8")
+    out, error = check_fails(path)
+    assert f"{path}: 2 samples, wrong lines: 12\n" in out and "wrong lines: 12" in error
+    shown = re.findall(r"^  line (\d+): (.*)$", out, re.MULTILINE)
+    assert [int(number) for number, _ in shown] == [3, 4, 5, 6, 8, 9, 10, 11, 12, 13] and "  and 2 more\n" in out
+    assert [reason[:16] for _, reason in shown[:4]] == ["not valid JSON: ", "it has to be {\"m", *["the last message"] * 2]
+    assert "of which the" in out                                    # the good ones are shown all the same
+
+
+def test_check_names_what_the_template_refuses(tmp_path):
+    tiny_tokenizer(tmp_path, template="{{ raise_exception('no\nsystem') if messages[0].role == 'system' }}" + CHATML)
+    write_lines(tmp_path / "x.jsonl", [CONVERSATIONS["one turn"], CONVERSATIONS["system"]])
+    lines, wrong = dataset.survey(tmp_path / "x.jsonl", Tokenizer.from_pretrained(tmp_path))
+    assert [line.number for line in lines] == [1]
+    assert wrong == ["line 2: the model's chat template refuses these messages: no system"]
+
+
+def test_check_counts_prompts_that_come_again(tmp_path, check):
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    again = [ASK, TELL, *say("A?", "1")]                # the same question, but another prompt
+    write_lines(train, [say("A?", "1"), say("B?", "2"), say("a?", "1"), say(" A? ", "3"), say("C?", "4"), again])
+    write_lines(test, [say("D?", "1"), say("C?", "4"), say("b?", "5"), say("D?", "1")])
+    for arguments in ((train, f"--test={test}"), (tmp_path,)):
+        out = check(*arguments)
+        assert ("prompts that an earlier line has, too: 2, 1 with the same answer\n    line 3 has that of line 1: a?\n" in out)
+        assert ("prompts that an earlier line has, too: 1, 1 with the same answer\n    line 4 has that of line 1: D?\n" in out)
+        assert ("prompts of test.jsonl that train.jsonl has, too: 2, 1 with the same answer\n    line 2 has that of line 5: C?\n"
+                in out)
+    assert "prompts of" not in check(train) and check(train).count("wrong lines") == 1
+
+
+def test_check_ends_in_one_line_for_what_a_user_gets_wrong(tmp_path, check_fails):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    for arguments, message in {(tmp_path / "empty.jsonl",): "holds no samples", (tmp_path / "no.jsonl",): "No such file",
+                               ("nowhere",): "no folder with train.jsonl", ("nano", "--max_length=0"): "it has to be at least 1",
+                               ("nano", "--length=3"): "python dataset.py --help"}.items():
+        assert message in check_fails(*arguments)[1]
 
 
 # ----- order and batches --------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def prompt(mr: str) -> str:
 def main(raw: Path | None):
     if is_prepared(HERE, EXPECTED):
         return
-    raw = raw or download(URL, FILES.values(), HERE / "raw")
+    raw = raw or download({name: f"{URL}/{name}" for name in FILES.values()}, HERE / "raw")
     train, references = read_rows(raw / FILES["train"]), {}
     for mr, ref in read_rows(raw / FILES["test"]):
         references.setdefault(mr, []).append(ref)

@@ -39,7 +39,7 @@ def to_sample(record: dict) -> dict:
 def main(raw: Path | None):
     if is_prepared(HERE, EXPECTED):
         return
-    raw = raw or download(URL, FILES.values(), HERE / "raw")
+    raw = raw or download({name: f"{URL}/{name}" for name in FILES.values()}, HERE / "raw")
     records = {split: read_records(raw / name, ["question", "answer"]) for split, name in FILES.items()}
     write_splits(HERE, EXPECTED, **{split: [to_sample(r) for r in records[split]] for split in EXPECTED})
     # gsm8k: train.jsonl, 7,473 samples

@@ -21,34 +21,31 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common import download, fail, is_prepared, raw_folder, read_text, sample, write_splits
+from common import download, fail, is_prepared, raw_folder, read_lines, sample, write_splits
 
 URL = "https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/master/data/SST2"
 EXPECTED = {"train": 6_920, "dev": 872, "test": 1_821}
 FILES = {split: f"{split}.tsv" for split in EXPECTED}
 LABELS = {"0": "negative", "1": "positive"}
+QUESTION = "Is this review positive or negative? Answer with one word."
 HERE = Path(__file__).resolve().parent
 
 
-def read_rows(path: Path) -> list[tuple[str, str]]:
-    """The (sentence, label in words) of each line."""
-    rows = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+def read_samples(path: Path) -> list[dict]:
+    samples = []
+    for number, line in enumerate(read_lines(path), 1):
         sentence, _, label = line.rpartition("\t")
         if not sentence.strip() or label not in LABELS:
             fail(f"{path}, line {number}: it has to be a sentence, a tab and 0 or 1, not {line[:60]!r}")
-        rows.append((sentence.strip(), LABELS[label]))
-    return rows
+        samples.append(sample(f"{QUESTION}\n\n{sentence.strip()}", LABELS[label]))
+    return samples
 
 
 def main(raw: Path | None):
     if is_prepared(HERE, EXPECTED):
         return
-    raw = raw or download(URL, FILES.values(), HERE / "raw")
-    rows = {split: read_rows(raw / name) for split, name in FILES.items()}
-    write_splits(HERE, EXPECTED, **{
-        split: [sample(f"Is this review positive or negative? Answer with one word.\n\n{sentence}", label)
-                for sentence, label in rows[split]] for split in EXPECTED})
+    raw = raw or download({name: f"{URL}/{name}" for name in FILES.values()}, HERE / "raw")
+    write_splits(HERE, EXPECTED, **{split: read_samples(raw / name) for split, name in FILES.items()})
     # sst2: train.jsonl, 6,920 samples
     # sst2: dev.jsonl, 872 samples
     # sst2: test.jsonl, 1,821 samples

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common import fail, is_prepared, raw_folder, read_records, sample, write_splits
+from common import hub_file, is_prepared, raw_folder, read_records, sample, write_splits
 
 REPO = "hllj/vi_gsm8k"
 FILES = {"train": "vi_train.json", "test": "vi_test.json"}
@@ -32,20 +32,6 @@ SYSTEM = (  # "You are an AI assistant for mathematics. Solve step by step and c
 )
 
 
-def fetch(filename: str) -> Path:
-    """The file's place in the hub's own cache, to which it is downloaded if need be."""
-    from huggingface_hub import hf_hub_download, logging  # here, because a RAW_FOLDER needs no hub
-
-    logging.set_verbosity_error()  # it tries for half a minute and would log every attempt
-    try:
-        return Path(hf_hub_download(REPO, filename, repo_type="dataset"))
-    # The client's errors, its HTTP library's and the disk's share no narrower class.
-    except Exception as e:  # noqa: BLE001
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        fail(f"cannot get {filename} of {REPO} from the hub: {reason.rstrip('.')}; without a network, fetch "
-             f"{' and '.join(FILES.values())} elsewhere and give their folder: python {sys.argv[0]} RAW_FOLDER")
-
-
 def to_sample(record: dict) -> dict:
     return sample(record["question"], f"<think>{record['explanation']}</think>\n{record['answer']}", SYSTEM)
 
@@ -53,11 +39,7 @@ def to_sample(record: dict) -> dict:
 def main(raw: Path | None):
     if is_prepared(HERE, EXPECTED):
         return
-    if raw is None:
-        print(f"vi_gsm8k: fetching {REPO} from the hub (gives up after half a minute)", flush=True)
-        paths = {split: fetch(name) for split, name in FILES.items()}
-    else:
-        paths = {split: raw / name for split, name in FILES.items()}
+    paths = {split: raw / name if raw else hub_file(REPO, name) for split, name in FILES.items()}
     records = {split: read_records(path, ["question", "explanation", "answer"]) for split, path in paths.items()}
     write_splits(HERE, EXPECTED, **{split: [to_sample(r) for r in records[split]] for split in EXPECTED})
     # vi_gsm8k: train.jsonl, 7,470 samples
