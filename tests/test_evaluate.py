@@ -48,7 +48,7 @@ def sums(tmp_path_factory):
     for i in range(48):
         a, b = draw.randint(2, 30), draw.randint(2, 20)
         question = (f"Lan có {a} quả táo, mẹ cho thêm {b} quả. Hỏi Lan có tất cả bao nhiêu quả táo?", f"Tính {a} + {b}.",
-                    f"Kể một câu chuyện về {a} con mèo.", f"Tom has {a} apples and buys {b}. How many has Tom?")[i % 4]
+                    f"Kể một câu chuyện về {a} con mèo.", f"{a} + {b} = ?")[i % 4]
         samples.append((question, f"<think>{a} + {b} = {a + b}</think>\n{a + b}"))
     return write_task(tmp_path_factory.mktemp("sums") / "sums", samples, metric="exact_match")
 
@@ -128,8 +128,8 @@ def test_what_a_dot_means_is_the_question_s_to_say():
 
 def test_labels_in_answers():
     english, vietnamese = ["negative", "positive"], ["tiêu cực", "trung tính", "tích cực"]
-    for answer, label in {"positive": "positive", "Negative.": "negative", "It is **POSITIVE**, not negative": "positive",
-                          "": "none", "negatively put": "none", "good": "none", "<think>positive?</think>negative": "negative"}.items():
+    for answer, label in {"positive": "positive", "Negative.": "negative", "**POSITIVE**, not negative": "positive", "": "none",
+                          "negatively put": "none", "good": "none", "<think>positive?</think>negative": "negative"}.items():
         assert label_in(answer, english) == label, answer
     for answer, label in {"Tích cực.": "tích cực", "phản hồi tiêu cực, không tích cực": "tiêu cực", "tích": "none",
                           "ti\u0301ch cu\u031b\u0323c": "tích cực"}.items():            # the last one decomposed
