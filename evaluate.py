@@ -61,7 +61,7 @@ class Question(NamedTuple):
 
 NUMERAL = r"(?:[0-9]+(?:[.,][0-9]+)*|(?<!\w)\.[0-9]+)"
 NUMBER = re.compile(rf"(?P<minus>(?<![\w)\]}}%])[-−][$€£]?)?(?P<x>{NUMERAL})(?:(?: (?P<over>[0-9]+))? ?/ ?(?P<under>[0-9]+))?")
-VIETNAMESE = re.compile("[ăđơư\u1ea0-\u1ef9]")        # letters that no other language has all of, and hardly a sentence lacks
+VIETNAMESE = re.compile("[ăđơư\u1ea0-\u1ef9]")        # letters that tell it from other languages; hardly a sentence lacks them
 
 
 def final_answer(text: str, vietnamese: bool = False) -> Fraction | str:
@@ -259,9 +259,9 @@ def answer_all(model, tokenizer, task: Task, questions: list[Question], rows: di
             batch = answered(model, tokenizer, task, *zip(*todo[i:i + args.batch]), args.max_new_tokens)
             seconds = (time.perf_counter() - start) / len(batch)
             batch = [row | {"seconds": round(seconds, 4)} for row in batch]
-            rows |= {row["index"]: row for row in batch}
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in batch))
             file.flush()
+            rows |= {row["index"]: row for row in batch}
             bar.update(len(batch))
             if "correct" in batch[0]:
                 bar.set_postfix_str(f"{sum(row['correct'] for row in rows.values()) / len(rows):.1%} right")
@@ -329,8 +329,9 @@ def evaluate(args) -> dict:
     # ----- what it does -----
     try:
         if "test_nll" not in result:
-            samples = dataset.load(folder / "test.jsonl", tokenizer, args.max_length)[0][:args.limit]
-            result["test_nll"] = train.evaluate(model, dataset.micro_batches(samples, args.batch), contextlib.nullcontext)
+            samples, result["test_dropped"] = dataset.load(folder / "test.jsonl", tokenizer, args.max_length)
+            batches = dataset.micro_batches(samples[:args.limit], args.batch)
+            result["test_nll"] = train.evaluate(model, batches, contextlib.nullcontext)
             write_result(result, out)
         if task.metric:
             answer_all(model, tokenizer, task, questions, rows, out, args)
