@@ -75,7 +75,7 @@ GSM8K = {                                           # answers of the test set, a
     "The celery seeds cost her 80 packets * $30/packet = $2400\n#### 2400": 2400,
     "25% of the rest is 0.25 * 8.5 = 2.125\n#### 2.125": Fraction(17, 8),
     "#### $18 per day, for 7 days": 18, "####18": 18, "#### **18**": 18, "#### \\$18.00": 18, "#### 18 eggs\n\nNow 7 cats": 18,
-    "#### Step 1: add\n5 + 5 = 10\n#### Conclusion\nThe answer is 10": 10,
+    "#### Step 2: add\n5 + 5 = 10\nThe answer is 10": 10,
     "She has 3 eggs, so the answer is 1,000 dollars.": 1000,
     "Therefore, Janet makes $18.50 every day.": Fraction(37, 2), "That is 20% of the eggs, or 3/4 of a dozen": Fraction(3, 4),
     "The answer is \\boxed{18}, as 9 * 2 = 18 and 3 are left.": 18, "\\boxed{\\frac{3}{4}}": Fraction(3, 4),
@@ -134,7 +134,7 @@ def test_labels_in_answers():
     for answer, label in {"Tích cực.": "tích cực", "phản hồi tiêu cực, không tích cực": "tiêu cực", "tích": "none",
                           "ti\u0301ch cu\u031b\u0323c": "tích cực"}.items():            # the last one decomposed
         assert label_in(answer, vietnamese) == label, answer
-    assert label_in("very good", ["good", "very good"]) == "very good"
+    assert label_in("Good enough!", ["good", "good enough"]) == "good enough"
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
