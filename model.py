@@ -174,7 +174,8 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(self, k, v)                                                     # (B, nk, S, hd), S so far
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        causal = mask is None and T > 1             # a single new token sees all that the cache holds
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))                                 # (B, T, C)
 
 
@@ -333,12 +334,13 @@ class Transformer(nn.Module):
         device, live = self.model.embed_tokens.weight.device, list(range(len(rows)))        # live: who has not ended
         T, pad = max(map(len, rows)), torch.tensor([max(map(len, rows)) - len(row) for row in rows], device=device)[:, None]
         step = torch.tensor([[0] * (T - len(row)) + row for row in rows], device=device)        # (B, T), padded on the left
+        padded = bool(pad.any())                    # without padding there is nothing to mask, and attention has a faster way
         cache, at_work = Cache(T + max_new_tokens), live                                    # at_work: who is computed
         for _ in range(max_new_tokens):
             at = torch.arange(cache.used, cache.used + step.shape[1], device=device)            # places of the new tokens
             seen = torch.arange(cache.used + step.shape[1], device=device)                      # and of all so far
             mask = (seen <= at[:, None]) & (seen >= pad[..., None]) | (seen == at[:, None])     # (B, T, S); padding sees itself
-            h = self.hidden(step, (at - pad).clamp(min=0), mask[:, None], cache)
+            h = self.hidden(step, (at - pad).clamp(min=0), mask[:, None] if padded else None, cache)
             cache.used += step.shape[1]
             step = pick(self.lm_head(h[:, -1]).float(), temperature, top_p, generator)          # (B, 1)
             new = {i: token for i, token in zip(at_work, step[:, 0].tolist()) if i in live}
