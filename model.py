@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 class UserError(ValueError):
     """What the user can mend: the message says what is wrong and what to do, and the scripts print it as one line."""
+
+
+def fail(message, code: int = 2):
+    """How a script ends that the user can mend."""
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    raise SystemExit(code)
 
 
 # ----- configuration ------------------------------------------------------------------------------------------------
@@ -378,11 +385,15 @@ class Transformer(nn.Module):
         module, _, leaf = name.rpartition(".")
         setattr(self.get_submodule(module), leaf, nn.Parameter(tensor))
 
-    def save_pretrained(self, folder):
-        """Write config.json and model.safetensors, as transformers, vLLM and llama.cpp's converter read them."""
+    def save_pretrained(self, folder, stop_ids=()):
+        """Write config.json and model.safetensors, as transformers, vLLM and llama.cpp's converter read them.
+
+        `stop_ids` join config.json's eos_token_id, so that others' generation stops where ours does."""
         if next(self.buffers(), None) is not None:
             raise UserError("the model has weights that are no parameters, quantized ones; quant.save_quantized writes these")
-        write_checkpoint(folder, dict(self.named_parameters()), self.config.hf)                 # a tied lm_head only once
+        eos = self.config.hf.get("eos_token_id")
+        eos = {"eos_token_id": sorted({*stop_ids, *(eos if isinstance(eos, list) else [eos])} - {None})} if stop_ids else {}
+        write_checkpoint(folder, dict(self.named_parameters()), self.config.hf | eos)           # a tied lm_head only once
 
 
 def pick(logits, temperature, top_p, generator):
@@ -475,7 +486,7 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}; is it a model's folder?") from None
+        raise UserError(f"{path.parent} has no {path.name}; is it the right folder?") from None
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not valid JSON: {e}") from None
     if not isinstance(content, dict):

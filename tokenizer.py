@@ -149,6 +149,11 @@ class Tokenizer:
         return next((i for i in end if i in self.special_ids), None)
 
 
+def stop_ids(tokenizer: Tokenizer) -> set[int]:
+    """The tokens that end an answer: the template's, and the tokenizer's own end."""
+    return {tokenizer.end_of_turn, tokenizer.added.get(tokenizer.eos_token)} - {None}
+
+
 def content(token) -> str | None:
     """tokenizer_config.json writes a token as a string or as {"content": ...}."""
     return token["content"] if isinstance(token, dict) else token

@@ -32,10 +32,10 @@ from tqdm import tqdm
 
 import dataset
 from lora import apply_lora, save_adapter
-from model import DTYPES, Transformer, UserError, read_json, replacing, resolve
+from model import DTYPES, Transformer, UserError, fail, read_json, replacing, resolve
 from optim import OPTIMIZERS, restore
 from quant import NF4Tensor, load_quantized, quantize_model
-from tokenizer import FILES, Tokenizer
+from tokenizer import FILES, Tokenizer, stop_ids
 
 COLUMNS = ("run model data method targets rank alpha lr batch_eff seed step tokens train_nll test_nll seconds peak_gb "
            "trainable").split()
@@ -342,9 +342,7 @@ def train(config: Config) -> list[dict]:
     if config.method != "full":
         save_adapter(model, out, str(resolve("nano")) if config.model == "nano" else config.model)
     else:
-        eos = model.config.hf.get("eos_token_id") or []         # others' generation is to stop where ours does
-        model.config.hf["eos_token_id"] = sorted(stop_ids(data.tokenizer) | set(eos if isinstance(eos, list) else [eos]))
-        model.save_pretrained(out)
+        model.save_pretrained(out, stop_ids(data.tokenizer))
     data.tokenizer.save_pretrained(out)
     write_run(config, out, base_answer, finished=True)
     shutil.rmtree(state.parent)
@@ -522,11 +520,6 @@ def report(rows: list[dict]) -> str:
             f"{last['peak_gb']:.2f} GB")
 
 
-def stop_ids(tokenizer) -> set[int]:
-    """The tokens that end an answer: the template's, and the tokenizer's own end."""
-    return {tokenizer.end_of_turn, tokenizer.added.get(tokenizer.eos_token)} - {None}
-
-
 def answer(model, tokenizer, messages: list[dict], autocast, max_new_tokens: int = 160) -> str:
     """The model's own answer to the last question of `messages`, greedily."""
     prompt = tokenizer.encode(dataset.prompt_of(messages, tokenizer))
@@ -559,11 +552,6 @@ def interruption():
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def fail(message: str, code: int = 2):
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(code)
 
 
 def out_of_memory(e: Exception) -> bool:
