@@ -287,10 +287,13 @@ def read_adapter(folder, module: nn.Module | None = None) -> dict[str, Factors]:
 
 
 def base_of(folder) -> str:
-    """The name of the base that the adapter in `folder` was made for. Raises UserError if it does not say."""
+    """The name of the base that the adapter in `folder` was made for. Raises UserError if it does not say, or names a folder
+    that has gone."""
     config = read_json(Path(folder) / "adapter_config.json")
     if not (name := config.get("base_model_name_or_path")):
         raise UserError(f"{folder} does not say which base it is for; give --model")
+    if name.count("/") != 1 and not os.path.isdir(name):
+        raise UserError(f"{folder} is for the base {name}, which is not there; give --model")
     return f"{name}@{config['revision']}" if config.get("revision") else name
 
 

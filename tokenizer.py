@@ -111,6 +111,11 @@ class Tokenizer:
             with replacing(Path(folder) / name) as part:
                 part.write_bytes(data)
 
+    def check_vocabulary(self, size: int, name):
+        """Raise UserError if the embedding of the model called `name`, of `size` rows, lacks some of the tokens."""
+        if self.n_vocab > size:
+            raise UserError(f"{name}: the tokenizer has {self.n_vocab} tokens, the embedding {size}")
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; an added token written in it becomes that token, as in `tokenizers`."""
         ids, start = [], 0

@@ -230,8 +230,7 @@ def set_up(config: Config, data: Data, base: Transformer | None = None) -> Run:
         model = copy.deepcopy(base).to(device, held)
         if config.method == "qlora":
             quantize_model(model)
-    if (tokens := data.tokenizer.n_vocab) > model.config.vocab_size:
-        raise UserError(f"{config.model}: the tokenizer has {tokens} tokens, the embedding {model.config.vocab_size}")
+    data.tokenizer.check_vocabulary(model.config.vocab_size, config.model)
     mixed = config.method == "full" and dtype != torch.float32
 
     def autocast():
