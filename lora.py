@@ -9,13 +9,20 @@ With alpha = r the factor is 1; with alpha fixed it shrinks as r grows, so that 
 Anything that maps x to W x and has in_features and out_features can be wrapped, quantized or not, in any nn.Module. A and
 B are kept in float32 and used in x's dtype: in bfloat16 an update of a thousandth of a weight would be rounded away.
 Merging is an explicit call, never a side effect of .eval(), so a checkpoint is what its name says.
+
+    python lora.py info out/a46cea5b7d                                      # rank, targets, size, what share of the base
+    python lora.py merge --adapter out/a46cea5b7d --out merged              # a whole checkpoint, W + (alpha / r) B A
 """
+import argparse
 import itertools
 import json
 import math
+import os
 import re
+import sys
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -23,7 +30,9 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model import UserError, read_json, replacing
+from model import DTYPES, ModelConfig, Transformer, UserError, fail, read_json, replacing, resolve
+from quant import NF4Linear, load_quantized
+from tokenizer import Tokenizer, stop_ids
 
 TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 
@@ -33,8 +42,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         device = next(itertools.chain(base.parameters(), base.buffers())).device
         self.base, self.rank, self.alpha = base, rank, alpha
-        self.scale = alpha / (math.sqrt(rank) if rslora else rank)      # rsLoRA: alpha / sqrt(r) (arXiv 2312.03732)
-        self.rslora = rslora
+        self.scale, self.rslora = scale_of(rank, alpha, rslora), rslora
         A = torch.empty(rank, base.in_features, device="cpu")           # drawn there, so that a seed gives one A on every device
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))                     # gain sqrt(2 / (1 + 5)), so U(-1/sqrt(in), 1/sqrt(in))
         self.lora_A = nn.Parameter(A.to(device))
@@ -55,6 +63,11 @@ class LoRALinear(nn.Module):
     def delta(self):
         """(alpha / r) B A, (out, in), in float32."""
         return self.scale * self.lora_B @ self.lora_A
+
+
+def scale_of(rank: int, alpha: float, rslora: bool) -> float:
+    """alpha / r, or rsLoRA's alpha / sqrt(r) (arXiv 2312.03732)."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 # ----- put on, take off ---------------------------------------------------------------------------------------------
@@ -106,7 +119,8 @@ def refuse_tied(module: nn.Module, name: str, layer: nn.Module):
 
 def wrap(module: nn.Module, name: str, *args) -> LoRALinear:
     """Put a LoRALinear in the place of the layer called `name`."""
-    layer = LoRALinear(module.get_submodule(name), *args)
+    base = module.get_submodule(name)
+    layer = LoRALinear(base, *args).train(base.training)
     module.set_submodule(name, layer)
     return layer
 
@@ -151,6 +165,62 @@ def unmerge_lora(module: nn.Module):
             layer.base, layer.unmerged = layer.unmerged[0].to(layer.lora_A.device), None
 
 
+# ----- several adapters on one base ---------------------------------------------------------------------------------
+
+class Factors(NamedTuple):
+    """What an adapter holds for one layer. An adapter in memory is {name of a layer: Factors}."""
+    A: torch.Tensor             # (r, in)
+    B: torch.Tensor             # (out, r)
+    alpha: float
+    dropout: float = 0.0
+    rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        return scale_of(len(self.A), self.alpha, self.rslora)
+
+
+def set_adapter(module: nn.Module, adapter: dict[str, Factors] | None, merge: bool = True) -> nn.Module:
+    """Switch tasks in place, {(W0 + B A) - B A} + B' A' (section 4.2): take off what `module` carries, put `adapter` on and
+    merge it, so that a token costs what it costs the base. None: the base alone.
+
+    adapter: what `read_adapter` gave; its ranks, alphas and targets need not be those of the one before. Exact after any
+    number of switches, for nothing is subtracted: W0 is kept beside W0 + B A, which costs the memory of the wrapped layers once
+    more. merge=False keeps B A beside instead: no such cost, more work a token; what a quantized base, merged into 16
+    bits, calls for. Raises UserError, before anything is changed, for an adapter of another base.
+    """
+    check_fit(module, adapter or {}, "set_adapter")
+    put_on(module, adapter or {})
+    if merge:
+        merge_lora(module)
+    return module
+
+
+def put_on(module: nn.Module, adapter: dict[str, Factors]) -> nn.Module:
+    """Wrap `module` with `adapter`, not merged, in the place of what it carries."""
+    unmerge_lora(module)
+    remove_lora(module).requires_grad_(False)
+    for name, (A, B, *how) in adapter.items():
+        layer = wrap(module, name, len(A), *how)
+        layer.lora_A.data.copy_(A)
+        layer.lora_B.data.copy_(B)
+    return module
+
+
+def check_fit(module: nn.Module, adapter: dict[str, Factors], whence):
+    """Raise UserError unless each B A of `adapter` can be added to a layer of `module`. whence: what the message begins with."""
+    for name, (A, B, *_) in adapter.items():
+        try:
+            layer = module.get_submodule(name)
+        except AttributeError:
+            raise UserError(f"{whence}: the adapter is for another base: this one has no layer {name}") from None
+        layer = getattr(layer, "base", layer)
+        W, BA = (layer.out_features, layer.in_features), (B.shape[0], A.shape[1])
+        if W != BA or A.shape[0] != B.shape[1]:
+            raise UserError(f"{whence}: the adapter is for another base: {name} is {W} here, B A is {BA} there")
+        refuse_tied(module, name, layer)
+
+
 # ----- PEFT's files -------------------------------------------------------------------------------------------------
 # adapter_config.json and adapter_model.safetensors; "model.layers.0.mlp.up_proj" has its A under this name:
 KEY = "base_model.model.{}.lora_{}.weight"
@@ -184,8 +254,16 @@ def save_adapter(module: nn.Module, folder, base_model: str = ""):
 def load_adapter(module: nn.Module, folder) -> nn.Module:
     """Wrap `module` with an adapter of ours or of PEFT's; one that it already carries makes room for it.
 
-    Ranks are the tensors' own; alpha follows lora_alpha, alpha_pattern and use_rslora. Raises UserError, before anything is
-    changed, for an adapter of another base, with parts missing or left over, or of a kind that is not plain LoRA.
+    Raises UserError as `read_adapter` does, before anything is changed.
+    """
+    return put_on(module, read_adapter(folder, module))
+
+
+def read_adapter(folder, module: nn.Module | None = None) -> dict[str, Factors]:
+    """The adapter in `folder`, ours or PEFT's, in memory.
+
+    Ranks are the tensors' own; alpha follows lora_alpha, alpha_pattern and use_rslora. Raises UserError for an adapter with
+    parts missing or left over, of a kind that is not plain LoRA, and for one that does not fit `module`, if that is given.
     """
     folder = Path(folder)
     config, tensors = read_json(folder / "adapter_config.json"), read_tensors(folder / "adapter_model.safetensors")
@@ -197,18 +275,26 @@ def load_adapter(module: nn.Module, folder) -> nn.Module:
     names = dict.fromkeys(key.removeprefix(KEY[:KEY.index("{")]).rsplit(".lora_", 1)[0] for key in tensors)
     if not names or set(tensors) != {KEY.format(name, x) for name in names for x in "AB"}:
         raise UserError(f"{folder}: the adapter's tensors are not pairs of A and B of linear layers, or some are missing")
-    pairs = {name: [tensors[KEY.format(name, x)] for x in "AB"] for name in names}
-    for name, (A, B) in pairs.items():
-        check_fit(module, name, A, B, folder)
-    unmerge_lora(module)
-    remove_lora(module).requires_grad_(False)
-    for name, (A, B) in pairs.items():
-        patterns = (config.get("alpha_pattern") or {}).items()
+    patterns = (config.get("alpha_pattern") or {}).items()
+    adapter = {}
+    for name in names:
         alpha = next((a for pattern, a in patterns if re.fullmatch(rf"(.*\.)?({pattern})", name)), config["lora_alpha"])
-        layer = wrap(module, name, len(A), alpha, config.get("lora_dropout", 0.0), config.get("use_rslora", False))
-        layer.lora_A.data.copy_(A)
-        layer.lora_B.data.copy_(B)
-    return module
+        adapter[name] = Factors(*(tensors[KEY.format(name, x)] for x in "AB"), alpha,
+                                config.get("lora_dropout", 0.0), config.get("use_rslora", False))
+    if module is not None:
+        check_fit(module, adapter, folder)
+    return adapter
+
+
+def base_of(folder) -> str:
+    """The name of the base that the adapter in `folder` was made for. Raises UserError if it does not say, or names a folder
+    that has gone."""
+    config = read_json(Path(folder) / "adapter_config.json")
+    if not (name := config.get("base_model_name_or_path")):
+        raise UserError(f"{folder} does not say which base it is for; give --model")
+    if name.count("/") != 1 and not os.path.isdir(name):
+        raise UserError(f"{folder} is for the base {name}, which is not there; give --model")
+    return f"{name}@{config['revision']}" if config.get("revision") else name
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -218,14 +304,116 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} is missing or damaged ({e})") from None
 
 
-def check_fit(module, name, A, B, folder):
-    """Raise UserError unless `module` has a layer `name` to which B A can be added."""
+# ----- python lora.py ... -------------------------------------------------------------------------------------------
+
+PROBE = "Lan có 12 quả táo, mẹ cho thêm 7 quả. Natalia sold 48 clips in April, and then half as many in May: 48 / 2 = 24."
+
+
+def merge(adapter: str, out: str, model: str | None = None, dtype: str | None = None, nf4: bool = False):
+    """Write W + (alpha / r) B A of every layer as a whole Hugging Face checkpoint, and print what the rounding did."""
+    name, folder = model or base_of(adapter), Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out {out} is there already and not empty; give another one, or delete it")
+    module = (load_quantized if nf4 else Transformer.from_pretrained)(name, DTYPES.get(dtype))
+    for layer, m in list(module.named_modules()):
+        if isinstance(m, NF4Linear):
+            module.set_submodule(layer, merged(m, 0.0))
+    tokenizer = Tokenizer.from_pretrained(name)
+    ids = torch.tensor([tokenizer.encode(PROBE)])
+    with torch.no_grad():
+        beside = load_adapter(module, adapter).eval()(ids)[0].float()                           # (T, V)
+        merge_lora(module)
+        after = remove_lora(module)(ids)[0].float()
+    module.save_pretrained(folder, stop_ids(tokenizer))
+    tokenizer.save_pretrained(folder)
+    print(f"{out}: {name} with {adapter} merged, in {str(module.lm_head.weight.dtype).removeprefix('torch.')}\n"
+          f"over {len(after)} tokens the largest difference of a logit, B A beside W or merged and rounded, is "
+          f"{(beside - after).abs().max():.3g},\nwith logits up to {beside.abs().max():.3g}; the likeliest token is the same at "
+          f"{(beside.argmax(-1) == after.argmax(-1)).sum()} of them")
+
+
+def info(adapter: str, model: str | None = None):
+    """Print what the adapter in the folder `adapter` is. The network is touched only if `model` names a hub repository."""
+    factors = read_adapter(adapter)
+    size, nbytes = parameters(factors), (Path(adapter) / "adapter_model.safetensors").stat().st_size
     try:
-        layer = module.get_submodule(name)
-    except AttributeError:
-        raise UserError(f"{folder}: the adapter is for another base: this one has no layer {name}") from None
-    layer = getattr(layer, "base", layer)
-    W, BA = (layer.out_features, layer.in_features), (B.shape[0], A.shape[1])
-    if W != BA or A.shape[0] != B.shape[1]:
-        raise UserError(f"{folder}: the adapter is for another base: {name} is {W} here, B A is {BA} there")
-    refuse_tied(module, name, layer)
+        base, total, base_bytes = base_sizes(factors, adapter, model)
+        share = f", {size / total:.3g} of the base's {total:,}"
+        on_disk = f", {nbytes / base_bytes:.3g} of the base's {base_bytes / 1e6:,.2f}" if base_bytes else ""
+    except UserError as e:
+        if model:
+            raise
+        base, share, on_disk = e, "", ""
+    print(f"adapter     {adapter}\nbase        {base}\nrank        {span(len(f.A) for f in factors.values())}\n"
+          f"alpha       {span(f.alpha for f in factors.values())}: B A is scaled by {span(f.scale for f in factors.values())}\n"
+          f"parameters  {size:,}{share}\nMB on disk  {nbytes / 1e6:,.2f}{on_disk}\n\n"
+          f"{'target':<12}{'layers':>7}{'in -> out':>16}{'parameters':>14}{'||dW||':>10}  (Frobenius, root mean square)")
+    for kind in dict.fromkeys(name.rpartition(".")[2] for name in factors):
+        some = {name: f for name, f in factors.items() if name.rpartition(".")[2] == kind}
+        shape = f"{span(f.A.shape[1] for f in some.values())} -> {span(len(f.B) for f in some.values())}"
+        # ||B A||^2 = tr(A^T B^T B A) = the sum of (B^T B) * (A A^T), which are r x r
+        squares = [f.scale ** 2 * ((f.B.T @ f.B) * (f.A @ f.A.T)).sum().item() for f in some.values()]
+        print(f"{kind:<12}{len(some):>7}{shape:>16}{parameters(some):>14,}{math.sqrt(sum(squares) / len(squares)):>10.4g}")
+
+
+def parameters(adapter: dict[str, Factors]) -> int:
+    return sum(f.A.numel() + f.B.numel() for f in adapter.values())
+
+
+def span(numbers) -> str:
+    low, *_, high = sorted([*numbers] * 2)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def base_sizes(factors: dict[str, Factors], adapter: str, model: str | None) -> tuple[str, int, int]:
+    """Name of the base, its parameters, and the bytes of its weights on disk (0: they are not on this machine)."""
+    name = model or base_of(adapter)
+    folder = resolve(name, ["config.json"]) if model or os.path.isdir(name) else cached(name)
+    config = read_json(folder / "config.json")
+    config.pop("quantization_config", None)
+    with torch.device("meta"):
+        base = Transformer(ModelConfig.from_hf(config))
+    check_fit(base, factors, adapter)
+    return name, sum(p.numel() for p in base.parameters()), sum(f.stat().st_size for f in folder.glob("model*.safetensors"))
+
+
+def cached(name: str) -> Path:
+    """The folder of a hub repository in the hub's cache on this machine."""
+    from huggingface_hub import errors, try_to_load_from_cache
+    repo, _, revision = name.partition("@")
+    try:
+        if isinstance(path := try_to_load_from_cache(repo, "config.json", revision=revision or None), str):
+            return Path(path).parent
+    except errors.HFValidationError:        # no name of a repository: a folder that has gone
+        pass
+    raise UserError(f"{name}, which is not on this machine; --model says where else it is")
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="merge|info")
+    one = commands.add_parser("merge", help="write base and adapter as one Hugging Face checkpoint")
+    one.add_argument("--adapter", required=True, help="its folder")
+    one.add_argument("--out", required=True, help="folder of the checkpoint, new or empty")
+    one.add_argument("--model", help="the base: folder, hub repository or nano; default: the one that the adapter names")
+    one.add_argument("--dtype", choices=DTYPES, help="of W + B A, which is summed in float32 and rounded; default: the base's own")
+    one.add_argument("--nf4", action="store_true", help="merge into the weights that --method qlora saw: rounded to four bits")
+    two = commands.add_parser("info", help="what an adapter is, and what share of its base")
+    two.add_argument("adapter", help="its folder")
+    two.add_argument("--model", help="the base, where the adapter does not say it; a hub repository's config.json is fetched")
+    for p in (parser, one, two):
+        p.error = lambda message: fail(f"{message} (python lora.py merge --help and info --help list the settings)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = vars(parse(argv))
+    try:
+        {"merge": merge, "info": info}[args.pop("command")](**args)
+    except (UserError, OSError, SafetensorError) as e:
+        fail(e)
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")
+    main()

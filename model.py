@@ -45,6 +45,7 @@ class UserError(ValueError):
 
 
 def fail(message, code: int = 2) -> NoReturn:
+    """How a script ends whose user can mend what is wrong."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr)
     raise SystemExit(code)
 
@@ -387,11 +388,15 @@ class Transformer(nn.Module):
         module, _, leaf = name.rpartition(".")
         setattr(self.get_submodule(module), leaf, nn.Parameter(tensor))
 
-    def save_pretrained(self, folder):
-        """Write config.json and model.safetensors, as transformers, vLLM and llama.cpp's converter read them."""
+    def save_pretrained(self, folder, stop_ids=()):
+        """Write config.json and model.safetensors, as transformers, vLLM and llama.cpp's converter read them.
+
+        `stop_ids` join config.json's eos_token_id, so that others' generation stops where ours does."""
         if next(self.buffers(), None) is not None:
             raise UserError("the model has weights that are no parameters, quantized ones; quant.save_quantized writes these")
-        write_checkpoint(folder, dict(self.named_parameters()), self.config.hf)                 # a tied lm_head only once
+        eos = self.config.hf.get("eos_token_id")
+        eos = {"eos_token_id": sorted({*stop_ids, *(eos if isinstance(eos, list) else [eos])} - {None})} if stop_ids else {}
+        write_checkpoint(folder, dict(self.named_parameters()), self.config.hf | eos)           # a tied lm_head only once
 
 
 def pick(logits, temperature, top_p, generator):
@@ -484,7 +489,7 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}; is it a model's folder?") from None
+        raise UserError(f"{path.parent} has no {path.name}; is it the right folder?") from None
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not valid JSON: {e}") from None
     if not isinstance(content, dict):

@@ -111,6 +111,11 @@ class Tokenizer:
             with replacing(Path(folder) / name) as part:
                 part.write_bytes(data)
 
+    def check_vocabulary(self, size: int, name):
+        """Raise UserError if the embedding of the model called `name`, of `size` rows, lacks some of the tokens."""
+        if self.n_vocab > size:
+            raise UserError(f"{name}: the tokenizer has {self.n_vocab} tokens, the embedding {size}")
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; an added token written in it becomes that token, as in `tokenizers`."""
         ids, start = [], 0
@@ -147,6 +152,11 @@ class Tokenizer:
         turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
         end = self.encode(self.apply_chat_template(turn).rpartition("!")[2])
         return next((i for i in end if i in self.special_ids), None)
+
+
+def stop_ids(tokenizer: Tokenizer) -> set[int]:
+    """The tokens that end an answer: the template's, and the tokenizer's own end."""
+    return {tokenizer.end_of_turn, tokenizer.added.get(tokenizer.eos_token)} - {None}
 
 
 def content(token) -> str | None:

@@ -35,7 +35,7 @@ from lora import apply_lora, save_adapter
 from model import DTYPES, Transformer, UserError, fail, read_json, replacing, resolve
 from optim import OPTIMIZERS, restore
 from quant import NF4Tensor, load_quantized, quantize_model
-from tokenizer import FILES, Tokenizer
+from tokenizer import FILES, Tokenizer, stop_ids
 
 COLUMNS = ("run model data method targets rank alpha lr batch_eff seed step tokens train_nll test_nll seconds peak_gb "
            "trainable").split()
@@ -230,8 +230,7 @@ def set_up(config: Config, data: Data, base: Transformer | None = None) -> Run:
         model = copy.deepcopy(base).to(device, held)
         if config.method == "qlora":
             quantize_model(model)
-    if (tokens := data.tokenizer.n_vocab) > model.config.vocab_size:
-        raise UserError(f"{config.model}: the tokenizer has {tokens} tokens, the embedding {model.config.vocab_size}")
+    data.tokenizer.check_vocabulary(model.config.vocab_size, config.model)
     mixed = config.method == "full" and dtype != torch.float32
 
     def autocast():
@@ -342,9 +341,7 @@ def train(config: Config) -> list[dict]:
     if config.method != "full":
         save_adapter(model, out, str(resolve("nano")) if config.model == "nano" else config.model)
     else:
-        eos = model.config.hf.get("eos_token_id") or []         # others' generation is to stop where ours does
-        model.config.hf["eos_token_id"] = sorted(stop_ids(data.tokenizer) | set(eos if isinstance(eos, list) else [eos]))
-        model.save_pretrained(out)
+        model.save_pretrained(out, stop_ids(data.tokenizer))
     data.tokenizer.save_pretrained(out)
     write_run(config, out, base_answer, finished=True)
     shutil.rmtree(state.parent)
@@ -512,11 +509,6 @@ def report(rows: list[dict]) -> str:
     train_nll = f"train NLL {last['train_nll']:.4f}  " if last["train_nll"] != "" else " " * 18
     return (f"step {last['step']:>4.0f}  {train_nll}test NLL {last['test_nll']:.4f}  {last['seconds']:7.1f} s  "
             f"{last['peak_gb']:.2f} GB")
-
-
-def stop_ids(tokenizer) -> set[int]:
-    """The tokens that end an answer: the template's, and the tokenizer's own end."""
-    return {tokenizer.end_of_turn, tokenizer.added.get(tokenizer.eos_token)} - {None}
 
 
 def answer(model, tokenizer, messages: list[dict], autocast, max_new_tokens: int = 160) -> str:

@@ -2,18 +2,29 @@
 import copy
 import json
 import math
+import random
+import re
+import shutil
+import socket
 
+import huggingface_hub
 import peft
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import TINY, tiny_tokenizer
+from runs import contents, one_line
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, ViTConfig, ViTModel
 
-from lora import LoRALinear, apply_lora, load_adapter, lora_layers, merge_lora, remove_lora, save_adapter, unmerge_lora
+import lora
+from lora import (LoRALinear, apply_lora, load_adapter, lora_layers, merge_lora, read_adapter, remove_lora, save_adapter,
+                  set_adapter, unmerge_lora)
 from model import ModelConfig, Transformer, UserError
+from quant import quantize_model
+from tokenizer import Tokenizer
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -314,19 +325,84 @@ def test_a_merged_checkpoint_gives_the_same_logits_in_transformers(model, ids, t
     torch.testing.assert_close(logits(Transformer.from_pretrained(tmp_path), ids), expected, atol=1e-4, rtol=0)
 
 
-def test_switching_tasks_gives_each_task_its_own(model, ids, tmp_path):
-    """{(W + B A) - B A} + B' A', with the first task still merged when the second is asked for."""
-    expected = {}
-    for seed in (1, 2):
-        randomise_adapter(apply_lora(model, 4), seed)
-        expected[seed] = logits(model, ids)
-        save_adapter(model, tmp_path / str(seed))
-        remove_lora(model)
-    for seed in (1, 2, 1):
-        load_adapter(model, tmp_path / str(seed))
-        assert torch.equal(logits(model, ids), expected[seed])
-        merge_lora(model)
-    assert (expected[1] - expected[2]).abs().max() > 0.5
+TASKS = {       # three adapters that differ in rank, alpha and targets
+    "sums": {"rank": 4, "alpha": 6}, "names": {"rank": 2, "alpha": 5, "targets": "attention"},
+    "tones": {"rank": 7, "targets": "layers.0.mlp.up_proj,layers.1.mlp.up_proj,v_proj"},
+}
+
+
+@pytest.fixture
+def tasks(folder, tmp_path):
+    """TASKS as PEFT's folders."""
+    for seed, (name, how) in enumerate(TASKS.items()):
+        save_adapter(randomise_adapter(apply_lora(Transformer.from_pretrained(folder), **how), seed), tmp_path / name, str(folder))
+    return {name: tmp_path / name for name in TASKS}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_hundred_switches(folder, tasks, ids, dtype):
+    """{(W + B A) - B A} + B' A': the base stays bit-identical, and each task's logits are those of a model that never switched."""
+    def fresh(name=None):
+        model = Transformer.from_pretrained(folder, dtype)
+        return load_adapter(model, tasks[name]) if name else model
+
+    model = fresh()
+    before, alone = base_weights(model), {None: logits(model, ids)}
+    adapters = {None: None} | {name: read_adapter(path, model) for name, path in tasks.items()}
+    for name in tasks:
+        merge_lora(never_switched := fresh(name))
+        alone[name] = logits(never_switched, ids)
+        assert (alone[name] - alone[None]).abs().max() > 0.3
+        if dtype == torch.float32:
+            torch.testing.assert_close(alone[name], logits(in_peft(folder, tasks[name]), ids), atol=1e-4, rtol=0)
+    draw = random.Random(0)
+    for switch in range(100):
+        name = draw.choice(list(adapters))
+        set_adapter(model, adapters[name])
+        assert torch.equal(logits(model, ids), alone[name]), (switch, name)
+    set_adapter(model, None)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_merged_model_costs_what_the_base_costs(model, tasks, ids):
+    def flops():
+        with FlopCounterMode(display=False) as counter:
+            logits(model, ids)
+        return counter.get_total_flops()
+
+    base, adapter = flops(), read_adapter(tasks["sums"])
+    set_adapter(model, adapter)
+    assert flops() == base
+    set_adapter(model, adapter, merge=False)        # two products of a token with r (in + out) numbers
+    assert flops() == base + 2 * ids.numel() * sum(A.numel() + B.numel() for A, B, *_ in adapter.values())
+
+
+def test_switching_on_a_quantized_base(model, tasks, ids):
+    """Not merged, so that it stays in four bits; the codes are the same tensors after it."""
+    before = logits(quantize_model(model), ids)
+    expected = logits(load_adapter(copy.deepcopy(model), tasks["names"]), ids)
+    set_adapter(model, read_adapter(tasks["names"]), merge=False)
+    assert torch.equal(logits(model, ids), expected) and not torch.equal(expected, before)
+    assert torch.equal(logits(set_adapter(model, None), ids), before)
+
+
+def test_switching_keeps_the_mode(model, tmp_path):
+    """Not merged, an adapter with dropout would answer by chance in a model that is set to answer."""
+    save_adapter(randomise_adapter(apply_lora(model, 2, dropout=0.5)), tmp_path)
+    for mode in (True, False):
+        load_adapter(model.train(mode), tmp_path)
+        assert {layer.dropout.training for layer in lora_layers(model).values()} == {mode}
+
+
+def test_an_adapter_of_another_base_changes_nothing(checkpoint, model, tasks, ids):
+    other = read_adapter(tasks["sums"])
+    other |= {name.replace("layers.1", "layers.2"): factors for name, factors in other.items()}
+    set_adapter(model, read_adapter(tasks["tones"]))
+    before = logits(model, ids)
+    with pytest.raises(UserError, match="another base: this one has no layer model.layers.2"):
+        set_adapter(model, other)
+    assert torch.equal(logits(model, ids), before)
 
 
 # ----- PEFT's files -------------------------------------------------------------------------------------------------
@@ -538,3 +614,142 @@ def test_anything_that_maps_x_to_Wx_can_be_wrapped():
     expected = x @ (module["a"].base.codes.float() / 8).T + x @ module["a"].lora_A.T @ module["a"].lora_B.T
     torch.testing.assert_close(module["a"](x), expected)
     assert trainable(module) == 2 * (6 + 5)
+
+
+# ----- python lora.py ... -------------------------------------------------------------------------------------------
+
+def run(capsys, *argv):
+    capsys.readouterr()
+    lora.main([str(a) for a in argv])
+    return capsys.readouterr().out
+
+
+def refused(capsys, *argv):
+    with pytest.raises(SystemExit) as e:
+        run(capsys, *argv)
+    return one_line(e.value.code, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_merged_checkpoint_is_pefts(folder, tasks, task, ids, tmp_path, capsys):
+    said = run(capsys, "merge", "--model", folder, "--adapter", tasks[task], "--out", tmp_path / "merged", "--dtype", "float32")
+    theirs = in_peft(folder, tasks[task])
+    beside = logits(theirs, ids)
+    expected = logits(theirs.merge_and_unload(), ids)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.dtype == torch.float32
+    torch.testing.assert_close(logits(merged, ids), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits(merged, ids), beside, atol=1e-4, rtol=0)
+    assert float(re.search(r"rounded, is ([\d.e-]+)", said)[1]) < 1e-4
+
+
+def test_merging_is_rounded_once_and_says_how_much_it_changed(folder, tasks, tmp_path, capsys):
+    """Pitfall 7. The dtype is the checkpoint's own, the base the one that the adapter names."""
+    half = tmp_path / "half"
+    Transformer.from_pretrained(folder, torch.bfloat16).save_pretrained(half)
+    tiny_tokenizer(half)
+    config = json.loads((tasks["sums"] / "adapter_config.json").read_text())
+    (tasks["sums"] / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(half)}))
+    said = run(capsys, "merge", "--adapter", tasks["sums"], "--out", tmp_path / "merged")
+    model, merged = Transformer.from_pretrained(half), load_file(tmp_path / "merged/model.safetensors")
+    ids = torch.tensor([Tokenizer.from_pretrained(half).encode(lora.PROBE)])
+    beside = logits(load_adapter(model, tasks["sums"]), ids).float()
+    for name, layer in lora_layers(model).items():
+        assert torch.equal(merged[name + ".weight"], (layer.base.weight.float() + layer.delta()).bfloat16())
+    after = logits(Transformer.from_pretrained(tmp_path / "merged"), ids).float()
+    told = re.search(r"(\d+) tokens .* rounded, is ([\d.e-]+),\nwith logits up to ([\d.e-]+); .* same at (\d+)", said).groups()
+    measured = (beside - after).abs().max(), beside.abs().max(), (beside.argmax(-1) == after.argmax(-1)).sum()
+    assert [float(x) for x in told] == pytest.approx([ids.shape[1], *(m.item() for m in measured)], rel=5e-3)
+    assert 0 < float(told[1]) < 0.05 * float(told[2])
+
+
+def test_others_stop_where_we_stop(folder, tasks, ids, tmp_path, capsys):
+    """A base whose config.json names another end than its template's; the tokenizer comes along."""
+    base = shutil.copytree(folder, tmp_path / "base")
+    (base / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text()) | {"eos_token_id": 5}))
+    (base / "chat_template.jinja").write_text(Tokenizer.from_pretrained(base).template)
+    run(capsys, "merge", "--model", base, "--adapter", tasks["sums"], "--out", tmp_path / "merged")
+    assert json.loads((tmp_path / "merged/config.json").read_text())["eos_token_id"] == [2, 5]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").generation_config.eos_token_id == [2, 5]
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes()
+
+
+def test_merging_into_what_qlora_saw(folder, tasks, ids, tmp_path, capsys):
+    """Pitfall 6: the dequantized weights, those that the adapter leaves alone as well; they are no four bits any more."""
+    run(capsys, "merge", "--model", folder, "--adapter", tasks["names"], "--out", tmp_path / "merged", "--nf4")
+    expected = logits(load_adapter(quantize_model(Transformer.from_pretrained(folder)), tasks["names"]), ids)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged, ids), expected, atol=1e-4, rtol=0)
+    run(capsys, "merge", "--model", folder, "--adapter", tasks["names"], "--out", tmp_path / "of the original")
+    assert (logits(AutoModelForCausalLM.from_pretrained(tmp_path / "of the original"), ids) - expected).abs().max() > 0.01
+
+
+def test_info(folder, model, tasks, capsys):
+    said = run(capsys, "info", tasks["sums"])
+    size, total = sum(A.numel() + B.numel() for A, B, *_ in read_adapter(tasks["sums"]).values()), trainable(model)
+    files = tasks["sums"] / "adapter_model.safetensors", folder / "model.safetensors"
+    nbytes, base_bytes = (file.stat().st_size for file in files)
+    assert f"base        {folder}\nrank        4\nalpha       6: B A is scaled by 1.5\n" in said
+    assert f"parameters  {size:,}, {size / total:.3g} of the base's {total:,}\n" in said
+    assert f"MB on disk  {nbytes / 1e6:,.2f}, {nbytes / base_bytes:.3g} of the base's {base_bytes / 1e6:,.2f}\n" in said
+    rows = {row.split()[0]: row for row in said.partition("||dW||")[2].splitlines()[1:]}
+    assert set(rows) == set(LINEARS)
+    assert re.search(r"2 +32 -> 48 +640 ", rows["up_proj"]) and re.search(r"2 +48 -> 32 +640 ", rows["down_proj"])
+    load_adapter(model, tasks["sums"])
+    for kind, row in rows.items():
+        norms = torch.stack([layer.delta().norm() for name, layer in lora_layers(model).items() if name.endswith(kind)])
+        assert float(row.split()[-1]) == pytest.approx(norms.square().mean().sqrt().item(), rel=1e-3)
+
+
+def test_info_of_several_ranks(theirs, tmp_path, capsys):
+    theirs.save_pretrained(tmp_path)
+    said = run(capsys, "info", tmp_path)
+    ranks = {len(f.A) for f in read_adapter(tmp_path).values()}
+    assert f"rank        {min(ranks)} to {max(ranks)}\n" in said if len(ranks) > 1 else f"rank        {min(ranks)}\n" in said
+
+
+@pytest.mark.parametrize("where", ["the cache", "nowhere", "a folder that has gone", "unsaid"])
+def test_info_never_goes_online(folder, tasks, where, tmp_path, monkeypatch, capsys):
+    """The base may be in the hub's cache, at the revision that the adapter names."""
+    def socket_(*_):
+        raise AssertionError("the network was asked for")
+
+    name = {"a folder that has gone": "/no/such/folder", "unsaid": None}.get(where, "owner/base")
+    config = json.loads((tasks["names"] / "adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": name, "revision": "v1" if where == "the cache" else None}
+    (tasks["names"] / "adapter_config.json").write_text(json.dumps(config))
+    if where == "the cache":
+        shutil.copytree(folder, tmp_path / "hub/models--owner--base/snapshots" / ("1" * 40))
+        (tmp_path / "hub/models--owner--base/refs").mkdir()
+        (tmp_path / "hub/models--owner--base/refs/v1").write_text("1" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(socket, "socket", socket_)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    said = run(capsys, "info", tasks["names"])
+    if where == "the cache":
+        assert "base        owner/base@v1\n" in said and " of the base's" in said
+    else:
+        assert "parameters  " in said and "of the base's" not in said and "--model" in said
+    assert " of the base's" in run(capsys, "info", tasks["names"], "--model", folder)
+
+
+MISTAKES = {
+    "no command": ([], "required: merge|info"), "no adapter": (["info"], "required: adapter"),
+    "an unknown setting": (["info", "sums", "--rank", "4"], "unrecognized arguments: --rank 4"),
+    "no such adapter": (["info", "nowhere"], "nowhere has no adapter_config.json"),
+    "no such base": (["merge", "--adapter", "sums", "--out", "new", "--model", "nowhere"], "nowhere: no such folder"),
+    "another base": (["merge", "--adapter", "sums", "--out", "new", "--model", "nano"], "sums: the adapter is for another base"),
+    "of another base": (["info", "sums", "--model", "nano"], "sums: the adapter is for another base"),
+    "a folder with files": (["merge", "--adapter", "sums", "--out", "names"], "--out names is there already and not empty"),
+    "a file": (["merge", "--adapter", "sums", "--out", "sums/adapter_config.json"], "is there already and not empty"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes(tasks, case, tmp_path, monkeypatch, capsys):
+    argv, words = MISTAKES[case]
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path)
+    assert words in refused(capsys, *argv)
+    assert contents(tmp_path) == before and not (tmp_path / "new").exists()
