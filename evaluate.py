@@ -1,6 +1,6 @@
 r"""Measure a model by the test split of a data set: the test NLL, and the metric of the task.
 
-    python evaluate.py --model M --adapter out/a46cea5b7d --data gsm8k
+    python evaluate.py --model M --adapter out/3f087d1874 --data gsm8k
     python evaluate.py --table out/eval_*.json              # several models side by side, as Markdown
 
     test NLL      nats a supervised token, as train.py logs it

@@ -10,8 +10,8 @@ Anything that maps x to W x and has in_features and out_features can be wrapped,
 B are kept in float32 and used in x's dtype: in bfloat16 an update of a thousandth of a weight would be rounded away.
 Merging is an explicit call, never a side effect of .eval(), so a checkpoint is what its name says.
 
-    python lora.py info out/a46cea5b7d                                      # rank, targets, size, what share of the base
-    python lora.py merge --adapter out/a46cea5b7d --out merged              # a whole checkpoint, W + (alpha / r) B A
+    python lora.py info out/3f087d1874                                      # rank, targets, size, what share of the base
+    python lora.py merge --adapter out/3f087d1874 --out merged              # a whole checkpoint, W + (alpha / r) B A
 """
 import argparse
 import itertools

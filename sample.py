@@ -1,8 +1,8 @@
 """Talk to a model; base and adapted answers side by side.
 
-    python sample.py --adapter out/a46cea5b7d "Lan có 12 quả táo, mẹ cho thêm 7 quả. Hỏi Lan có bao nhiêu quả táo?"
-    python sample.py --adapter out/a46cea5b7d --adapter sums=out/5f0c9d2e11         # a chat: /adapter sums, /base, /reset, /help
-    python sample.py --adapter out/a46cea5b7d --against full=out/0b8d1c77f3 --compare --data nano --n 10 --markdown answers.md
+    python sample.py --adapter out/3f087d1874 "Lan có 12 quả táo, mẹ cho thêm 7 quả. Hỏi Lan có bao nhiêu quả táo?"
+    python sample.py --adapter out/3f087d1874 --adapter sums=out/5f0c9d2e11         # a chat: /adapter sums, /base, /reset, /help
+    python sample.py --adapter out/3f087d1874 --against full=out/0b8d1c77f3 --compare --data nano --n 10 --markdown answers.md
 
 An adapter goes by the last part of its folder's path, or by the name before "=". All of them share one base: switching merges
 the one that is asked for in place (lora.set_adapter). A question and a chat begin with the first of them.
