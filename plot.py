@@ -11,6 +11,7 @@ the band around it goes from the smallest to the largest; the spread of a number
 between two arms are taken within a seed, where both saw the same samples in the same order.
 """
 import argparse
+import itertools
 import math
 import sys
 from collections import Counter, defaultdict
@@ -29,6 +30,7 @@ from sweep import diverged
 from train import COLUMNS, fail, read_csv
 
 plt.switch_backend("agg")       # no screen is needed
+np.seterr(invalid="ignore")     # the difference of two arms that diverged is nan
 
 # ----- the rules by which a claim is judged ---------------------------------------------------------------------------
 
@@ -64,7 +66,7 @@ def verdict(values, interval: tuple[float, float], at_edge=(), ratio: bool = Fal
 
 
 def known(values) -> np.ndarray:
-    """Without nan, which stands for a seed that is not there."""
+    """Without nan: a seed that is not there, or at which both arms of a difference diverged."""
     values = np.asarray(values, dtype=float)
     return values[~np.isnan(values)]
 
@@ -142,19 +144,6 @@ class Arm:
     def best(self) -> Best:
         return Best(*map(np.array, zip(*(best_rate(self.lrs, ends) for ends in self.nll[:, :, -1]))))
 
-    def above(self, other: "Arm") -> np.ndarray:
-        """By how much best-of-sweep lies above that of `other`, (S, T); inf where both diverged."""
-        with np.errstate(invalid="ignore"):
-            return np.where(np.isinf(self.curves) & np.isinf(other.curves), np.inf, self.curves - other.curves)
-
-    def gap(self, other: "Arm") -> np.ndarray:
-        """The same after the last step, (S,)."""
-        return self.above(other)[:, -1]
-
-    def ratio(self, other: "Arm") -> np.ndarray:
-        """The best rate over that of `other`, (S,)."""
-        return self.best.vertex / other.best.vertex
-
 
 class Sweep(NamedTuple):
     """The runs of one model on one data set that were evaluated at the same steps."""
@@ -208,7 +197,7 @@ class Sweep(NamedTuple):
     def leaves(self, arm: Arm) -> np.ndarray:
         """The first evaluated step from which on `arm` stays more than MARGIN above full fine-tuning, (S,); the last step if
         there is none."""
-        above, T = arm.above(self.full()), len(self.steps)
+        above, T = arm.curves - self.full().curves, len(self.steps)
         last_within = np.max((above <= MARGIN * self.gain()) * np.arange(T), axis=1)
         return np.where(np.isnan(above[:, 0]), np.nan, self.steps[np.minimum(last_within + 1, T - 1)])
 
@@ -308,13 +297,13 @@ def at_edge(*arms: Arm) -> list[str]:
 def higher(text: str, arm: Arm, other: Arm, interval=POSITIVE, gain: float | None = None) -> Claim:
     """On how far `arm` ends above `other`, in nats or as a share of `gain`."""
     quantity = f"{arm} above {other.place}" + ", share of the gain" * bool(gain)
-    return Claim(text, quantity, arm.gap(other) / (gain or 1), interval, at_edge(arm, other))
+    return Claim(text, quantity, (arm.best.nll - other.best.nll) / (gain or 1), interval, at_edge(arm, other))
 
 
 def faster(text: str, arm: Arm, other: Arm, interval) -> Claim:
     """On the ratio of their best rates."""
-    return Claim(f"{text} ({interval[0]:g} to {interval[1]:g})", f"rate of {arm} / rate of {other}", arm.ratio(other), interval,
-                 at_edge(arm, other), ratio=True)
+    return Claim(f"{text} ({interval[0]:g} to {interval[1]:g})", f"rate of {arm} / rate of {other}",
+                 arm.best.vertex / other.best.vertex, interval, at_edge(arm, other), ratio=True)
 
 
 def claims(sweep: Sweep, long: Sweep | None) -> Iterator[Claim]:
@@ -329,18 +318,19 @@ def claims(sweep: Sweep, long: Sweep | None) -> Iterator[Claim]:
         yield faster("LoRA's best rate is about ten times that of full fine-tuning", arm, full, TEN)
     if len(batches) > 1:
         (small, few), *_, (large, many) = batches.items()
+        gaps = [arm.best.nll - reference.best.nll for arm, reference in (few, many)]
         yield Claim("LoRA loses more to full fine-tuning where the batch is large",
-                    f"{many[0]} above full at batch {large:g}, less that at {small:g}", many[0].gap(many[1]) - few[0].gap(few[1]),
+                    f"{many[0]} above full at batch {large:g}, less that at {small:g}", gaps[1] - gaps[0],
                     POSITIVE, [f"{edge}, batch {pair[0].batch:g}" for pair in (few, many) for edge in at_edge(*pair)])
     if pair := sweep.matched():
         yield higher("attention alone is worse than the MLP alone, with as many parameters", *pair)
-    for everywhere in ranks:
-        for arm in sweep.lora("attention", "mlp"):
-            if arm.rank == everywhere.rank and arm.targets == "attention":
-                yield higher("attention alone is worse than all layers", arm, everywhere)
-            elif arm.rank == everywhere.rank:
-                yield higher(f"the MLP alone does as well as all layers: at most {MARGIN:.0%} of the gain behind",
-                             arm, everywhere, WITHIN, gain)
+    for arm, everywhere in itertools.product(sweep.lora("attention"), ranks):
+        if arm.rank == everywhere.rank:
+            yield higher("attention alone is worse than all layers", arm, everywhere)
+    for arm, everywhere in itertools.product(sweep.lora("mlp"), ranks):
+        if arm.rank == everywhere.rank:
+            yield higher(f"the MLP alone does as well as all layers: at most {MARGIN:.0%} of the gain behind",
+                         arm, everywhere, WITHIN, gain)
     if fixed:
         yield faster("with alpha fixed the best rate hardly depends on rank", fixed[-1], fixed[0], SAME)
     if long and long.full() and len(ranks := long.lora()) > 1:
@@ -366,7 +356,12 @@ def table(sweep: Sweep, long: Sweep | None = None) -> str:
                   f"Test NLL in nats a token after {some.steps[-1]:g} steps, at the best rate. With several seeds: mean ± spread "
                   "(the largest minus the smallest); of rates, the geometric mean (smallest to largest).", "",
                   *markdown(ARMS, [cells(arm, some.full(arm.batch)) for arm in arms]), ""]
-    return "\n".join([*lines, *markdown(CLAIMS, map(judged, claims(sweep, long)))])
+    judged = []
+    for claim in claims(sweep, long):
+        value = rate(claim.values, ".3g") if claim.ratio else spread(claim.values, ".4g")
+        word, why = verdict(*claim[2:])
+        judged.append((claim.text, claim.quantity, value, f"*{word}*", why))
+    return "\n".join([*lines, *markdown(CLAIMS, judged)])
 
 
 def markdown(header, rows) -> list[str]:
@@ -375,17 +370,10 @@ def markdown(header, rows) -> list[str]:
 
 def cells(arm: Arm, full: Arm | None) -> list[str]:
     """The table's row of an arm."""
-    best, edge, compared = arm.best, any(arm.best.edge), full and full is not arm
+    best, edge = arm.best, any(arm.best.edge)
+    to_full = full and full is not arm and [spread(best.nll - full.best.nll, "+.4f"), rate(best.vertex / full.best.vertex, ".3g")]
     return [str(arm), f"{arm.batch:g}", size(arm.trainable), str(len(arm.lrs)), f"{arm.lost} of {arm.runs}",
-            rate(best.lr) + " (edge)" * edge, "-" if edge else rate(best.vertex), spread(best.nll, ".4f"),
-            spread(arm.gap(full), "+.4f") if compared else "", rate(arm.ratio(full), ".3g") if compared else ""]
-
-
-def judged(claim: Claim) -> list[str]:
-    """The table's row of a claim."""
-    word, why = verdict(*claim[2:])
-    value = rate(claim.values, ".3g") if claim.ratio else spread(claim.values, ".4g")
-    return [claim.text, claim.quantity, value, f"*{word}*", why]
+            rate(best.lr) + " (edge)" * edge, "-" if edge else rate(best.vertex), spread(best.nll, ".4f"), *(to_full or ["", ""])]
 
 
 def spread(values, form: str) -> str:
@@ -418,7 +406,6 @@ RANKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#56B4E9", "D"),
 STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9.5, "axes.grid": True, "grid.alpha": 0.3,
          "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "nanoLoRA",
          "figure.constrained_layout.use": True, "legend.handlelength": 3.2, "lines.linewidth": 1.8, "lines.markersize": 5}
-ABOVE = "nats a token above full fine-tuning"
 
 
 def look(arm: Arm, text: str = "", **more) -> dict:
@@ -444,14 +431,9 @@ def draw(ax, x, values, **style):
 
 def new_figure(head: str, sweep: Sweep, arms, panels: int = 2):
     figure, axes = plt.subplots(1, panels, figsize=(12.5, 6), squeeze=False)
-    figure.suptitle(f"{head}: {sweep.title(arms)}", fontsize=13)
+    bands = " (bands: from the smallest to the largest)" * any(sum(arm.seeds) > 1 for arm in arms)
+    figure.suptitle(f"{head}: {sweep.title(arms)}{bands}", fontsize=13)
     return figure, axes[0]
-
-
-def legend_below(ax):
-    """Of both panels, and where it hides nothing."""
-    handles, labels = ax.get_legend_handles_labels()
-    ax.figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(labels) <= 4 or max(map(len, labels)) > 45 else 3)
 
 
 def nll_axis(ax, label: str = "test NLL, nats a token"):
@@ -465,31 +447,38 @@ def nll_axis(ax, label: str = "test NLL, nats a token"):
     ax.set_ylabel(label)
 
 
-def gap_axis(ax, margin: float):
-    """Linear about full fine-tuning's line, logarithmic far from it."""
-    ax.axhspan(-margin, margin, color=BLACK, alpha=0.08, linewidth=0)
-    ax.set_yscale("symlog", linthresh=2 * margin)
-    ax.yaxis.set_major_locator(ticker.SymmetricalLogLocator(base=10, linthresh=2 * margin, subs=(1, 2, 5)))
+def draw_best(ax, sweep: Sweep, looks: list[tuple[Arm, dict]], note: str):
+    """Best of sweep against steps, and the legend of the figure, below both panels, where it hides nothing."""
+    for arm, style in looks:
+        draw(ax, sweep.steps[1:], arm.curves[:, 1:], **style)
+    ax.set(xlabel=f"steps ({note})", title="best of sweep")
+    ax.xaxis.set_major_locator(ticker.FixedLocator(sweep.steps[1:], nbins=12))
+    nll_axis(ax)
+    longest = max(len(style["label"]) for _, style in looks)
+    ax.figure.legend(loc="outside lower center", ncols=2 if len(looks) <= 4 or longest > 45 else 3)
+
+
+def draw_gaps(ax, x, gaps: list[tuple[np.ndarray, dict]], **labels):
+    """By how much something (S, len(x)) lies above full fine-tuning."""
+    for values, style in gaps:
+        draw(ax, x, values, **style | {"label": None})
+    ax.axhline(0, color=BLACK, linewidth=1.8)
     ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:+g}" if y else "0"))
+    ax.set(ylabel="nats a token above full fine-tuning", **labels)
 
 
 def curves_figure(head: str, sweep: Sweep, arms: list[Arm], looks=look):
     """Left: best of sweep against steps. Right: by how much it lies above full fine-tuning."""
     full, steps = sweep.full(), sweep.steps[1:]
-    arms = [full, *arms] if full else arms
-    figure, (left, right) = new_figure(head, sweep, arms)
-    for arm in arms:
-        draw(left, steps, arm.curves[:, 1:], **looks(arm))
-        if full and arm is not full:
-            draw(right, steps, arm.above(full)[:, 1:], **looks(arm))
-    left.set(xlabel=f"steps (the base, at step 0: {np.nanmean([arm.curves[:, 0] for arm in arms]):.3f})", title="best of sweep")
-    right.set(xlabel="steps", ylabel=ABOVE, title=f"the same, less full fine-tuning (grey: {MARGIN:.0%} of its gain)")
-    right.axhline(0, color=BLACK, linewidth=1.8)
-    nll_axis(left)
-    gap_axis(right, MARGIN * sweep.gain()) if full else right.set_axis_off()
-    for ax in (left, right) if len(steps) <= 12 else ():
-        ax.set_xticks(steps)
-    legend_below(left)
+    figure, (left, right) = new_figure(head, sweep, [full, *arms] if full else arms)
+    base = np.nanmean([arm.curves[:, 0] for arm in arms])
+    draw_best(left, sweep, [(arm, looks(arm)) for arm in (full, *arms) if arm], note=f"the base, at step 0: {base:.3f}")
+    if full:
+        draw_gaps(right, steps, [((arm.curves - full.curves)[:, 1:], looks(arm)) for arm in arms], xlabel="steps",
+                  title=f"the same, less full fine-tuning (grey: {MARGIN:.0%} of its gain)", xticks=left.get_xticks())
+        right.axhspan(-MARGIN * sweep.gain(), MARGIN * sweep.gain(), color=BLACK, alpha=0.08, linewidth=0)
+    else:
+        right.set_axis_off()
     return figure
 
 
@@ -498,30 +487,28 @@ def rates_figure(head: str, sweep: Sweep, panels: dict[str, list[Arm]]):
     full = [sweep.full()] if sweep.full() else []
     figure, axes = new_figure(head, sweep, dict.fromkeys(full + sum(panels.values(), [])), len(panels))
     for ax, (text, arms) in zip(axes, panels.items()):
-        for i, arm in enumerate(full + arms):
-            ratio = f", {rate(arm.ratio(full[0]), '.3g')} x full's" if full and arm is not full[0] else ""
-            label = f"{arm}: best {rate(arm.best.vertex)}" + ", at the edge" * any(arm.best.edge) + ratio
-            draw_rates(ax, arm, label, height=0.97 - 0.035 * i)
-        ax.set(xscale="log", title=text, xlabel="learning rate (ring: lowest; triangle: a seed's by a parabola; cross: diverged)")
-        nll_axis(ax, f"test NLL after {sweep.steps[-1]:g} steps, nats a token")
-        ax.set_ymargin(0.25)        # room for the crosses
         ax.sharey(axes[0])
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2 // len(panels))
+        for i, arm in enumerate(full + arms):
+            draw_rates(ax, arm, full, height=0.97 - 0.035 * i)
+        nll_axis(ax, f"test NLL after {sweep.steps[-1]:g} steps, nats a token")
+        ax.set(xscale="log", title=text, xlabel="learning rate (ring: the lowest; cross: diverged;\n"
+               "triangles: each seed's best by a parabola, and in the legend their mean)")
+        ax.set_ymargin(0.25)        # room for the crosses
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2 // len(panels))
     return figure
 
 
-def draw_rates(ax, arm: Arm, label: str, height: float):
-    """A ring at the lowest point drawn; a triangle on the axis for each seed's best rate by the parabola; a cross near the top,
-    at `height`, for each rate at which a run diverged."""
-    style, ends = look(arm, label=label), arm.nll[:, :, -1]
-    mark = {"color": style["color"], "linestyle": "", "transform": ax.get_xaxis_transform()}
+def draw_rates(ax, arm: Arm, full: list[Arm], height: float):
+    """One arm of it. The rates at which a run diverged have a cross near the top, at `height`."""
+    ratio = f", {rate(arm.best.vertex / full[0].best.vertex, '.3g')} x full's" if full and arm is not full[0] else ""
+    style = look(arm, label=f"{arm}: best {rate(arm.best.vertex)}" + ", at the edge" * any(arm.best.edge) + ratio)
+    ends, at = arm.nll[:, :, -1], {"color": style["color"], "linestyle": "", "transform": ax.get_xaxis_transform(), "markersize": 9}
     draw(ax, arm.lrs, ends, **style)
     lowest = best_rate(arm.lrs, ends[arm.seeds].mean(0))
     ax.plot(lowest.lr, lowest.nll, "o", markersize=13, markerfacecolor="none", color=style["color"], markeredgewidth=1.6)
-    vertices = known(arm.best.vertex[~arm.best.edge])
-    ax.plot(vertices, np.full(len(vertices), 0.015), marker="^", markersize=9, **mark)
-    lost = [lr for lr, diverged in zip(arm.lrs, np.isinf(ends).any(0)) if diverged]
-    ax.plot(lost, [height] * len(lost), marker="X", markersize=9, **mark)
+    inner, lost = arm.best.vertex[~arm.best.edge], np.array(arm.lrs)[np.isinf(ends).any(0)]
+    ax.plot(inner, np.full(len(inner), 0.015), marker="^", **at)
+    ax.plot(lost, np.full(len(lost), height), marker="X", **at)
 
 
 # ----- the figures: each returns None where its runs are not there ----------------------------------------------------
@@ -540,18 +527,13 @@ def finding3(sweep: Sweep):
     if len(pairs) < 2:
         return None
     figure, (left, right) = new_figure("Finding 3, batch size", sweep, sum(pairs.values(), ()))
-    for (batch, pair), line in zip(pairs.items(), (":", "--", "-", "-.") * 9):
-        for arm in pair:
-            draw(left, sweep.steps[1:], arm.curves[:, 1:], **look(arm, f"batch {batch:g}, {arm}", linestyle=line))
-    lora = pair[0]
-    draw(right, list(pairs), np.stack([arm.gap(full) for arm, full in pairs.values()], 1), **look(lora, label=None))
-    left.set(xlabel="steps (a larger batch has seen more data)", title="best of sweep")
-    nll_axis(left)
-    right.axhline(0, color=BLACK, linewidth=1.8)
+    draw_best(left, sweep, [(arm, look(arm, f"batch {batch:g}, {arm}", linestyle=line)) for (batch, pair), line
+                            in zip(pairs.items(), (":", "--", "-", "-.") * 9) for arm in pair], "a larger batch has seen more data")
+    lora = pairs[max(pairs)][0]
+    draw_gaps(right, list(pairs), [(np.stack([arm.best.nll - full.best.nll for arm, full in pairs.values()], 1), look(lora))],
+              xlabel="batch, samples", title=f"{lora} less full fine-tuning, after {sweep.steps[-1]:g} steps")
     right.set_xscale("log", base=2)
     right.set_xticks(list(pairs), [f"{batch:g}" for batch in pairs])
-    right.set(xlabel="batch, samples", ylabel=ABOVE, title=f"{lora} less full fine-tuning, after {sweep.steps[-1]:g} steps")
-    legend_below(left)
     return figure
 
 
@@ -580,7 +562,7 @@ def capacity(sweep: Sweep):
     lines = [figure.axes[1].axvline(step, color=look(arm)["color"], linestyle=":", label=f"{arm} leaves at step {step:.0f}")
              for arm, step in steps.items() if step < sweep.steps[-1]]
     if lines:
-        figure.axes[1].legend(handles=lines)
+        figure.axes[1].legend(handles=lines, frameon=True)
     return figure
 
 

@@ -137,7 +137,8 @@ def test_differences_are_taken_within_a_seed(tmp_path):
     sweep = sweep_of(tmp_path / "a", *grid(FULL, (1e-5, 2e-5, 4e-5), 2e-5, 1.0, (42, 43), shift=shift),
                      *grid(R64, (1e-4, 2e-4, 4e-4), 2e-4, 1.1, (43, 42), shift=shift[::-1]))
     full, r64 = sweep.full(), found(sweep, R64)
-    assert r64.gap(full) == pytest.approx([0.1, 0.1]) and r64.ratio(full) == pytest.approx([10, 10])
+    assert r64.best.nll - full.best.nll == pytest.approx([0.1, 0.1])
+    assert r64.best.vertex / full.best.vertex == pytest.approx([10, 10])
     assert sweep.gain() == pytest.approx(2.0) and sweep_of(tmp_path / "b", *grid(R1, (1e-4,), 1e-4, 1.5)).gain() == 1.5
     assert plot.cells(r64, full)[5:] == ["2.0e-04", "2.0e-04", "1.3500 ± 0.5000", "+0.1000 ± 0.0000", "10"]
 
@@ -145,7 +146,7 @@ def test_differences_are_taken_within_a_seed(tmp_path):
 def test_a_seed_that_one_arm_lacks_is_left_out_of_the_difference(tmp_path):
     sweep = sweep_of(tmp_path / "a", *grid(FULL, (1e-5, 2e-5, 4e-5), 2e-5, 1.0, (42, 43, 44), shift=(0.0, 0.3, 0.1)),
                      *grid(R64, (1e-4, 2e-4, 4e-4), 2e-4, 1.1, (44, 43), shift=(0.2, 0.5)))
-    gap = found(sweep, R64).gap(sweep.full())
+    gap = found(sweep, R64).best.nll - sweep.full().best.nll
     assert math.isnan(gap[0]) and plot.known(gap) == pytest.approx([0.3, 0.2])
     assert plot.cells(found(sweep, R64), sweep.full())[8] == "+0.2500 ± 0.1000" and "6 runs, 2 seeds" in sweep.title(sweep.lora())
     assert plot.verdict(gap, plot.POSITIVE)[0] == "supported"
@@ -334,7 +335,7 @@ def test_curves_are_means_of_best_of_sweep_and_bands_go_from_seed_to_seed(pair):
     assert (band.min(), band.max()) == pytest.approx((1.3, line(4e-4, 4e-4, 1.302)[1]))
     assert sorted(drawn.get_ydata()[-1] for drawn in right.get_lines()[:2]) == pytest.approx([0.001, 0.301])
     n = 3 * (5 + 5 + 6)
-    assert figure.get_suptitle() == f"Finding 1, rank: nano on nano, {n} runs, 3 seeds"
+    assert figure.get_suptitle() == f"Finding 1, rank: nano on nano, {n} runs, 3 seeds (bands: from the smallest to the largest)"
     assert curve_of(left, "r = 64").get_label() == "r = 64 (6 rates, 3 of 18 runs diverged)"
 
 
@@ -347,6 +348,8 @@ def test_rates_mark_minimum_ratio_and_diverged_runs(pair):
     assert drawn.get_xdata().tolist() == [*LORA_LR, 3.2e-3] and math.isnan(drawn.get_ydata()[-1])
     rings = {drawn.get_color(): drawn for drawn in ax.get_lines() if drawn.get_markersize() == 13}
     assert rings[drawn.get_color()].get_xdata() == [2e-4] and rings[drawn.get_color()].get_ydata() == pytest.approx([1.001])
+    triangles = [mark for mark in ax.get_lines() if mark.get_marker() == "^" and mark.get_linestyle() == "None"]
+    assert {mark.get_color(): mark.get_xdata().tolist() for mark in triangles}[drawn.get_color()] == pytest.approx([2e-4] * 3)
     crosses = [mark for mark in ax.get_lines() if mark.get_marker() == "X" and len(mark.get_xdata())]
     assert [(mark.get_color(), mark.get_xdata().tolist()) for mark in crosses] == [(drawn.get_color(), [3.2e-3])]
 
