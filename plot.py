@@ -1,33 +1,38 @@
 """CSV -> figures and a table: what the sweeps of sweep.py say about the four findings.
 
     python plot.py out                              # draws what is there: out/finding1.png, .svg ...
-    python plot.py out --table
     python plot.py out --table                      # the same as Markdown: rates, gaps, and a verdict on each claim
 
-Only CSV files are read, all that lie in FOLDER itself, one run a file or many in one. Which figure a run belongs to follows
-from its columns alone. Best-of-sweep is the lowest test NLL over the learning rates, at each step apart. With several seeds a
-curve is their mean and the band around it goes from the smallest to the largest; the spread of a number is the largest minus
-the smallest. Differences between two arms are taken within a seed, where both saw the same samples in the same order.
+Only CSV files are read, all that lie in FOLDER itself, one run a file or many in one. What is drawn follows from their columns
+alone, not from the command that made them: arms of three rates or more make finding 2's figure, whatever they were swept for.
+
+Best-of-sweep is the lowest test NLL over the learning rates, at each step apart. With several seeds a curve is their mean and
+the band around it goes from the smallest to the largest; the spread of a number is the largest minus the smallest. Differences
+between two arms are taken within a seed, where both saw the same samples in the same order.
 """
 import argparse
+import itertools
 import math
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import ticker
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib import ticker  # noqa: E402
+from model import UserError
+from sweep import diverged
+from train import COLUMNS, fail, read_csv
 
-from model import UserError  # noqa: E402
-from sweep import diverged  # noqa: E402
-from train import COLUMNS, fail, read_csv  # noqa: E402
+plt.switch_backend("agg")       # no screen is needed
+np.seterr(invalid="ignore")     # the difference of two arms that diverged is nan
 
-# ----- the rules by which a claim is judged -------------------------------------------------------------------------
+# ----- the rules by which a claim is judged ---------------------------------------------------------------------------
 
 MARGIN = 0.02       # as good as full fine-tuning: within this share of what full fine-tuning gains over the base
 TEN = (5, 20)       # "about ten times": a factor of two to either side
@@ -36,21 +41,23 @@ WITHIN, BEYOND, POSITIVE = (-math.inf, MARGIN), (MARGIN, math.inf), (0.0, math.i
 LONG = 10           # evaluations after step 0; runs that have more show where a low rank leaves the curve
 
 
-def verdict(values: list[float], interval: tuple[float, float], at_edge: list[str] = ()) -> tuple[str, str]:
+def verdict(values, interval: tuple[float, float], at_edge=(), ratio: bool = False) -> tuple[str, str]:
     """-> ("supported", "contradicted" or "undecided", why), for the claim that a quantity lies in `interval`.
 
     `values`: what each seed measured, their spread is the largest minus the smallest. Supported if the mean and all that is
     within the spread around it lies in the interval, contradicted if all of that lies outside, undecided otherwise; and where
     one seed shows no spread, or an arm's best rate is the first or last of its grid (`at_edge`), so that it is not its best.
+    A ratio is judged by its logarithm: half and twice are as far from 1.
     """
-    low, high = interval
+    values, (low, high) = (np.log(values), np.log(interval)) if ratio else (values, interval)
+    values = known(values)
     if at_edge:
         return "undecided", f"the best rate lies at the edge of the grid: {'; '.join(at_edge)}"
-    if not values or not np.isfinite(values).all():
+    if not len(values) or not np.isfinite(values).all():
         return "undecided", "there is no number for it"
     if len(values) < 2:
         return "undecided", "one seed shows no spread"
-    mean, spread = float(np.mean(values)), max(values) - min(values)
+    mean, spread = values.mean(), np.ptp(values)
     if low < mean - spread and mean + spread < high:
         return "supported", ""
     if mean + spread < low or mean - spread > high:
@@ -58,103 +65,29 @@ def verdict(values: list[float], interval: tuple[float, float], at_edge: list[st
     return "undecided", "the difference is within the spread"
 
 
-# ----- reading ------------------------------------------------------------------------------------------------------
-
-class Arm(NamedTuple):
-    """What is compared: all that a sweep varies but the learning rate and the seed."""
-    method: str
-    targets: str
-    rank: float         # -1 for full fine-tuning, as alpha
-    alpha: float
-    batch: float
+def known(values) -> np.ndarray:
+    """Without nan: a seed that is not there, or at which both arms of a difference diverged."""
+    values = np.asarray(values, dtype=float)
+    return values[~np.isnan(values)]
 
 
-class Sweep(NamedTuple):
-    """The runs of one model on one data set that were evaluated at the same steps."""
-    model: str
-    data: str
-    steps: tuple[float, ...]
-    curves: dict[Arm, dict[float, dict[float, np.ndarray]]]         # arm -> seed -> learning rate -> test NLL at each step
-    trainable: dict[Arm, float]                                     # parameters
-    ranks: set[float]                                               # of all runs of the model on the data: each has its colour
-
-
-def read_runs(folder: Path) -> list[list[dict]]:
-    """The rows of each run, in the order of its steps, from every CSV file in `folder` that has the columns of train.py."""
-    rows = {}
-    for path in sorted(folder.glob("*.csv")):
-        with open(path, encoding="utf-8") as f:
-            header = f.readline().strip().split(",")
-        if header != COLUMNS:
-            print(f"{path} is left out: its columns are not those of train.py", file=sys.stderr)
-            continue
-        rows |= {(row["run"], row["step"]): row for row in read_csv(path)}
-    runs = defaultdict(list)
-    for (run, _), row in sorted(rows.items()):
-        runs[run].append(row)
-    if not runs:
-        raise UserError(f"{folder} has no CSV file of sweep.py's; it has to be a folder, for train.py's log.csv the run's own")
-    return list(runs.values())
-
-
-def nll_curve(rows: list[dict]) -> np.ndarray:
-    """Test NLL at each step; infinite from where a run diverged, so that it is never the lowest and never lost."""
-    nll = np.array([row["test_nll"] for row in rows])
-    for i in range(len(rows)):
-        if diverged([rows[0], rows[i]]):
-            nll[i:] = math.inf
-            break
-    return nll
-
-
-def group(runs: list[list[dict]]) -> list[Sweep]:
-    """Runs put together by model, data and steps. Raises UserError for two that differ in what the columns do not show."""
-    sweeps, owner, ranks = {}, {}, defaultdict(set)
-    for rows in runs:
-        first, steps = rows[0], tuple(row["step"] for row in rows)
-        key = first["model"], first["data"], steps
-        rank, alpha = (-1 if first[column] == "" else first[column] for column in ("rank", "alpha"))
-        arm = Arm(first["method"], first["targets"], rank, alpha, first["batch_eff"])
-        place = key, arm, first["seed"], first["lr"]
-        if owner.setdefault(place, first["run"]) != first["run"]:
-            raise UserError(f"runs {owner[place]} and {first['run']} are alike in every column but differ in other settings "
-                            "(--eval_samples, --dtype ...); put their files into different folders")
-        sweep = sweeps.setdefault(key, Sweep(*key, {}, {}, ranks[key[:2]]))
-        sweep.curves.setdefault(arm, {}).setdefault(first["seed"], {})[first["lr"]] = nll_curve(rows)
-        sweep.trainable[arm] = first["trainable"]
-        if arm.method != "full" and arm.targets == "all-linear":
-            sweep.ranks.add(rank)
-    return list(sweeps.values())
-
-
-# ----- best of sweep, best rate -------------------------------------------------------------------------------------
-
-def complete(seeds: dict[float, dict]) -> dict[float, dict]:
-    """The seeds that have every rate that any has (all of them if none has): a minimum over fewer rates is no comparison."""
-    every = set().union(*seeds.values())
-    return {seed: by_lr for seed, by_lr in sorted(seeds.items()) if set(by_lr) == every} or seeds
-
-
-def best_of_sweep(by_lr: dict[float, np.ndarray]) -> np.ndarray:
-    """The lowest NLL over the learning rates at each step."""
-    return np.minimum.reduce(list(by_lr.values()))
-
+# ----- what is compared, and what its runs measured: S seeds, R learning rates, T evaluations -------------------------
 
 class Best(NamedTuple):
-    lr: float           # of the lowest NLL at the last step; the smaller one of two that are equal
+    """The best learning rate: of one seed, or a vector (S,) each."""
+    lr: float           # of the lowest NLL at the last step; the smaller one of two that are equal; nan if all diverged
     nll: float
     edge: bool          # whether that is the first or the last rate of the grid
     vertex: float       # the rate at the minimum of a parabola through it and its neighbours; where there is none, lr
 
 
-def best_rate(by_lr: dict[float, np.ndarray]) -> Best:
-    lrs = sorted(by_lr)
-    nll = [by_lr[lr][-1] for lr in lrs]
+def best_rate(lrs, nll) -> Best:
+    """From the NLL of one seed at the last step, (R,)."""
     i = int(np.argmin(nll))
     if not math.isfinite(nll[i]):
-        return Best(math.nan, math.inf, True, math.nan)
+        return Best(math.nan, nll[i], math.isinf(nll[i]), math.nan)
     edge = i in (0, len(lrs) - 1)
-    return Best(lrs[i], float(nll[i]), edge, lrs[i] if edge else vertex(lrs[i - 1:i + 2], nll[i - 1:i + 2]))
+    return Best(lrs[i], nll[i], edge, lrs[i] if edge else vertex(lrs[i - 1:i + 2], nll[i - 1:i + 2]))
 
 
 def vertex(lrs, nll) -> float:
@@ -165,120 +98,184 @@ def vertex(lrs, nll) -> float:
     return float(lrs[1] * math.exp(-b / (2 * a))) if a > 0 else lrs[1]
 
 
-# ----- which arms -----------------------------------------------------------------------------------------------------
+@dataclass(eq=False)
+class Arm:
+    """All that a sweep varies but the learning rate and the seed."""
+    method: str
+    targets: str        # "" for full fine-tuning, as rank and alpha
+    rank: float
+    alpha: float
+    batch: float        # samples
+    trainable: float    # parameters
+    tone: int           # how many ranks in the folder are higher: its colour
+    lrs: list[float]    # ascending
+    nll: np.ndarray     # (S, R, T) of the test set; inf from where a run diverged, nan for a seed that is not there
 
-def usual_batch(sweep: Sweep) -> float:
-    return Counter(arm.batch for arm, seeds in sweep.curves.items() for by_lr in seeds.values() for _ in by_lr).most_common(1)[0][0]
+    def __str__(self):
+        if self.method == "full":
+            return "full"
+        kind = [self.method] * (self.method != "lora") + [self.targets] * (self.targets != "all-linear")
+        return ", ".join([*kind, f"r = {self.rank:g}", *[f"alpha = {self.alpha:g}"] * (self.alpha != self.rank)])
 
+    @property
+    def place(self) -> str:
+        return "all layers, " * (self.targets == "all-linear") + str(self)
 
-def full(sweep: Sweep, batch: float | None = None) -> Arm | None:
-    """The arm of full fine-tuning."""
-    return next((arm for arm in sweep.curves if arm.method == "full" and arm.batch == (batch or usual_batch(sweep))), None)
+    @property
+    def seeds(self) -> np.ndarray:
+        """Which seeds are there, (S,)."""
+        return ~np.isnan(self.nll[:, 0, 0])
 
+    @property
+    def runs(self) -> int:
+        return int(self.seeds.sum()) * len(self.lrs)
 
-def lora(sweep: Sweep, targets=("all-linear",), alpha: float | None = None, batch: float | None = None) -> list[Arm]:
-    """The arms of LoRA on `targets`, by rank; alpha None is alpha = rank."""
-    return sorted((arm for arm in sweep.curves if arm.method == "lora" and arm.targets in targets
-                   and arm.alpha == (alpha or arm.rank) and arm.batch == (batch or usual_batch(sweep))), key=lambda arm: arm.rank)
+    @property
+    def lost(self) -> int:
+        """How many of the runs diverged."""
+        return int(np.isinf(self.nll[:, :, -1]).sum())
 
+    @cached_property
+    def curves(self) -> np.ndarray:
+        """Best of sweep, (S, T): the lowest NLL over the learning rates at each step."""
+        return self.nll.min(1)
 
-def fixed_alpha(sweep: Sweep) -> float | None:
-    """The alpha at which several ranks were swept."""
-    alphas = Counter(arm.alpha for arm in sweep.curves if arm.method == "lora" and arm.targets == "all-linear"
-                     and arm.batch == usual_batch(sweep) and arm.alpha != arm.rank)
-    return max(alphas, key=alphas.get) if alphas else None
-
-
-def placements(sweep: Sweep) -> list[Arm]:
-    """Adapters on attention, on the MLP, and those on all layers that have the rank of one of them."""
-    some = lora(sweep, ("attention", "mlp"))
-    return [arm for arm in lora(sweep) if arm.rank in {other.rank for other in some}] + sorted(some, key=lambda arm: arm.targets)
-
-
-def matched(sweep: Sweep) -> tuple[Arm, Arm] | None:
-    """Attention and MLP of other ranks, the pair that is closest in parameters, if they differ by less than a tenth."""
-    pairs = [(abs(math.log(sweep.trainable[a] / sweep.trainable[m])), a, m) for a in lora(sweep, ("attention",))
-             for m in lora(sweep, ("mlp",)) if a.rank != m.rank]
-    return min(pairs)[1:] if pairs and min(pairs)[0] < 0.1 else None
-
-
-def by_batch(sweep: Sweep) -> dict[float, tuple[Arm, Arm]]:
-    """batch -> (LoRA, full fine-tuning), LoRA at the highest rank that there is at the most batches."""
-    arms = [arm for batch in {arm.batch for arm in sweep.curves} if full(sweep, batch) for arm in lora(sweep, batch=batch)]
-    ranks = Counter(arm.rank for arm in arms)
-    rank = max(ranks, key=lambda rank: (ranks[rank], rank), default=None)
-    return {arm.batch: (arm, full(sweep, arm.batch)) for arm in sorted(arms, key=lambda arm: arm.batch) if arm.rank == rank}
-
-
-def rates(sweep: Sweep, arm: Arm) -> set[float]:
-    return set().union(*sweep.curves[arm].values())
+    @cached_property
+    def best(self) -> Best:
+        return Best(*map(np.array, zip(*(best_rate(self.lrs, ends) for ends in self.nll[:, :, -1]))))
 
 
-def same_rates(sweep: Sweep, arms) -> Sweep:
-    """`sweep` with no other rates in `arms` than those that all of them have: a batch that was swept more would look better."""
-    common = set.intersection(*(rates(sweep, arm) for arm in arms))
-    return sweep._replace(curves=sweep.curves | {
-        arm: {seed: {lr: curve for lr, curve in by_lr.items() if lr in common} for seed, by_lr in sweep.curves[arm].items()}
-        for arm in (arms if common else ())})
+class Sweep(NamedTuple):
+    """The runs of one model on one data set that were evaluated at the same steps."""
+    model: str
+    data: str
+    steps: np.ndarray       # (T,)
+    arms: list[Arm]
+
+    @property
+    def batch(self) -> float:
+        """That of the most runs."""
+        return Counter(arm.batch for arm in self.arms for _ in range(arm.runs)).most_common(1)[0][0]
+
+    def full(self, batch: float | None = None) -> Arm | None:
+        """The arm of full fine-tuning."""
+        return next((arm for arm in self.arms if arm.method == "full" and arm.batch == (batch or self.batch)), None)
+
+    def lora(self, *targets: str, alpha: float | None = None, batch: float | None = None) -> list[Arm]:
+        """The arms of LoRA on `targets` (none: all layers), by rank; alpha None is alpha = rank."""
+        return sorted((arm for arm in self.arms if arm.method == "lora" and arm.targets in (targets or ("all-linear",))
+                       and arm.alpha == (alpha or arm.rank) and arm.batch == (batch or self.batch)), key=lambda arm: arm.rank)
+
+    def fixed_alpha(self) -> list[Arm]:
+        """LoRA on all layers at several ranks and one alpha, that which most of them have."""
+        alphas = Counter(arm.alpha for arm in self.arms if arm.alpha != arm.rank and arm in self.lora(alpha=arm.alpha))
+        arms = self.lora(alpha=max(alphas, key=alphas.get)) if alphas else []
+        return arms if len(arms) > 1 else []
+
+    def matched(self) -> tuple[Arm, Arm] | tuple[()]:
+        """Attention and MLP of other ranks, the pair that is closest in parameters, if they differ by less than a tenth."""
+        pairs = {(a, m): abs(math.log(a.trainable / m.trainable))
+                 for a in self.lora("attention") for m in self.lora("mlp") if a.rank != m.rank}
+        pair = min(pairs, key=pairs.get, default=())
+        return pair if pair and pairs[pair] < 0.1 else ()
+
+    def batches(self) -> dict[float, tuple[Arm, Arm]]:
+        """batch -> (LoRA, full fine-tuning), LoRA at the highest rank that there is at the most batches. Each with the rates
+        alone that all batches have: one at which more were tried would look better."""
+        pairs = [(arm, self.full(batch)) for batch in sorted({arm.batch for arm in self.arms}) if self.full(batch)
+                 for arm in self.lora(batch=batch)]
+        ranks = Counter(arm.rank for arm, _ in pairs)
+        rank = max(ranks, key=lambda rank: (ranks[rank], rank), default=None)
+        kinds = [same_rates(kind) for kind in zip(*(pair for pair in pairs if pair[0].rank == rank))]
+        return {pair[0].batch: pair for pair in zip(*kinds)}
+
+    def gain(self) -> float:
+        """What full fine-tuning gains over the base, in nats; without it, what the best arm does."""
+        arms = [self.full()] if self.full() else self.arms
+        return float(np.nanmax([arm.curves[:, 0] - arm.curves[:, -1] for arm in arms]))
+
+    def leaves(self, arm: Arm) -> np.ndarray:
+        """The first evaluated step from which on `arm` stays more than MARGIN above full fine-tuning, (S,); the last step if
+        there is none."""
+        above, T = arm.curves - self.full().curves, len(self.steps)
+        last_within = np.max((above <= MARGIN * self.gain()) * np.arange(T), axis=1)
+        return np.where(np.isnan(above[:, 0]), np.nan, self.steps[np.minimum(last_within + 1, T - 1)])
+
+    def title(self, arms) -> str:
+        """Model, data, and the number of runs that `arms` are made of."""
+        runs, seeds = sum(arm.runs for arm in arms), sum(np.any([arm.seeds for arm in arms], 0).tolist())
+        names = f"{Path(self.model).name} on {Path(self.data).name}"
+        return f"{names}, {runs} run{'s' * (runs > 1)}, {seeds} seed{'s' * (seeds > 1)}"
 
 
-def batches(sweep: Sweep) -> tuple[Sweep, dict[float, tuple[Arm, Arm]]]:
-    """by_batch, and the sweep with the rates that all batches have."""
-    arms = by_batch(sweep)
-    for same in zip(*arms.values(), strict=True):
-        sweep = same_rates(sweep, same)
-    return sweep, arms
+def same_rates(arms: tuple[Arm, ...]) -> list[Arm]:
+    """`arms` with those rates alone that all of them have, if there are any."""
+    common = set.intersection(*(set(arm.lrs) for arm in arms))
+    return [replace(arm, lrs=sorted(common), nll=arm.nll[:, [lr in common for lr in arm.lrs]]) if common else arm for arm in arms]
 
 
-# ----- numbers of an arm, by seed -------------------------------------------------------------------------------------
+# ----- reading --------------------------------------------------------------------------------------------------------
 
-def curves(sweep: Sweep, arm: Arm) -> dict[float, np.ndarray]:
-    return {seed: best_of_sweep(by_lr) for seed, by_lr in complete(sweep.curves[arm]).items()}
-
-
-def best(sweep: Sweep, arm: Arm) -> dict[float, Best]:
-    return {seed: best_rate(by_lr) for seed, by_lr in complete(sweep.curves[arm]).items()}
-
-
-def shared(one: dict, other: dict) -> dict[float, tuple]:
-    """The values of both for each seed that both have."""
-    return {seed: (one[seed], other[seed]) for seed in sorted(one.keys() & other.keys())}
-
-
-def above(sweep: Sweep, arm: Arm, reference: Arm) -> dict[float, np.ndarray]:
-    """By how much best-of-sweep of `arm` lies above that of `reference` at each step, for each seed."""
-    with np.errstate(invalid="ignore"):         # where both diverged there is no difference
-        return {seed: a - b for seed, (a, b) in shared(curves(sweep, arm), curves(sweep, reference)).items()}
+def read_runs(folder: Path) -> list[list[dict]]:
+    """The rows of each run, in the order of its steps, from every CSV file in `folder` that has the columns of train.py."""
+    rows, runs = {}, defaultdict(list)
+    for path in sorted(folder.glob("*.csv")):
+        with open(path, encoding="utf-8") as f:
+            ours = f.readline().strip().split(",") == COLUMNS
+        if ours:
+            rows |= {(row["run"], row["step"]): row for row in read_csv(path)}
+        else:
+            print(f"{path} is left out: its columns are not those of train.py", file=sys.stderr)
+    for (run, _), row in sorted(rows.items()):
+        runs[run].append(row)
+    if not runs:
+        raise UserError(f"{folder} has no CSV file of sweep.py's; it has to be a folder, for train.py's log.csv the run's own")
+    return list(runs.values())
 
 
-def gaps(sweep: Sweep, arm: Arm, reference: Arm) -> list[float]:
-    """The same after the last step."""
-    return [float(difference[-1]) for difference in above(sweep, arm, reference).values()]
+def group(runs: list[list[dict]]) -> list[Sweep]:
+    """Runs put together by model, data and steps. Raises UserError for two that differ in what the columns do not show."""
+    ranks = {rows[0]["rank"] for rows in runs if rows[0]["targets"] == "all-linear"}
+    tree = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))          # sweep -> arm -> seed -> rate -> rows
+    for rows in runs:
+        first, steps = rows[0], tuple(row["step"] for row in rows)
+        arm = tuple(first[column] for column in ("method", "targets", "rank", "alpha", "batch_eff", "trainable"))
+        by_lr = tree[first["model"], first["data"], steps][arm][first["seed"]]
+        if (other := by_lr.setdefault(first["lr"], rows)) is not rows:
+            raise UserError(f"runs {other[0]['run']} and {first['run']} are alike in every column but differ in other settings "
+                            "(--eval_samples, --dtype ...); put their files into different folders")
+    sweeps = []
+    for (model, data, steps), arms in tree.items():
+        seeds = sorted(set().union(*arms.values()))
+        arms = [Arm(*arm, sum(rank > (arm[2] or 0) for rank in ranks), *measured(by_seed, seeds)) for arm, by_seed in arms.items()]
+        sweeps.append(Sweep(model, data, np.array(steps), arms))
+    if left := len(runs) - sum(arm.runs for sweep in sweeps for arm in sweep.arms):
+        print(f"{left} runs are left out: of their seed, not all rates of the arm are there", file=sys.stderr)
+    return sweeps
 
 
-def ratios(sweep: Sweep, arm: Arm, reference: Arm) -> list[float]:
-    """For each seed, the best rate of `arm` over that of `reference`."""
-    return [a.vertex / b.vertex for a, b in shared(best(sweep, arm), best(sweep, reference)).values()]
+def measured(by_seed: dict[float, dict], seeds: list[float]) -> tuple[list[float], np.ndarray]:
+    """-> (an arm's rates, its NLL). Only seeds that have all of the rates count: a minimum over fewer is no comparison."""
+    lrs = max((sorted(by_seed[seed]) for seed in seeds if seed in by_seed), key=len)
+    curves = [[nll_curve(by_seed[seed][lr]) for lr in lrs] if sorted(by_seed.get(seed, ())) == lrs else None for seed in seeds]
+    missing = np.full_like(next(curve for curve in curves if curve), np.nan)
+    return lrs, np.array([missing if curve is None else curve for curve in curves])
 
 
-def gain(sweep: Sweep, batch: float | None = None) -> float:
-    """What full fine-tuning gains over the base, in nats; without it, what the best arm does."""
-    arms = [full(sweep, batch)] if full(sweep, batch) else list(sweep.curves)
-    ends = [curve for arm in arms for curve in curves(sweep, arm).values()]
-    return float(max(curve[0] - curve[-1] for curve in ends))
+def nll_curve(rows: list[dict]) -> np.ndarray:
+    """Test NLL at each step; infinite from where a run diverged, so that it is never the lowest and never lost."""
+    lost = [diverged([rows[0], row]) for row in rows]
+    return np.where(np.logical_or.accumulate(lost), np.inf, [row["test_nll"] for row in rows])
 
 
-def leaves(sweep: Sweep, arm: Arm) -> list[float]:
-    """For each seed, the first evaluated step from which on `arm` stays more than MARGIN above full fine-tuning; the last step
-    of the run if there is none."""
-    within = [difference <= MARGIN * gain(sweep) for difference in above(sweep, arm, full(sweep)).values()]
-    last_within = [int(np.flatnonzero(some).max(initial=-1)) for some in within]
-    return [sweep.steps[min(i + 1, len(sweep.steps) - 1)] for i in last_within]
-
-
-def at_edge(sweep: Sweep, *arms: Arm) -> list[str]:
-    """Which of `arms` have, for any seed, their best rate at the edge of their grid."""
-    return [name(arm) for arm in dict.fromkeys(arms) if any(b.edge for b in best(sweep, arm).values())]
+def chosen(sweeps: list[Sweep]) -> list[tuple[Sweep, Sweep | None]]:
+    """For each model and data set: the runs of the usual length, and the longest ones if they have more than LONG evaluations."""
+    by_name = defaultdict(list)
+    for sweep in sweeps:
+        by_name[sweep.model, sweep.data].append(sweep)
+    usual = [max(some, key=lambda sweep: sum(arm.runs for arm in sweep.arms)) for some in by_name.values()]
+    longest = [max(some, key=lambda sweep: sweep.steps[-1]) for some in by_name.values()]
+    return [(sweep, long if len(long.steps) > LONG + 1 else None) for sweep, long in zip(usual, longest)]
 
 
 # ----- the claims of "LoRA Without Regret" (Schulman et al., 2025) ----------------------------------------------------
@@ -286,218 +283,157 @@ def at_edge(sweep: Sweep, *arms: Arm) -> list[str]:
 class Claim(NamedTuple):
     text: str
     quantity: str
-    values: list[float]
+    values: np.ndarray              # (S,)
     interval: tuple[float, float]
     edges: list[str]
+    ratio: bool = False
 
 
-def share(values: list[float], whole: float) -> list[float]:
-    return [value / whole for value in values]
+def at_edge(*arms: Arm) -> list[str]:
+    """Which of `arms` have, for any seed, their best rate at the edge of their grid."""
+    return [str(arm) for arm in arms if any(arm.best.edge)]
 
 
-def claims(sweep: Sweep, long: Sweep | None) -> list[Claim]:
+def higher(text: str, arm: Arm, other: Arm, interval=POSITIVE, gain: float | None = None) -> Claim:
+    """On how far `arm` ends above `other`, in nats or as a share of `gain`."""
+    quantity = f"{arm} above {other.place}" + ", share of the gain" * bool(gain)
+    return Claim(text, quantity, (arm.best.nll - other.best.nll) / (gain or 1), interval, at_edge(arm, other))
+
+
+def faster(text: str, arm: Arm, other: Arm, interval) -> Claim:
+    """On the ratio of their best rates."""
+    return Claim(f"{text} ({interval[0]:g} to {interval[1]:g})", f"rate of {arm} / rate of {other}",
+                 arm.best.vertex / other.best.vertex, interval, at_edge(arm, other), ratio=True)
+
+
+def claims(sweep: Sweep, long: Sweep | None) -> Iterator[Claim]:
     """What can be asked of the runs that are there; `long`: those that tell of capacity."""
-    return [*rank_claims(sweep), *rate_claims(sweep), *batch_claims(sweep), *placement_claims(sweep), *alpha_claims(sweep),
-            *(capacity_claims(long) if long else ())]
-
-
-def rank_claims(sweep) -> list[Claim]:
-    reference, ranks = full(sweep), lora(sweep)
-    if not reference or not ranks:
-        return []
-    found = [Claim(f"a high rank learns as well as full fine-tuning: at most {MARGIN:.0%} of the gain behind",
-                   f"{name(ranks[-1])} above full, share of the gain", share(gaps(sweep, ranks[-1], reference), gain(sweep)),
-                   WITHIN, at_edge(sweep, ranks[-1], reference))]
-    if len(ranks) > 1:
-        found.append(Claim(f"too low a rank falls behind: more than {MARGIN:.0%} of the gain",
-                           f"{name(ranks[0])} above full, share of the gain", share(gaps(sweep, ranks[0], reference), gain(sweep)),
-                           BEYOND, at_edge(sweep, ranks[0], reference)))
-    return found
-
-
-def rate_claims(sweep) -> list[Claim]:
-    reference = full(sweep)
-    return [Claim(f"LoRA's best rate is about ten times that of full fine-tuning ({TEN[0]} to {TEN[1]})",
-                  f"rate of {name(arm)} / rate of full", ratios(sweep, arm, reference), TEN, at_edge(sweep, arm, reference))
-            for arm in (lora(sweep) if reference else ())]
-
-
-def batch_claims(sweep) -> list[Claim]:
-    sweep, arms = batches(sweep)
-    if len(arms) < 2:
-        return []
-    small, large = min(arms), max(arms)
-    differences = [float(b[-1] - a[-1]) for a, b in shared(*(above(sweep, *arms[batch]) for batch in (small, large))).values()]
-    return [Claim("LoRA loses more to full fine-tuning where the batch is large",
-                  f"{name(arms[large][0])} above full at batch {large:g}, less that at {small:g}", differences, POSITIVE,
-                  [f"{edge}, batch {batch:g}" for batch in (small, large) for edge in at_edge(sweep, *arms[batch])])]
-
-
-def placement_claims(sweep) -> list[Claim]:
-    found, arms = [], {(arm.targets, arm.rank): arm for arm in placements(sweep)}
-    if pair := matched(sweep):
-        found.append(Claim("attention alone is worse than the MLP alone, with as many parameters",
-                           f"{name(pair[0])} above {name(pair[1])}", gaps(sweep, *pair), POSITIVE, at_edge(sweep, *pair)))
-    for rank in sorted({rank for targets, rank in arms if targets == "all-linear"}):
-        everywhere, attention, mlp = (arms.get((targets, rank)) for targets in ("all-linear", "attention", "mlp"))
-        if attention:
-            found.append(Claim("attention alone is worse than all layers", f"{name(attention)} above {where(everywhere)}",
-                               gaps(sweep, attention, everywhere), POSITIVE, at_edge(sweep, attention, everywhere)))
-        if mlp:
-            found.append(Claim(f"the MLP alone does as well as all layers: at most {MARGIN:.0%} of the gain behind",
-                               f"{name(mlp)} above {where(everywhere)}, share of the gain",
-                               share(gaps(sweep, mlp, everywhere), gain(sweep)), WITHIN, at_edge(sweep, mlp, everywhere)))
-    return found
-
-
-def alpha_claims(sweep) -> list[Claim]:
-    arms = lora(sweep, alpha=fixed_alpha(sweep)) if fixed_alpha(sweep) else []
-    if len(arms) < 2:
-        return []
-    return [Claim(f"with alpha fixed the best rate hardly depends on rank ({SAME[0]:g} to {SAME[1]:g})",
-                  f"rate of {name(arms[-1])} / rate of {name(arms[0])}", ratios(sweep, arms[-1], arms[0]), SAME,
-                  at_edge(sweep, arms[0], arms[-1]))]
-
-
-def capacity_claims(long) -> list[Claim]:
-    arms = lora(long)
-    if len(arms) < 2 or not full(long):
-        return []
-    steps = [b - a for a, b in zip(leaves(long, arms[0]), leaves(long, arms[-1]))]
-    return [Claim("the lower the rank, the earlier it leaves the curve of full fine-tuning",
-                  f"step at which {name(arms[-1])} leaves it, less that of {name(arms[0])}", steps, POSITIVE,
-                  at_edge(long, arms[0], arms[-1], full(long)))]
-
-
-def judged(claim: Claim) -> tuple[str, str]:
-    """A ratio is judged by its logarithm: half and twice are as far from 1."""
-    if claim.interval in (TEN, SAME):
-        return verdict([math.log(v) for v in claim.values], tuple(map(math.log, claim.interval)), claim.edges)
-    return verdict(claim.values, claim.interval, claim.edges)
+    full, ranks, batches, fixed, gain = sweep.full(), sweep.lora(), sweep.batches(), sweep.fixed_alpha(), sweep.gain()
+    if full and ranks:
+        yield higher(f"a high rank learns as well as full fine-tuning: at most {MARGIN:.0%} of the gain behind",
+                     ranks[-1], full, WITHIN, gain)
+    if full and len(ranks) > 1:
+        yield higher(f"too low a rank falls behind: more than {MARGIN:.0%} of the gain", ranks[0], full, BEYOND, gain)
+    for arm in ranks if full else ():
+        yield faster("LoRA's best rate is about ten times that of full fine-tuning", arm, full, TEN)
+    if len(batches) > 1:
+        (small, few), *_, (large, many) = batches.items()
+        gaps = [arm.best.nll - reference.best.nll for arm, reference in (few, many)]
+        yield Claim("LoRA loses more to full fine-tuning where the batch is large",
+                    f"{many[0]} above full at batch {large:g}, less that at {small:g}", gaps[1] - gaps[0],
+                    POSITIVE, [f"{edge}, batch {pair[0].batch:g}" for pair in (few, many) for edge in at_edge(*pair)])
+    if pair := sweep.matched():
+        yield higher("attention alone is worse than the MLP alone, with as many parameters", *pair)
+    for arm, everywhere in itertools.product(sweep.lora("attention"), ranks):
+        if arm.rank == everywhere.rank:
+            yield higher("attention alone is worse than all layers", arm, everywhere)
+    for arm, everywhere in itertools.product(sweep.lora("mlp"), ranks):
+        if arm.rank == everywhere.rank:
+            yield higher(f"the MLP alone does as well as all layers: at most {MARGIN:.0%} of the gain behind",
+                         arm, everywhere, WITHIN, gain)
+    if fixed:
+        yield faster("with alpha fixed the best rate hardly depends on rank", fixed[-1], fixed[0], SAME)
+    if long and long.full() and len(ranks := long.lora()) > 1:
+        low, *_, high = ranks
+        yield Claim("the lower the rank, the earlier it leaves the curve of full fine-tuning",
+                    f"step at which {high} leaves it, less that of {low}", long.leaves(high) - long.leaves(low), POSITIVE,
+                    at_edge(low, high, long.full()))
 
 
 # ----- the table ------------------------------------------------------------------------------------------------------
 
-def name(arm: Arm) -> str:
-    if arm.method == "full":
-        return "full"
-    where = "" if arm.targets == "all-linear" else f"{arm.targets}, "
-    return f"{where}r = {arm.rank:g}" + (f", alpha = {arm.alpha:g}" if arm.alpha != arm.rank else "")
+ARMS = ("arm", "batch", "trainable", "rates", "diverged", "best rate, measured", "by a parabola", "test NLL", "above full",
+        "rate / full's")
+CLAIMS = ("claim", "what was measured", "value", "verdict", "why")
 
 
-def where(arm: Arm) -> str:
-    return f"all layers, {name(arm)}" if arm.targets == "all-linear" else name(arm)
-
-
-def size(parameters: float) -> str:
-    return f"{parameters / 1e6:.1f}M" if parameters >= 999_500 else f"{parameters / 1e3:.0f}k"
-
-
-def spread(values: list[float], form: str) -> str:
-    """The mean over seeds and, where there are several, the spread."""
-    if not values or not np.isfinite(values).all():
-        return "-"
-    return format(float(np.mean(values)), form) + (f" ± {max(values) - min(values):{form.strip('+')}}" if len(values) > 1 else "")
-
-
-def mean_rate(values: list[float], form: str = ".1e") -> str:
-    """The geometric mean over seeds."""
-    return f"{math.exp(np.mean(np.log(values))):{form}}" if values and np.isfinite(values).all() else "-"
-
-
-def rate(values: list[float], form: str = ".1e") -> str:
-    """The same and, where there are several seeds, smallest and largest."""
-    text = mean_rate(values, form)
-    return f"{text} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 and text != "-" else text
-
-
-HEADER = ("arm", "batch", "trainable", "rates", "diverged", "best rate, measured", "by a parabola", "test NLL", "above full",
-          "rate / full's")
-
-
-def cells(sweep: Sweep, arm: Arm) -> list[str]:
-    """The table's row of an arm."""
-    found, reference = list(best(sweep, arm).values()), full(sweep, arm.batch)
-    ends = [curve[-1] for by_lr in sweep.curves[arm].values() for curve in by_lr.values()]
-    edge = any(b.edge for b in found)
-    row = [name(arm), f"{arm.batch:g}", size(sweep.trainable[arm]), str(len(rates(sweep, arm))),
-           f"{np.isinf(ends).sum()} of {len(ends)}", rate([b.lr for b in found]) + " (edge)" * edge,
-           "-" if edge else rate([b.vertex for b in found]), spread([b.nll for b in found], ".4f")]
-    if reference and reference != arm:
-        row += [spread(gaps(sweep, arm, reference), "+.4f"), rate(ratios(sweep, arm, reference), ".3g")]
-    return row + [""] * (len(HEADER) - len(row))
+def table(sweep: Sweep, long: Sweep | None = None) -> str:
+    """A row an arm, then a row a claim, in Markdown."""
+    lines = []
+    for some in [sweep, long] if long and long is not sweep else [sweep]:
+        arms = sorted(some.arms, key=lambda arm: (arm.batch, arm.method != "full", arm.targets, arm.alpha != arm.rank, arm.rank))
+        lines += [f"## {some.title(arms)}", "",
+                  f"Test NLL in nats a token after {some.steps[-1]:g} steps, at the best rate. With several seeds: mean ± spread "
+                  "(the largest minus the smallest); of rates, the geometric mean (smallest to largest).", "",
+                  *markdown(ARMS, [cells(arm, some.full(arm.batch)) for arm in arms]), ""]
+    judged = []
+    for claim in claims(sweep, long):
+        value = rate(claim.values, ".3g") if claim.ratio else spread(claim.values, ".4g")
+        word, why = verdict(*claim[2:])
+        judged.append((claim.text, claim.quantity, value, f"*{word}*", why))
+    return "\n".join([*lines, *markdown(CLAIMS, judged)])
 
 
 def markdown(header, rows) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
 
 
-def arms_table(sweep: Sweep) -> list[str]:
-    arms = sorted(sweep.curves, key=lambda arm: (arm.batch, arm.method != "full", arm.targets, arm.alpha != arm.rank, arm.rank))
-    return [f"## {title(sweep, sweep.curves)}", "",
-            f"Test NLL in nats a token after {sweep.steps[-1]:g} steps, at the best rate. With several seeds: mean ± spread (the "
-            "largest minus the smallest); of rates, the geometric mean (smallest to largest).", "",
-            *markdown(HEADER, [cells(sweep, arm) for arm in arms]), ""]
+def cells(arm: Arm, full: Arm | None) -> list[str]:
+    """The table's row of an arm."""
+    best, edge = arm.best, any(arm.best.edge)
+    to_full = full and full is not arm and [spread(best.nll - full.best.nll, "+.4f"), rate(best.vertex / full.best.vertex, ".3g")]
+    return [str(arm), f"{arm.batch:g}", size(arm.trainable), str(len(arm.lrs)), f"{arm.lost} of {arm.runs}",
+            rate(best.lr) + " (edge)" * edge, "-" if edge else rate(best.vertex), spread(best.nll, ".4f"), *(to_full or ["", ""])]
 
 
-def table(sweep: Sweep, long: Sweep | None = None) -> str:
-    """A row an arm, then a row a claim, in Markdown."""
-    judgements = []
-    for claim in claims(sweep, long):
-        value = rate(claim.values, ".3g") if claim.interval in (TEN, SAME) else spread(claim.values, ".4g")
-        word, why = judged(claim)
-        judgements.append([claim.text, claim.quantity, value, f"*{word}*", why])
-    return "\n".join([*arms_table(sweep), *(arms_table(long) if long and long is not sweep else ()),
-                      *markdown(("claim", "what was measured", "value", "verdict", "why"), judgements)])
+def spread(values, form: str) -> str:
+    """The mean over seeds and, where there are several, the spread."""
+    values = known(values)
+    if not len(values) or not np.isfinite(values).all():
+        return "-"
+    return format(values.mean(), form) + (f" ± {np.ptp(values):{form.strip('+')}}" if len(values) > 1 else "")
+
+
+def rate(values, form: str = ".1e") -> str:
+    """The geometric mean over seeds and, where they differ, smallest and largest."""
+    values = known(values)
+    if not len(values):
+        return "-"
+    low, high = (f"{value:{form}}".replace(".0e", "e") for value in (values.min(), values.max()))
+    return f"{math.exp(np.log(values).mean()):{form}}" + (f" ({low} to {high})" if low != high else "")
+
+
+def size(parameters: float) -> str:
+    return f"{parameters / 1e6:.1f}M" if parameters >= 999_500 else f"{parameters / 1e3:.0f}k"
 
 
 # ----- how it looks ---------------------------------------------------------------------------------------------------
 # Okabe and Ito's colours, which the colour-blind can tell apart. Each means the same in every figure, and so do the markers;
 # those of RANKS go from the highest rank down.
 
-BLACK, ATTENTION, MLP = "#000000", "#D55E00", "#CC79A7"
+BLACK, PLACES = "#000000", {"attention": "#D55E00", "mlp": "#CC79A7"}
 RANKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#56B4E9", "D"), ("#999999", "v"), ("#F0E442", "P"))
 STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9.5, "axes.grid": True, "grid.alpha": 0.3,
          "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "nanoLoRA",
          "figure.constrained_layout.use": True, "legend.handlelength": 3.2, "lines.linewidth": 1.8, "lines.markersize": 5}
 
 
-def look(sweep: Sweep, arm: Arm) -> dict:
-    """Colour by what is trained: full, the rank on all layers, or where the adapters are."""
+def look(arm: Arm, text: str = "", **more) -> dict:
+    """Colour by what is trained: full, the rank on all layers, or where the adapters are. And for the legend, name (or `text`)
+    and over how many rates the best is taken, the diverged ones among them."""
+    lost = f", {arm.lost} of {arm.runs} runs diverged" if arm.lost else ""
+    more = {"label": f"{text or arm} ({len(arm.lrs)} rate{'s' * (len(arm.lrs) > 1)}{lost})"} | more
     if arm.method == "full":
-        return {"color": BLACK, "marker": "x", "markeredgewidth": 1.8}
-    if arm.targets in ("attention", "mlp"):
-        line = "-" if arm.rank in {other.rank for other in lora(sweep)} else "--"        # dashed: a rank made to match
-        return {"color": ATTENTION if arm.targets == "attention" else MLP, "marker": "p", "linestyle": line}
-    color, marker = RANKS[sorted(sweep.ranks | {arm.rank}, reverse=True).index(arm.rank) % len(RANKS)]
-    return {"color": color, "marker": marker, "markeredgecolor": "#333333", "markeredgewidth": 0.6}
+        return {"color": BLACK, "marker": "x", "markeredgewidth": 1.8} | more
+    color, marker = (PLACES[arm.targets], "p") if arm.targets in PLACES else RANKS[arm.tone % len(RANKS)]
+    return {"color": color, "marker": marker, "markeredgecolor": "#333333", "markeredgewidth": 0.6} | more
 
 
-def title(sweep: Sweep, arms) -> str:
-    """Model, data, and the number of runs that `arms` are made of."""
-    runs = sum(len(by_lr) for arm in arms for by_lr in sweep.curves[arm].values())
-    seeds = len({seed for arm in arms for seed in sweep.curves[arm]})
-    return f"{Path(sweep.model).name} on {Path(sweep.data).name}, {runs} run{'s' * (runs > 1)}, {seeds} seed{'s' * (seeds > 1)}"
-
-
-def legend_name(sweep: Sweep, arm: Arm, text: str = "") -> str:
-    """Name (or `text`), and over how many rates its best is taken, the diverged ones among them."""
-    runs = [curve for by_lr in sweep.curves[arm].values() for curve in by_lr.values()]
-    lost, n = sum(math.isinf(curve[-1]) for curve in runs), len(rates(sweep, arm))
-    return f"{text or name(arm)} ({n} rate{'s' * (n > 1)}" + (f", {lost} of {len(runs)} runs diverged)" if lost else ")")
-
-
-def present(*arms) -> list[Arm]:
-    return [arm for arm in arms if arm]
-
-
-def draw(ax, x, by_seed, **kwargs):
-    """The mean over seeds, and a band from the smallest to the largest. What is not finite is left out."""
-    values = np.array(list(by_seed))
+def draw(ax, x, values, **style):
+    """The mean over seeds of `values` (S, len(x)), and a band from the smallest to the largest. What diverged is left out."""
+    values = values[~np.isnan(values[:, 0])]
     values = np.where(np.isfinite(values), values, np.nan)
-    ax.plot(x, values.mean(0), **kwargs)
+    if len(values):
+        ax.plot(x, values.mean(0), **style)
     if len(values) > 1:
-        ax.fill_between(x, values.min(0), values.max(0), color=kwargs["color"], alpha=0.15, linewidth=0)
+        ax.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.15, linewidth=0)
+
+
+def new_figure(head: str, sweep: Sweep, arms, panels: int = 2):
+    figure, axes = plt.subplots(1, panels, figsize=(12.5, 6), squeeze=False)
+    bands = " (bands: from the smallest to the largest)" * any(sum(arm.seeds) > 1 for arm in arms)
+    figure.suptitle(f"{head}: {sweep.title(arms)}{bands}", fontsize=13)
+    return figure, axes[0]
 
 
 def nll_axis(ax, label: str = "test NLL, nats a token"):
@@ -511,182 +447,139 @@ def nll_axis(ax, label: str = "test NLL, nats a token"):
     ax.set_ylabel(label)
 
 
-def draw_curves(axes, sweep: Sweep, arms: list[Arm], reference: Arm | None, names=legend_name):
-    """Left: best of sweep against steps. Right: by how much it lies above full fine-tuning."""
-    (left, right), steps = axes, sweep.steps[1:]
-    for arm in [*present(reference), *arms]:
-        draw(left, steps, [curve[1:] for curve in curves(sweep, arm).values()], label=names(sweep, arm), **look(sweep, arm))
-        if reference and arm != reference and (differences := above(sweep, arm, reference)):
-            draw(right, steps, [difference[1:] for difference in differences.values()], **look(sweep, arm))
-    base = float(np.mean([curve[0] for arm in arms for curve in curves(sweep, arm).values()]))
-    left.set(xlabel=f"steps (the base, at step 0: {base:.3f})", title="best of sweep")
-    nll_axis(left)
-    legend_below(left)
-    for ax in axes if len(steps) <= 12 else ():
-        ax.set_xticks(steps)
-    gap_axis(right, sweep) if reference else right.set_axis_off()
+def draw_best(ax, sweep: Sweep, looks: list[tuple[Arm, dict]], note: str):
+    """Best of sweep against steps, and the legend of the figure, below both panels, where it hides nothing."""
+    for arm, style in looks:
+        draw(ax, sweep.steps[1:], arm.curves[:, 1:], **style)
+    ax.set(xlabel=f"steps ({note})", title="best of sweep")
+    ax.xaxis.set_major_locator(ticker.FixedLocator(sweep.steps[1:], nbins=12))
+    nll_axis(ax)
+    longest = max(len(style["label"]) for _, style in looks)
+    ax.figure.legend(loc="outside lower center", ncols=2 if len(looks) <= 4 or longest > 45 else 3)
 
 
-def legend_below(ax):
-    """Of both panels, and where it hides nothing."""
-    handles, labels = ax.get_legend_handles_labels()
-    ax.figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(labels) <= 4 or max(map(len, labels)) > 45 else 3)
-
-
-def gap_axis(ax, sweep: Sweep):
-    """Linear about full fine-tuning's line, logarithmic far from it."""
-    margin = MARGIN * gain(sweep)
+def draw_gaps(ax, x, gaps: list[tuple[np.ndarray, dict]], **labels):
+    """By how much something (S, len(x)) lies above full fine-tuning."""
+    for values, style in gaps:
+        draw(ax, x, values, **style | {"label": None})
     ax.axhline(0, color=BLACK, linewidth=1.8)
-    ax.axhspan(-margin, margin, color=BLACK, alpha=0.08, linewidth=0)
-    ax.set_yscale("symlog", linthresh=2 * margin)
-    ax.yaxis.set_major_locator(ticker.SymmetricalLogLocator(base=10, linthresh=2 * margin, subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:+g}" if y else "0"))
-    ax.set(xlabel="steps", ylabel="nats a token above full fine-tuning",
-           title=f"the same, less full fine-tuning (grey: {MARGIN:.0%} of its gain)")
+    ax.set(ylabel="nats a token above full fine-tuning", **labels)
 
 
-def draw_rates(ax, sweep: Sweep, arms: list[Arm], reference: Arm | None, ncols: int = 2):
-    """NLL after the last step against the learning rate: minima ringed, diverged runs as crosses in a strip at the top."""
-    for i, arm in enumerate([*present(reference), *arms]):
-        seeds, style = complete(sweep.curves[arm]), look(sweep, arm)
-        lrs = sorted(set.intersection(*(set(by_lr) for by_lr in seeds.values())))
-        ends = [[by_lr[lr][-1] for lr in lrs] for by_lr in seeds.values()]
-        draw(ax, lrs, ends, label=rates_name(sweep, arm, reference), **style)
-        mean = best_rate({lr: np.mean([by_lr[lr] for by_lr in seeds.values()], 0) for lr in lrs})
-        ax.plot(mean.lr, mean.nll, "o", markersize=13, markerfacecolor="none", color=style["color"], markeredgewidth=1.6)
-        lost = sorted({lr for by_lr in seeds.values() for lr, curve in by_lr.items() if math.isinf(curve[-1])})
-        ax.plot(lost, [0.97 - 0.035 * i] * len(lost), "X", transform=ax.get_xaxis_transform(), markersize=9, color=style["color"])
-    ax.set(xscale="log", xlabel="learning rate (rings: minima; crosses at the top: diverged)")
-    nll_axis(ax, f"test NLL after {sweep.steps[-1]:g} steps, nats a token")
-    ax.set_ymargin(0.25)        # room for the crosses
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=ncols)
+def curves_figure(head: str, sweep: Sweep, arms: list[Arm], looks=look):
+    """Left: best of sweep against steps. Right: by how much it lies above full fine-tuning."""
+    full, steps = sweep.full(), sweep.steps[1:]
+    figure, (left, right) = new_figure(head, sweep, [full, *arms] if full else arms)
+    base = np.nanmean([arm.curves[:, 0] for arm in arms])
+    draw_best(left, sweep, [(arm, looks(arm)) for arm in (full, *arms) if arm], note=f"the base, at step 0: {base:.3f}")
+    if full:
+        draw_gaps(right, steps, [((arm.curves - full.curves)[:, 1:], looks(arm)) for arm in arms], xlabel="steps",
+                  title=f"the same, less full fine-tuning (grey: {MARGIN:.0%} of its gain)", xticks=left.get_xticks())
+        right.axhspan(-MARGIN * sweep.gain(), MARGIN * sweep.gain(), color=BLACK, alpha=0.08, linewidth=0)
+    else:
+        right.set_axis_off()
+    return figure
 
 
-def rates_name(sweep: Sweep, arm: Arm, reference: Arm | None) -> str:
-    """Name, best rate (by the parabola; mean over seeds), and its ratio to full fine-tuning's."""
-    found = best(sweep, arm).values()
-    text = f"{name(arm)}: best {mean_rate([b.vertex for b in found], '.1e')}" + ", at the edge" * any(b.edge for b in found)
-    ratio = ratios(sweep, arm, reference) if reference and arm != reference else []
-    return text + (f", {mean_rate(ratio, '.3g')} x full's" if ratio else "")
+def rates_figure(head: str, sweep: Sweep, panels: dict[str, list[Arm]]):
+    """NLL after the last step against the learning rate, a panel for each {title: arms}."""
+    full = [sweep.full()] if sweep.full() else []
+    figure, axes = new_figure(head, sweep, dict.fromkeys(full + sum(panels.values(), [])), len(panels))
+    for ax, (text, arms) in zip(axes, panels.items()):
+        ax.sharey(axes[0])
+        for i, arm in enumerate(full + arms):
+            draw_rates(ax, arm, full, height=0.97 - 0.035 * i)
+        nll_axis(ax, f"test NLL after {sweep.steps[-1]:g} steps, nats a token")
+        ax.set(xscale="log", title=text, xlabel="learning rate (ring: the lowest; cross: diverged;\n"
+               "triangles: each seed's best by a parabola, and in the legend their mean)")
+        ax.set_ymargin(0.25)        # room for the crosses
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2 // len(panels))
+    return figure
+
+
+def draw_rates(ax, arm: Arm, full: list[Arm], height: float):
+    """One arm of it. The rates at which a run diverged have a cross near the top, at `height`."""
+    ratio = f", {rate(arm.best.vertex / full[0].best.vertex, '.3g')} x full's" if full and arm is not full[0] else ""
+    style = look(arm, label=f"{arm}: best {rate(arm.best.vertex)}" + ", at the edge" * any(arm.best.edge) + ratio)
+    ends, at = arm.nll[:, :, -1], {"color": style["color"], "linestyle": "", "transform": ax.get_xaxis_transform(), "markersize": 9}
+    draw(ax, arm.lrs, ends, **style)
+    lowest = best_rate(arm.lrs, ends[arm.seeds].mean(0))
+    ax.plot(lowest.lr, lowest.nll, "o", markersize=13, markerfacecolor="none", color=style["color"], markeredgewidth=1.6)
+    inner, lost = arm.best.vertex[~arm.best.edge], np.array(arm.lrs)[np.isinf(ends).any(0)]
+    ax.plot(inner, np.full(len(inner), 0.015), marker="^", **at)
+    ax.plot(lost, np.full(len(lost), height), marker="X", **at)
 
 
 # ----- the figures: each returns None where its runs are not there ----------------------------------------------------
 
-def panels(head: str, sweep: Sweep, arms, n: int = 2, sharey: bool = False):
-    figure, axes = plt.subplots(1, n, figsize=(12.5, 6), sharey=sharey, squeeze=False)
-    figure.suptitle(f"{head}: {title(sweep, arms)}", fontsize=13)
-    return figure, axes[0]
-
-
 def finding1(sweep: Sweep):
-    if not lora(sweep):
-        return None
-    figure, axes = panels("Finding 1, rank", sweep, present(full(sweep), *lora(sweep)))
-    draw_curves(axes, sweep, lora(sweep), full(sweep))
-    return figure
+    return curves_figure("Finding 1, rank", sweep, sweep.lora()) if sweep.lora() else None
 
 
 def finding2(sweep: Sweep):
-    arms = [arm for arm in lora(sweep) if len(rates(sweep, arm)) > 2]
-    if not arms:
-        return None
-    figure, (ax,) = panels("Finding 2, learning rate", sweep, present(full(sweep), *arms), n=1)
-    draw_rates(ax, sweep, arms, full(sweep))
-    return figure
+    arms = [arm for arm in sweep.lora() if len(arm.lrs) > 2]
+    return rates_figure("Finding 2, learning rate", sweep, {"": arms}) if arms else None
 
 
 def finding3(sweep: Sweep):
-    sweep, arms = batches(sweep)
-    if len(arms) < 2:
+    pairs = sweep.batches()
+    if len(pairs) < 2:
         return None
-    figure, (left, right) = panels("Finding 3, batch size", sweep, [arm for some in arms.values() for arm in some])
-    for (batch, some), line in zip(arms.items(), (":", "--", "-", "-.") * 9):
-        for arm in some:
-            draw(left, sweep.steps[1:], [curve[1:] for curve in curves(sweep, arm).values()],
-                 label=f"batch {batch:g}, {legend_name(sweep, arm)}", **look(sweep, arm) | {"linestyle": line})
-    lora_arm = next(iter(arms.values()))[0]
-    draw(right, list(arms), np.array([gaps(sweep, *some) for some in arms.values()]).T, **look(sweep, lora_arm))
-    left.set(xlabel="steps (a larger batch has seen more data)", title="best of sweep")
-    nll_axis(left)
-    legend_below(left)
-    right.axhline(0, color=BLACK, linewidth=1.8)
+    figure, (left, right) = new_figure("Finding 3, batch size", sweep, sum(pairs.values(), ()))
+    draw_best(left, sweep, [(arm, look(arm, f"batch {batch:g}, {arm}", linestyle=line)) for (batch, pair), line
+                            in zip(pairs.items(), (":", "--", "-", "-.") * 9) for arm in pair], "a larger batch has seen more data")
+    lora = pairs[max(pairs)][0]
+    draw_gaps(right, list(pairs), [(np.stack([arm.best.nll - full.best.nll for arm, full in pairs.values()], 1), look(lora))],
+              xlabel="batch, samples", title=f"{lora} less full fine-tuning, after {sweep.steps[-1]:g} steps")
     right.set_xscale("log", base=2)
-    right.set_xticks(list(arms), [f"{batch:g}" for batch in arms])
-    right.set(xlabel="batch, samples", ylabel="nats a token above full fine-tuning",
-              title=f"{name(lora_arm)} less full fine-tuning, after {sweep.steps[-1]:g} steps")
+    right.set_xticks(list(pairs), [f"{batch:g}" for batch in pairs])
     return figure
 
 
 def finding4(sweep: Sweep):
-    arms = placements(sweep)
-    if not lora(sweep, ("attention", "mlp")):
-        return None
-    figure, axes = panels("Finding 4, placement", sweep, present(full(sweep), *arms))
-    draw_curves(axes, sweep, arms, full(sweep), names=placement_name)
-    return figure
+    def looks(arm):
+        twin = arm in sweep.matched()
+        text = f"{arm.place}: {size(arm.trainable)} trained{', matched' * twin}"
+        return look(arm, text, linestyle="--" if twin else "-")
 
-
-def placement_name(sweep: Sweep, arm: Arm) -> str:
-    twin = ", matched" if arm in (matched(sweep) or ()) else ""
-    return legend_name(sweep, arm, f"{where(arm)}: {size(sweep.trainable[arm])} trained{twin}")
+    apart = sweep.lora("attention") + sweep.lora("mlp")
+    arms = [arm for arm in sweep.lora() if arm.rank in {other.rank for other in apart}] + apart
+    return curves_figure("Finding 4, placement", sweep, arms, looks) if apart else None
 
 
 def alpha(sweep: Sweep):
-    fixed = fixed_alpha(sweep)
-    if not fixed or len(lora(sweep, alpha=fixed)) < 2:
-        return None
-    kinds = [(f"alpha = {fixed:g}", lora(sweep, alpha=fixed)), ("alpha = r", lora(sweep))]
-    kinds = [(text, arms) for text, arms in kinds if arms]
-    every = dict.fromkeys(arm for _, arms in kinds for arm in arms)
-    figure, axes = panels("alpha", sweep, present(full(sweep), *every), n=len(kinds), sharey=True)
-    for ax, (text, arms) in zip(axes, kinds):
-        draw_rates(ax, sweep, arms, full(sweep), ncols=1)
-        ax.set_title(text)
-    return figure
+    if fixed := sweep.fixed_alpha():
+        panels = {f"alpha = {fixed[0].alpha:g}": fixed, "alpha = r": sweep.lora()}
+        return rates_figure("alpha", sweep, {text: arms for text, arms in panels.items() if arms})
 
 
 def capacity(sweep: Sweep):
-    arms = lora(sweep)
-    if not arms or not full(sweep):
+    if not sweep.lora() or not sweep.full():
         return None
-    figure, axes = panels("Capacity", sweep, [full(sweep), *arms])
-    draw_curves(axes, sweep, arms, full(sweep))
-    for arm in arms:
-        step = float(np.mean(leaves(sweep, arm)))
-        if step < sweep.steps[-1]:
-            axes[1].axvline(step, color=look(sweep, arm)["color"], linestyle=":", label=f"{name(arm)} leaves at step {step:.0f}")
-    if axes[1].get_legend_handles_labels()[0]:
-        axes[1].legend()
+    figure = curves_figure("Capacity", sweep, sweep.lora())
+    steps = {arm: known(sweep.leaves(arm)).mean() for arm in sweep.lora()}
+    lines = [figure.axes[1].axvline(step, color=look(arm)["color"], linestyle=":", label=f"{arm} leaves at step {step:.0f}")
+             for arm, step in steps.items() if step < sweep.steps[-1]]
+    if lines:
+        figure.axes[1].legend(handles=lines, frameon=True)
     return figure
 
 
-# ----- the command ----------------------------------------------------------------------------------------------------
-
-def chosen(sweeps: list[Sweep]) -> list[tuple[Sweep, Sweep | None]]:
-    """For each model and data set: the runs of the usual length, and the longest ones if they have more than LONG evaluations."""
-    found = []
-    for key in dict.fromkeys((sweep.model, sweep.data) for sweep in sweeps):
-        some = [sweep for sweep in sweeps if (sweep.model, sweep.data) == key]
-        usual = max(some, key=lambda sweep: sum(len(by_lr) for seeds in sweep.curves.values() for by_lr in seeds.values()))
-        longest = max(some, key=lambda sweep: sweep.steps[-1])
-        found.append((usual, longest if len(longest.steps) > LONG + 1 else None))
-    return found
-
-
-def draw_all(sweep: Sweep, long: Sweep | None, out: Path, prefix: str = "") -> list[Path]:
+def draw_all(sweep: Sweep, long: Sweep | None, out: Path, prefix: str = "") -> Iterator[Path]:
     """Every figure that can be drawn, as PNG and SVG -> the PNGs' paths."""
-    paths = []
     out.mkdir(parents=True, exist_ok=True)
     for one in (finding1, finding2, finding3, finding4, alpha, capacity):
         with plt.rc_context(STYLE):
-            runs = long if one is capacity else sweep
+            runs, path = long if one is capacity else sweep, out / f"{prefix}{one.__name__}.png"
             if runs and (figure := one(runs)):
-                paths.append(out / f"{prefix}{one.__name__}.png")
-                figure.savefig(paths[-1], dpi=130)
-                figure.savefig(paths[-1].with_suffix(".svg"), metadata={"Date": None})
+                figure.savefig(path, dpi=130)
+                figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
                 plt.close(figure)
-    return paths
+                yield path
 
+
+# ----- the command ----------------------------------------------------------------------------------------------------
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -701,10 +594,10 @@ def main(argv=None):
             prefix = f"{Path(sweep.model).name}_{Path(sweep.data).name}_" if len(pairs) > 1 else ""
             if args.table:
                 print(table(sweep, long))
-            elif not (paths := draw_all(sweep, long, args.out or args.folder, prefix)):
-                raise UserError(f"{args.folder} has runs of {sweep.model} on {sweep.data}, but none that make one of the figures")
-            else:
+            elif paths := list(draw_all(sweep, long, args.out or args.folder, prefix)):
                 print("\n".join(f"{path} (and .svg)" for path in paths))
+            else:
+                raise UserError(f"{args.folder} has runs of {sweep.model} on {sweep.data}, but none that make one of the figures")
     except (UserError, OSError) as e:
         fail(e)
 

@@ -9,7 +9,8 @@ A run is known by the hash of the settings that decide its result, and has one f
 would log, and no weights. What is there is not made again, whichever sweep or machine made it, so a sweep that was stopped
 goes on with the same command, and any number of processes and machines can share OUT. While a run is being made, its file is
 claimed by a lock that the kernel drops when the process ends, however it ends. A file system or a system without such locks
-(Windows, some network folders) loses only time: two sweeps may make the same run there, and write the same rows.
+(Windows, some network folders) loses only time: two sweeps may make the same run there, and write the same rows. Of a run that
+failed OUT/<run>.failed says why, so that the other ranks of torchrun leave it; the next sweep tries it again.
 
 What a comparison of LoRA with full fine-tuning needs, and each of these has: the same samples in the same order in every
 arm, float32 weights under full fine-tuning, a loss that weighs tokens alike, a sweep of the rate in every arm, several seeds.
@@ -17,6 +18,7 @@ arm, float32 weights under full fine-tuning, a loss that weighs tokens alike, a 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import multiprocessing
@@ -120,11 +122,16 @@ def expand(arms: list[dict], model: str) -> list[dict]:
     return points
 
 
+def shape(model: str) -> ModelConfig:
+    """What config.json says; nothing else is fetched."""
+    return ModelConfig.from_hf(read_json(resolve(model, ["config.json"]) / "config.json"))
+
+
 def matched_ranks(model: str, attention: list[int], mlp: list[int]) -> dict[str, int]:
     """The pair of ranks, one of each list, at which adapters on attention and on the MLP differ least in parameters, which are
     r (in + out) a layer; the first such pair. From config.json: no weights are read."""
     with torch.device("meta"):
-        module = Transformer(ModelConfig.from_hf(read_json(resolve(model) / "config.json")))
+        module = Transformer(shape(model))
     layers = {targets: map(module.get_submodule, matching(module, targets)) for targets in ("attention", "mlp")}
     of_rank_1 = {targets: sum(m.in_features + m.out_features for m in some) for targets, some in layers.items()}
     pair = min(itertools.product(attention, mlp), key=lambda r: abs(r[0] * of_rank_1["attention"] - r[1] * of_rank_1["mlp"]))
@@ -203,11 +210,15 @@ def claim(path: Path):
 
 
 def attempt(config: train.Config, path: Path, load) -> str:
-    """Make the run if it is not there and nobody is at it -> "made", "there", "busy", or what went wrong."""
+    """Make the run if it is not there and nobody is at it -> "made", "there", "busy", or what went wrong, with us or with
+    another process of this sweep."""
+    failed = path.with_suffix(".failed")
     try:
         with claim(path) as ours:
             if path.exists():
                 return "there"
+            if failed.exists():
+                return failed.read_text(encoding="utf-8")
             if not ours:
                 time.sleep(0.5)         # who asks again at once keeps a core from working
                 return "busy"
@@ -218,32 +229,27 @@ def attempt(config: train.Config, path: Path, load) -> str:
     except Exception as e:              # whatever it is, the other runs are to go on
         if not isinstance(e, UserError):
             traceback.print_exc()
-        return f"{type(e).__name__}: {e}"
+        why = f"{type(e).__name__}: {e}"
+        with contextlib.suppress(OSError):              # of a full disk, for one
+            failed.write_text(why, encoding="utf-8")
+        return why
 
 
 # ----- many runs ----------------------------------------------------------------------------------------------------
 
-def loader(config: train.Config):
-    """load() -> the data and the base model of all runs, read when first asked for."""
-    loaded = []
-
-    def load():
-        if not loaded:
-            loaded.extend((train.read_data(config), Transformer.from_pretrained(config.model)))
-        return loaded
-    return load
+def loader(data: train.Data, model: str):
+    """load() -> the data and the base model of all runs, the latter read when first asked for."""
+    return functools.cache(lambda: (data, Transformer.from_pretrained(model)))
 
 
-def work(conn, number: int, threads: int, out: Path):
+def work(conn, number: int, threads: int, out: Path, data: train.Data, model: str):
     """A process that attempts the runs that come through `conn`, until None comes or its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl-C is the parent's affair
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(threads)
-    load = None
+    load = loader(data, model)
     for config in iter(conn.recv, None):
-        config = placed(config, number)
-        load = load or loader(config)
-        conn.send(attempt(config, out / f"{config.run}.csv", load))
+        conn.send(attempt(placed(config, number), out / f"{config.run}.csv", load))
 
 
 def placed(config: train.Config, number: int) -> train.Config:
@@ -253,11 +259,12 @@ def placed(config: train.Config, number: int) -> train.Config:
     return dataclasses.replace(config, device=f"cuda:{number % torch.cuda.device_count()}")
 
 
-def outcomes(todo: deque, jobs: int, number: int, out: Path):
+def outcomes(todo: deque, data: train.Data, jobs: int, number: int, out: Path):
     """Attempt the runs of `todo` in `jobs` processes -> (config, outcome) as they end. A process that dies (the system kills
     one that takes too much memory) costs its run and is replaced."""
+    model = todo[0].model
     if jobs == 1:
-        load = loader(todo[0])
+        load = loader(data, model)
         while todo:
             config = placed(todo.popleft(), number)
             yield config, attempt(config, out / f"{config.run}.csv", load)
@@ -266,7 +273,7 @@ def outcomes(todo: deque, jobs: int, number: int, out: Path):
 
     def hire(number):
         ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs, number, threads, out), daemon=True)
+        process = context.Process(target=work, args=(theirs, number, threads, out, data, model), daemon=True)
         process.start()
         theirs.close()              # so that our end says when the process is gone
         return ours, process, number
@@ -292,7 +299,7 @@ def outcomes(todo: deque, jobs: int, number: int, out: Path):
         process.join()
 
 
-def run_all(runs: dict[str, train.Config], jobs: int, out: Path, rank: int = 0, world: int = 1) -> dict[str, str]:
+def run_all(runs: dict[str, train.Config], data: train.Data, jobs: int, out: Path, rank: int = 0, world: int = 1) -> dict[str, str]:
     """Make what is missing of `runs`, and wait for what others are making -> {run: what went wrong}."""
     out.mkdir(parents=True, exist_ok=True)
     finals = {}                     # {run: last row} of those that are there
@@ -300,7 +307,9 @@ def run_all(runs: dict[str, train.Config], jobs: int, out: Path, rank: int = 0, 
     cost, begun, failed = sum(map(samples, missing)), time.perf_counter(), {}
     share = missing[rank::world]    # its own share first; then it helps the others
     todo = deque(share + [config for config in missing if config not in share])
-    for config, outcome in outcomes(todo, jobs, rank, out) if todo else ():
+    for config in share:            # what failed before is tried again
+        (out / f"{config.run}.failed").unlink(missing_ok=True)
+    for config, outcome in outcomes(todo, data, jobs, rank, out) if todo else ():
         if outcome == "busy":
             todo.append(config)
         elif outcome in ("made", "there"):
@@ -388,14 +397,15 @@ def usual_jobs(config: train.Config) -> int:
 def sweep(argv=None) -> int:
     args, common = parse(argv)
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))    # torchrun's
+    shape(common.model)             # a model that is not there, or not one of ours, shows here, also in a dry run
     runs = plan(args.sweeps, args.preset, common, args.seeds)
     first = next(iter(runs.values()))
     jobs = min(len(runs), args.jobs or (usual_jobs(first) if world == 1 else 1))
     if args.dry_run:
         show_plan(runs, jobs, args.out)
         return 0
-    train.read_data(first)          # what is wrong with data or settings shows here, once
-    failed = run_all(runs, jobs, args.out, rank, world)
+    data = train.read_data(first)   # what is wrong with data or settings shows here, once
+    failed = run_all(runs, data, jobs, args.out, rank, world)
     print(f"{len(runs) - len(failed)} of {len(runs)} runs are in {args.out}: python plot.py {args.out}")
     for run, why in failed.items():
         print(f"failed: {label(runs[run])}: {' '.join(why.split())}", file=sys.stderr)

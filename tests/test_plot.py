@@ -1,6 +1,7 @@
 """Figures, table and verdicts from CSV files made by hand, whose answers are known."""
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.colors
 import numpy as np
@@ -9,7 +10,15 @@ from runs import one_line
 
 import plot
 import train
-from plot import Arm
+
+
+class Arm(NamedTuple):
+    method: str
+    targets: str
+    rank: float
+    alpha: float
+    batch: float
+
 
 STEPS = (0, 10, 20, 30)
 FULL, R1, R64 = Arm("full", "", -1, -1, 16), Arm("lora", "all-linear", 1, 1, 16), Arm("lora", "all-linear", 64, 64, 16)
@@ -39,6 +48,12 @@ def write(folder, *runs):
 
 def sweep_of(folder, *runs):
     one, = plot.group(plot.read_runs(write(folder, *runs)))
+    return one
+
+
+def found(sweep, arm):
+    """What plot.py made of the runs of `arm`."""
+    one, = (one for one in sweep.arms if all(getattr(one, name) in (value, "") for name, value in arm._asdict().items()))
     return one
 
 
@@ -77,10 +92,10 @@ def test_best_of_sweep_is_the_lowest_at_each_step_apart(tmp_path):
     sweep = sweep_of(tmp_path / "a", rows(R64, 1e-4, [3.0, 2.5, 2.0, 1.50]), rows(R64, 2e-4, [3.0, 2.2, 1.6, 1.4]),
                      rows(R64, 4e-4, [3.0, 1.9, 1.8, 1.7]), rows(R64, 8e-4, [3.0, 1.8, 6.5, math.nan]),
                      rows(R64, 16e-4, [3.0, math.nan, math.nan, math.nan]), rows(R64, 32e-4, [3.0, 7.0, 0.5, 0.5]))
-    curve, = plot.curves(sweep, R64).values()
+    curve, = found(sweep, R64).curves
     assert curve.tolist() == [3.0, 1.8, 1.6, 1.4]       # a value above twice that of step 0, and all that follows, counts as lost
-    assert plot.best(sweep, R64)[42][:3] == (2e-4, 1.4, False)
-    assert plot.cells(sweep, R64)[3:5] == ["6", "3 of 6"]
+    assert [value.tolist() for value in found(sweep, R64).best[:3]] == [[2e-4], [1.4], [False]]
+    assert plot.cells(found(sweep, R64), None)[3:5] == ["6", "3 of 6"]
 
 
 @pytest.mark.parametrize(("nll", "lr", "lowest", "edge"), [
@@ -90,25 +105,30 @@ def test_best_of_sweep_is_the_lowest_at_each_step_apart(tmp_path):
     ([math.inf, 1.2, 1.3, 1.4, 1.5], 2, 1.2, False), ([math.inf] * 5, math.nan, math.inf, True)])
 def test_best_rate_its_ties_and_its_edges(nll, lr, lowest, edge):
     """The smaller of two equal ones; a rate beyond which the next one diverges is not at the edge: both arms of the U are there."""
-    found = plot.best_rate({2.0 ** i: np.array([3.0, value]) for i, value in enumerate(nll)})
-    assert found[1:3] == (lowest, edge) and (found.lr == lr or math.isnan(found.lr) and math.isnan(lr))
+    best = plot.best_rate([2.0 ** i for i in range(5)], nll)
+    assert best[1:3] == (lowest, edge) and (best.lr == lr or math.isnan(best.lr) and math.isnan(lr))
 
 
 def test_vertex_of_a_parabola_through_log_rate():
     for best in (1.5e-4, 2e-4, 3.1e-4):
         lrs = (5e-5, 1e-4, 2e-4, 7e-4, 9e-4)            # not evenly spaced
-        found = plot.best_rate({lr: np.array([3.0, 1 + 0.3 * math.log10(lr / best) ** 2]) for lr in lrs})
-        assert found.lr == 2e-4 and found.vertex == pytest.approx(best, rel=1e-9)
+        one = plot.best_rate(lrs, [1 + 0.3 * math.log10(lr / best) ** 2 for lr in lrs])
+        assert one.lr == 2e-4 and one.vertex == pytest.approx(best, rel=1e-9)
     assert plot.vertex([1, 2, 4], [1.0, 1.0, math.inf]) == 2 and plot.vertex([1, 2, 4], [1.0, 1.0, 1.0]) == 2
     assert plot.vertex([1, 2, 4], [1.5, 1.0, 1.5]) == pytest.approx(2) and 1 < plot.vertex([1, 2, 4], [1.1, 1.0, 1.5]) < 2
 
 
-def test_only_seeds_that_have_all_rates_are_compared(tmp_path):
+def test_only_seeds_that_have_all_rates_are_compared(tmp_path, capsys):
+    """And that the others are left out is said."""
     runs = grid(R64, (1e-4, 2e-4, 4e-4), 2e-4, 1.0, seeds=(42, 43, 44))
-    sweep = sweep_of(tmp_path / "a", *runs[:-1])
-    assert list(plot.curves(sweep, R64)) == [42, 43]
-    assert list(plot.curves(sweep_of(tmp_path / "b", *runs[:2], *runs[4:5]), R64)) == [42]
-    assert list(plot.complete({1: {1: 0}, 2: {2: 0}})) == [1, 2]            # none has all: then what there is
+
+    def kept(name, *runs):
+        arm = found(sweep_of(tmp_path / name, *runs), R64)
+        assert (~np.isnan(arm.curves)).all(1).tolist() == arm.seeds.tolist() and arm.runs == sum(arm.seeds) * len(arm.lrs)
+        return arm.seeds.tolist(), capsys.readouterr().err.partition(" are")[0]
+    assert kept("a", *runs) == ([True] * 3, "") and kept("b", *runs[:-1]) == ([True, True, False], "2 runs")
+    assert kept("c", *runs[:2], *runs[4:5]) == ([True, False], "1 runs")
+    assert kept("d", *runs[4:5], *runs[:1]) == ([True, False], "1 runs")            # none has all: the first of those with the most
 
 
 def test_differences_are_taken_within_a_seed(tmp_path):
@@ -116,11 +136,27 @@ def test_differences_are_taken_within_a_seed(tmp_path):
     shift = (0.0, 0.5)
     sweep = sweep_of(tmp_path / "a", *grid(FULL, (1e-5, 2e-5, 4e-5), 2e-5, 1.0, (42, 43), shift=shift),
                      *grid(R64, (1e-4, 2e-4, 4e-4), 2e-4, 1.1, (43, 42), shift=shift[::-1]))
-    assert plot.gaps(sweep, R64, FULL) == pytest.approx([0.1, 0.1]) and plot.ratios(sweep, R64, FULL) == pytest.approx([10, 10])
-    assert plot.gain(sweep) == pytest.approx(2.0) and plot.gain(sweep_of(tmp_path / "b", *grid(R1, (1e-4,), 1e-4, 1.5))) == 1.5
-    cells = plot.cells(sweep, R64)
-    assert cells[5:] == ["2.0e-04 (2.0e-04 to 2.0e-04)", "2.0e-04 (2.0e-04 to 2.0e-04)", "1.3500 ± 0.5000", "+0.1000 ± 0.0000",
-                         "10 (10 to 10)"]
+    full, r64 = sweep.full(), found(sweep, R64)
+    assert r64.best.nll - full.best.nll == pytest.approx([0.1, 0.1])
+    assert r64.best.vertex / full.best.vertex == pytest.approx([10, 10])
+    assert sweep.gain() == pytest.approx(2.0) and sweep_of(tmp_path / "b", *grid(R1, (1e-4,), 1e-4, 1.5)).gain() == 1.5
+    assert plot.cells(r64, full)[5:] == ["2.0e-04", "2.0e-04", "1.3500 ± 0.5000", "+0.1000 ± 0.0000", "10"]
+
+
+def test_a_seed_that_one_arm_lacks_is_left_out_of_the_difference(tmp_path):
+    sweep = sweep_of(tmp_path / "a", *grid(FULL, (1e-5, 2e-5, 4e-5), 2e-5, 1.0, (42, 43, 44), shift=(0.0, 0.3, 0.1)),
+                     *grid(R64, (1e-4, 2e-4, 4e-4), 2e-4, 1.1, (44, 43), shift=(0.2, 0.5)))
+    gap = found(sweep, R64).best.nll - sweep.full().best.nll
+    assert math.isnan(gap[0]) and plot.known(gap) == pytest.approx([0.3, 0.2])
+    assert plot.cells(found(sweep, R64), sweep.full())[8] == "+0.2500 ± 0.1000" and "6 runs, 2 seeds" in sweep.title(sweep.lora())
+    assert plot.verdict(gap, plot.POSITIVE)[0] == "supported"
+
+
+def test_cells_are_short(tmp_path):
+    """The geometric mean, and the smallest and the largest where they differ."""
+    assert plot.rate([1e-5, 1e-4, 2.7e-5]) == "3.0e-05 (1e-05 to 1e-04)" and plot.rate([3e-5, 3e-5]) == "3.0e-05"
+    assert plot.rate([1.6e-3, math.nan, 4e-4]) == "8.0e-04 (4e-04 to 1.6e-03)" and plot.rate([math.nan]) == "-"
+    assert plot.rate([5.487, 6.25], ".3g") == "5.86 (5.49 to 6.25)" and plot.spread([math.inf, 1.0], ".4f") == "-"
 
 
 # ----- verdicts -----------------------------------------------------------------------------------------------------
@@ -140,8 +176,8 @@ def test_the_rule(values, interval, word):
 
 def test_ratios_are_judged_by_their_logarithm():
     """6 and 8.5: less their difference of 2.5 the mean is below 5, less their ratio of 1.42 it is not."""
-    assert plot.judged(plot.Claim("", "", [6, 8.5], plot.TEN, []))[0] == "supported"
-    assert plot.judged(plot.Claim("", "", [6, 8.5], (5, 30), []))[0] == "undecided"
+    assert plot.verdict([6, 8.5], plot.TEN, [], ratio=True)[0] == "supported"
+    assert plot.verdict([6, 8.5], plot.TEN, [], ratio=False)[0] == "undecided"
 
 
 SEEDS, SHIFT = (42, 43, 44), (0.0, 0.002, 0.001)
@@ -151,7 +187,7 @@ FULL_LR, LORA_LR = (5e-6, 1e-5, 2e-5, 4e-5, 8e-5), (5e-5, 1e-4, 2e-4, 4e-4, 8e-4
 def claims_of(tmp_path, *runs):
     """{quantity: (verdict, why)} of the claims that hand-made runs allow."""
     (sweep, long), = plot.chosen(plot.group(plot.read_runs(write(tmp_path / "claims", *runs))))
-    return {claim.quantity: plot.judged(claim) for claim in plot.claims(sweep, long)}
+    return {claim.quantity: plot.verdict(*claim[2:]) for claim in plot.claims(sweep, long)}
 
 
 def full_grid(**kwargs):
@@ -163,10 +199,10 @@ def full_grid(**kwargs):
     (1.20, SHIFT, "contradicted", "supported"), (1.03, (0.0, 0.05, 0.01), "undecided", "undecided")])
 def test_claims_on_rank(tmp_path, floor, shift, high, low):
     best = 2e-4
-    found = claims_of(tmp_path, *full_grid(), *grid(R64, LORA_LR, best, floor, SEEDS, shift=shift),
+    judged = claims_of(tmp_path, *full_grid(), *grid(R64, LORA_LR, best, floor, SEEDS, shift=shift),
                       *grid(R1, LORA_LR, best, floor, SEEDS, shift=shift))
-    assert found["r = 64 above full, share of the gain"][0] == high
-    assert found["r = 1 above full, share of the gain"][0] == low
+    assert judged["r = 64 above full, share of the gain"][0] == high
+    assert judged["r = 1 above full, share of the gain"][0] == low
 
 
 @pytest.mark.parametrize(("best", "word"), [(2e-4, "supported"), (9e-5, "undecided"), (7.5e-5, "contradicted"),
@@ -187,10 +223,11 @@ def test_claim_on_batch_size(tmp_path, gaps, word):
         shift = SHIFT if batch == 8 else (0.001, 0.0, 0.002)
         runs += grid(full, FULL_LR, 2e-5, 1.0, SEEDS) + grid(lora, LORA_LR, 2e-4, 1.0 + gap, SEEDS, shift=shift)
     lucky = [rows(R64, 1.6e-3, [3.0, 0.5, 0.5, 0.5], seed) for seed in SEEDS]
-    found = claims_of(tmp_path, *runs, *lucky)
-    assert found["r = 64 above full at batch 32, less that at 8"][0] == word
-    sweep, arms = plot.batches(sweep_of(tmp_path / "again", *runs, *lucky))
-    assert list(arms) == [8, 16, 32] and plot.rates(sweep, R64) == set(LORA_LR)
+    judged = claims_of(tmp_path, *runs, *lucky)
+    assert judged["r = 64 above full at batch 32, less that at 8"][0] == word
+    pairs = sweep_of(tmp_path / "again", *runs, *lucky).batches()
+    assert list(pairs) == [8, 16, 32] and pairs[16][0].lrs == list(LORA_LR) and pairs[16][0].nll.shape == (3, 5, 4)
+    assert pairs[16][0].curves[:, -1] == pytest.approx([1.001, 1.0, 1.002])
 
 
 def placed(attention, mlp, everywhere=1.0):
@@ -203,10 +240,10 @@ def placed(attention, mlp, everywhere=1.0):
 @pytest.mark.parametrize(("attention", "mlp", "words"), [
     (1.2, 1.0, ("supported", "supported", "supported")), (1.0, 1.2, ("contradicted", "undecided", "contradicted"))])
 def test_claims_on_placement(tmp_path, attention, mlp, words):
-    found = claims_of(tmp_path, *full_grid(), *placed(attention, mlp))
+    judged = claims_of(tmp_path, *full_grid(), *placed(attention, mlp))
     names = ("attention, r = 80 above mlp, r = 48", "attention, r = 64 above all layers, r = 64",
              "mlp, r = 64 above all layers, r = 64, share of the gain")
-    assert tuple(found[name][0] for name in names) == words
+    assert tuple(judged[name][0] for name in names) == words
 
 
 @pytest.mark.parametrize(("bests", "word"), [((2e-4, 2.2e-4), "supported"), ((1e-4, 3.9e-4), "contradicted")])
@@ -214,8 +251,8 @@ def test_claim_on_alpha(tmp_path, bests, word):
     runs = [run for rank, best in zip((8, 128), bests, strict=True)
             for run in grid(Arm("lora", "all-linear", rank, 32, 16), LORA_LR, best, 1.0, SEEDS)]
     runs += grid(Arm("lora", "all-linear", 32, 32, 16), LORA_LR, 2e-4, 1.0, SEEDS)         # alpha 32 and alpha = r in one
-    found = claims_of(tmp_path, *full_grid(), *runs)
-    assert found["rate of r = 128, alpha = 32 / rate of r = 8, alpha = 32"][0] == word
+    judged = claims_of(tmp_path, *full_grid(), *runs)
+    assert judged["rate of r = 128, alpha = 32 / rate of r = 8, alpha = 32"][0] == word
 
 
 LONGER = tuple(range(0, 301, 20))
@@ -232,12 +269,12 @@ def test_claim_on_capacity_and_the_step_at_which_a_rank_leaves(tmp_path, low, hi
     full = [rows(FULL, lr, [3 - step / 150 + 0.5 * (lr != 2e-5) for step in LONGER], seed, LONGER)
             for lr in (1e-5, 2e-5, 4e-5) for seed in SEEDS]
     runs = [run for seed in SEEDS for run in leaving(R1, low, seed) + leaving(R64, high, seed)]
-    found = claims_of(tmp_path, *full, *runs, *full_grid(), *grid(R64, LORA_LR, 2e-4, 1.0, SEEDS))
-    assert found["step at which r = 64 leaves it, less that of r = 1"][0] == word
+    judged = claims_of(tmp_path, *full, *runs, *full_grid(), *grid(R64, LORA_LR, 2e-4, 1.0, SEEDS))
+    assert judged["step at which r = 64 leaves it, less that of r = 1"][0] == word
     sweep, long = plot.chosen(plot.group(plot.read_runs(tmp_path / "claims")))[0]
-    assert sweep.steps == STEPS and long.steps == LONGER
-    assert plot.leaves(long, R1) == [low + 20] * 3          # 0.04 = 2 % of 2 nats above: at low + 6, seen at the next evaluation
-    assert plot.leaves(long, R64) == [min(high + 20, 300)] * 3
+    assert tuple(sweep.steps) == STEPS and tuple(long.steps) == LONGER
+    assert long.leaves(found(long, R1)).tolist() == [low + 20] * 3       # 2 % of 2 nats above: at low + 6
+    assert long.leaves(found(long, R64)).tolist() == [min(high + 20, 300)] * 3
 
 
 def test_table_has_every_arm_and_every_claim(tmp_path, capsys):
@@ -261,7 +298,7 @@ def everything():
     runs += [run for arm in half for run in grid(arm, LORA_LR, 2e-4, 1.1, SEEDS)]
     runs += [run for batch in (8, 32) for run in grid(FULL._replace(batch=batch), FULL_LR, 2e-5, 1.0, SEEDS)
              + grid(R64._replace(batch=batch), LORA_LR, 2e-4, 1.0, SEEDS)]
-    runs += [rows(R64, 3.2e-3, [3.0, 9.0, math.nan, math.nan], seed) for seed in SEEDS]
+    runs += [rows(R64, 3.2e-3, [3.0, 9.0, math.nan, math.nan], seed, trainable=1_302_000) for seed in SEEDS]
     runs += [run for seed in SEEDS for run in leaving(R1, 100, seed) + leaving(FULL, 300, seed)]
     return runs
 
@@ -282,8 +319,8 @@ def test_every_figure_is_drawn_as_png_and_svg(pair, tmp_path, capsys):
 
 
 def curve_of(ax, label):
-    found, = (drawn for drawn in ax.get_lines() if drawn.get_label().startswith(label))
-    return found
+    one, = (drawn for drawn in ax.get_lines() if drawn.get_label().startswith(label))
+    return one
 
 
 def test_curves_are_means_of_best_of_sweep_and_bands_go_from_seed_to_seed(pair):
@@ -298,7 +335,7 @@ def test_curves_are_means_of_best_of_sweep_and_bands_go_from_seed_to_seed(pair):
     assert (band.min(), band.max()) == pytest.approx((1.3, line(4e-4, 4e-4, 1.302)[1]))
     assert sorted(drawn.get_ydata()[-1] for drawn in right.get_lines()[:2]) == pytest.approx([0.001, 0.301])
     n = 3 * (5 + 5 + 6)
-    assert figure.get_suptitle() == f"Finding 1, rank: nano on nano, {n} runs, 3 seeds"
+    assert figure.get_suptitle() == f"Finding 1, rank: nano on nano, {n} runs, 3 seeds (bands: from the smallest to the largest)"
     assert curve_of(left, "r = 64").get_label() == "r = 64 (6 rates, 3 of 18 runs diverged)"
 
 
@@ -311,6 +348,8 @@ def test_rates_mark_minimum_ratio_and_diverged_runs(pair):
     assert drawn.get_xdata().tolist() == [*LORA_LR, 3.2e-3] and math.isnan(drawn.get_ydata()[-1])
     rings = {drawn.get_color(): drawn for drawn in ax.get_lines() if drawn.get_markersize() == 13}
     assert rings[drawn.get_color()].get_xdata() == [2e-4] and rings[drawn.get_color()].get_ydata() == pytest.approx([1.001])
+    triangles = [mark for mark in ax.get_lines() if mark.get_marker() == "^" and mark.get_linestyle() == "None"]
+    assert {mark.get_color(): mark.get_xdata().tolist() for mark in triangles}[drawn.get_color()] == pytest.approx([2e-4] * 3)
     crosses = [mark for mark in ax.get_lines() if mark.get_marker() == "X" and len(mark.get_xdata())]
     assert [(mark.get_color(), mark.get_xdata().tolist()) for mark in crosses] == [(drawn.get_color(), [3.2e-3])]
 
@@ -322,8 +361,9 @@ def test_placements_show_their_parameters_and_colours_keep_their_meaning(pair):
                       "attention, r = 64: 490k trained (5 rates)", "attention, r = 80: 614k trained, matched (5 rates)",
                       "mlp, r = 48: 608k trained, matched (5 rates)", "mlp, r = 64: 811k trained (5 rates)"]
     elsewhere = Arm("lora", "attention", 64, 64, 16), Arm("lora", "mlp", 48, 48, 16)
-    colours = [plot.look(sweep, arm)["color"] for arm in (FULL, R64, R1, *elsewhere)]
-    assert len(set(colours)) == 5 and plot.look(long, R1)["color"] == colours[2] and 64 not in {arm.rank for arm in long.curves}
+    colours = [plot.look(found(sweep, arm))["color"] for arm in (FULL, R64, R1, *elsewhere)]
+    assert plot.look(found(long, R1))["color"] == colours[2] and len(set(colours)) == 5
+    assert 64 not in {arm.rank for arm in long.arms}
     for one in (plot.finding1, plot.finding2, plot.finding3, plot.alpha, plot.capacity):
         figure = one(long if one is plot.capacity else sweep)
         for drawn in (drawn for ax in figure.axes for drawn in ax.get_lines()):

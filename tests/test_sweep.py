@@ -18,7 +18,7 @@ from runs import command, contents, one_line
 
 import sweep
 import train
-from model import Transformer
+from model import Transformer, UserError
 
 QWEN = {"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
         "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
@@ -68,7 +68,11 @@ import os, sys
 sys.path.insert(0, {repo!r})
 import sweep, train
 sweep.PRESETS["nano"]["finding1"] = {grid!r}
-set_up, optimizer_step = train.set_up, train.optimizer_step
+set_up, optimizer_step, load = train.set_up, train.optimizer_step, train.dataset.load
+def reading(path, *args):
+    with open({log!r} + ".read", "a") as f:
+        f.write(path.name + "\\n")
+    return load(path, *args)
 def noted(config, *args):
     with open({log!r}, "a") as f:
         f.write(config.run + "\\n")
@@ -77,7 +81,7 @@ def deadly(model, optimizer, scaler, micro, autocast, lr, clip):
     if lr == 0.666:
         os.kill(os.getpid(), 9)
     return optimizer_step(model, optimizer, scaler, micro, autocast, lr, clip)
-train.set_up, train.optimizer_step = noted, deadly
+train.set_up, train.optimizer_step, train.dataset.load = noted, deadly, reading
 if __name__ == "__main__":
     sweep.main(sys.argv[1:])
 """
@@ -85,7 +89,8 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def script(tmp_path):
-    """script(grid) -> a program that is sweep.py with that grid, notes each run it begins, and is killed by a rate of 0.666."""
+    """script(grid) -> a program that is sweep.py with that grid, notes each run it begins and each file of data it reads, and is
+    killed by a rate of 0.666."""
     def write(grid=GRID):
         path = tmp_path / "script.py"
         path.write_text(SCRIPT.format(repo=str(REPO), grid=grid, log=str(tmp_path / "begun")))
@@ -168,6 +173,13 @@ def test_dry_run_lists_the_runs_and_makes_nothing(tiny_grid, argv, tmp_path, cap
     for name, n in (("finding1", 8), ("finding2", 20), ("finding3", 12), ("all", 40)):
         assert code_of([name, f"--model={qwen}", "--dry_run", f"--out={out}"]) == 0      # tutorial: what another model gets
         assert capsys.readouterr().out.splitlines()[-1].startswith(f"{n} runs, {n} to do, about ")
+
+
+def test_a_dry_run_says_that_the_model_is_not_there(tmp_path, capsys, qwen):
+    (tmp_path / "empty").mkdir()
+    for model, message in (("/nope", "/nope: no such folder"), (tmp_path / "empty", "has no config.json"), (qwen, "")):
+        code = code_of(["finding1", f"--model={model}", "--dry_run"])
+        assert message in one_line(code, capsys.readouterr().err) if message else code == 0
 
 
 # ----- the runs -----------------------------------------------------------------------------------------------------
@@ -292,6 +304,27 @@ def test_a_lock_on_a_file_that_is_gone_claims_nothing(tmp_path, monkeypatch):
         assert ours                                                 # Windows
 
 
+def test_a_run_that_failed_is_left_by_other_ranks_and_tried_again_by_the_next_sweep(tiny_grid, argv, tmp_path, monkeypatch, whole):
+    args, common = sweep.parse(argv(tmp_path))
+    runs = sweep.plan(args.sweeps, args.preset, common, 1)
+    bad, data = list(runs)[2], train.read_data(common)
+    tried, real = [], sweep.make
+
+    def failing(config, *rest):
+        tried.append(config.run)
+        if config.run == bad:
+            raise UserError("a GPU that is full")
+        return real(config, *rest)
+    monkeypatch.setattr(sweep, "make", failing)
+    for rank in (0, 1):                     # 2 is of rank 0's share
+        assert sweep.run_all(runs, data, 1, tmp_path, rank, world=2) == {bad: "UserError: a GPU that is full"}
+    assert sorted(tried) == sorted(whole)
+    assert (tmp_path / f"{bad}.failed").read_text() == "UserError: a GPU that is full"
+    monkeypatch.setattr(sweep, "make", real)
+    assert sweep.run_all(runs, data, 1, tmp_path) == {} and rows_of(tmp_path) == whole
+    assert {path.suffix for path in tmp_path.iterdir()} == {".csv"}
+
+
 def test_a_run_that_another_makes_is_waited_for(tiny_grid, argv, tmp_path, whole, monkeypatch):
     """The claim is refused twice; then the run is there, or free."""
     busy = dict.fromkeys(list(whole)[:2], 2)
@@ -339,12 +372,13 @@ def test_two_sweeps_in_one_folder_make_each_run_once(argv, tmp_path, script, who
 
 
 def test_jobs_share_the_runs_and_one_that_dies_takes_none_along(argv, tmp_path, script, whole):
-    """The same rows; the process that the system killed is replaced, and its run reported."""
+    """The same rows; the process that the system killed is replaced, and its run reported. Data are read once, by the parent."""
     path = script([GRID[0], {"method": "lora", "rank": 4, "lr": 0.666}, *GRID[1:]])
     code, out, error = ends(start(path, *argv(tmp_path / "out", "--jobs=2")))
     assert code == 1 and "its process died (exit code -9)" in error and "Traceback" not in error
     assert error.startswith("failed: lora all-linear r=4 alpha=4 lr=0.666")
     assert rows_of(tmp_path / "out") == whole and len(begun(tmp_path)) == N + 1
+    assert (tmp_path / "begun.read").read_text().split() == ["train.jsonl", "test.jsonl"]
 
 
 def test_ranks_of_torchrun_share_the_runs(argv, tmp_path, script, whole):
@@ -358,7 +392,7 @@ def test_each_rank_begins_with_its_own_share(tiny_grid, argv, tmp_path, monkeypa
     runs = sweep.plan(args.sweeps, args.preset, common, 1)
     order = []
     monkeypatch.setattr(sweep, "attempt", lambda config, path, load: order.append(config.run) or "no")
-    failed = sweep.run_all(runs, 1, tmp_path, rank=1, world=3)
+    failed = sweep.run_all(runs, None, 1, tmp_path, rank=1, world=3)
     assert order == [*list(runs)[1::3], *(run for i, run in enumerate(runs) if i % 3 != 1)] and list(failed) == order
 
 
@@ -383,7 +417,8 @@ def test_unknown_errors_are_the_runs_own(tiny_grid, argv, tmp_path, monkeypatch,
     assert code_of(argv(tmp_path)) == 1
     error = capsys.readouterr().err
     assert "Traceback" in error and error.splitlines()[-1].endswith("OSError: [Errno 28] No space left on device")
-    assert len(rows_of(tmp_path)) == N - 1 and {path.suffix for path in tmp_path.iterdir()} == {".csv"}
+    assert len(rows_of(tmp_path)) == N - 1
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv"] * (N - 1) + [".failed"]
 
 
 def test_an_interrupted_sweep_says_how_to_go_on(tiny_grid, argv, tmp_path, monkeypatch, capsys):
