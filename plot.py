@@ -389,7 +389,7 @@ def rate(values, form: str = ".1e") -> str:
     values = known(values)
     if not len(values):
         return "-"
-    low, high = (f"{value:{form}}".replace(".0e", "e") for value in (values.min(), values.max()))
+    low, high = (f"{value:{form}}" for value in (values.min(), values.max()))
     return f"{math.exp(np.log(values).mean()):{form}}" + (f" ({low} to {high})" if low != high else "")
 
 
