@@ -155,7 +155,7 @@ def test_a_seed_that_one_arm_lacks_is_left_out_of_the_difference(tmp_path):
 def test_cells_are_short(tmp_path):
     """The geometric mean, and the smallest and the largest where they differ."""
     assert plot.rate([1e-5, 1e-4, 2.7e-5]) == "3.0e-05 (1.0e-05 to 1.0e-04)" and plot.rate([3e-5, 3e-5]) == "3.0e-05"
-    assert plot.rate([1.6e-3, math.nan, 4e-4]) == "8.0e-04 (4e-04 to 1.6e-03)" and plot.rate([math.nan]) == "-"
+    assert plot.rate([1.6e-3, math.nan, 4e-4]) == "8.0e-04 (4.0e-04 to 1.6e-03)" and plot.rate([math.nan]) == "-"
     assert plot.rate([5.487, 6.25], ".3g") == "5.86 (5.49 to 6.25)" and plot.spread([math.inf, 1.0], ".4f") == "-"
 
 
