@@ -1,6 +1,6 @@
 r"""Measure a model by the test split of a data set: the test NLL, and the metric of the task.
 
-    python evaluate.py --model M --adapter out/3f087d1874 --data gsm8k
+    python evaluate.py --adapter out/3f087d1874 --data nano
     python evaluate.py --table out/eval_*.json              # several models side by side, as Markdown
 
     test NLL      nats a supervised token, as train.py logs it
@@ -38,10 +38,11 @@ from tqdm import tqdm
 
 import dataset
 import train
-from lora import load_adapter, merge_lora, read_tensors, remove_lora
-from model import DTYPES, UserError, read_json, replacing, resolve, weight_files
+from lora import base_of, load_adapter, merge_lora, read_tensors, remove_lora
+from model import DTYPES, UserError, fail, read_json, replacing, resolve, weight_files
 from sample import load
-from train import device_and_dtype, fail, stop_ids
+from tokenizer import stop_ids
+from train import device_and_dtype
 
 METRICS = {"exact_match": 256, "accuracy": 16, "bleu": 96}          # and how many tokens an answer may have
 
@@ -303,6 +304,7 @@ def measured(task: Task, rows: list[dict]) -> dict:
 def evaluate(args) -> dict:
     """Measure what `args` describes -> the content of FILE.json. Raises UserError for what the user can mend."""
     # ----- what is asked -----
+    args.model = args.model or (base_of(args.adapter) if args.adapter else "nano")
     args.device, args.dtype = device_and_dtype(args.device, args.dtype)
     folder = dataset.find(args.data)
     task = task_of(folder, args.metric, args.labels)
@@ -483,7 +485,7 @@ def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: fail(f"{message} (python evaluate.py --help lists the settings)")
     add = parser.add_argument
-    add("--model", default="nano", help="folder, hub repository, or the embedded nano (default: nano)")
+    add("--model", help="folder, hub repository, or nano; default: the adapter's base, else nano")
     add("--adapter", help="folder of an adapter for it")
     add("--data", default="nano", help="name under data/, or a folder with train.jsonl and test.jsonl (default: nano)")
     add("--limit", type=int, help="the first N test samples; default: all")
