@@ -304,7 +304,6 @@ def measured(task: Task, rows: list[dict]) -> dict:
 def evaluate(args) -> dict:
     """Measure what `args` describes -> the content of FILE.json. Raises UserError for what the user can mend."""
     # ----- what is asked -----
-    args.model = args.model or (base_of(args.adapter) if args.adapter else "nano")
     args.device, args.dtype = device_and_dtype(args.device, args.dtype)
     folder = dataset.find(args.data)
     task = task_of(folder, args.metric, args.labels)
@@ -499,7 +498,9 @@ def parse(argv=None):
     add("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: as train.py has it, float32 on a CPU")
     add("--nf4", action="store_true", help="the base in four bits, as --method qlora trains on it; the adapter is not merged then")
     add("--table", nargs="+", metavar="FILE.json", help="print these results side by side, and nothing else")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.model = args.model or (base_of(args.adapter) if args.adapter else "nano")
+    return args
 
 
 def check(args):

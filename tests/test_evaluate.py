@@ -109,7 +109,7 @@ def test_the_final_answer_of_every_problem_of_nano():
     nano = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(nano)
     for problem in nano.problems(300, seed=7):
-        messages, answer = nano.messages(problem), problem["answer"]
+        messages, answer = nano.to_sample(problem)["messages"], problem["answer"]
         asked = evaluate.Question(0, messages, [messages[-1]["content"]])
         for said in (messages[-1]["content"], problem["explanation"], f"Có {answer}.000 : 1.000 = {answer} quả.", f"{answer},0"):
             assert evaluate.judged(Task("exact_match", []), asked, said) == {"pred": answer, "correct": True}, said
