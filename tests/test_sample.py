@@ -25,6 +25,7 @@ from quant import load_quantized
 from tokenizer import Tokenizer, stop_ids
 
 APPLES, MORE = "Lan có 12 quả táo, mẹ cho thêm 7 quả. Hỏi Lan có bao nhiêu quả táo?", "Nếu mẹ cho thêm 5 quả nữa?"
+SYSTEM = "Lan có 3 quả táo."
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,7 @@ def answers(base, adapters):
 def test_the_conversations_of_these_tests_tell_something_apart(answers):
     first = answers(APPLES)
     assert len({first, answers(APPLES, adapter="other"), answers(MORE), answers(APPLES, first, MORE)}) == 4
+    assert answers(MORE, system=SYSTEM) != answers(MORE)
     assert len(answers(APPLES, adapter="endless", n=100)) > 200
 
 
@@ -79,6 +81,7 @@ class Terminal:
     def __init__(self, *argv):
         pty, self.fcntl, self.termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
         env = os.environ | {"TERM": "dumb", "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "INPUTRC": os.devnull}
+        env.pop("PYTHONUNBUFFERED", None)           # as it is for most people
         self.pid, self.fd = pty.fork()
         if not self.pid:
             os.execve(sys.executable, [sys.executable, str(REPO / "sample.py"), *map(str, argv)], env)
@@ -157,6 +160,7 @@ def test_a_chat(patient, adapters, answers):
         terminal.until(beginning)
         os.write(terminal.fd, b"\x03")
         said = beginning + terminal.until("talker> ").replace("^C", "").rstrip("\n")
+        assert len(said.encode()) < 8192, "it came in heaps, as a buffer was full"
         assert answers(APPLES, adapter="endless", n=said.count(" ") + 50).startswith(said)
         os.write(terminal.fd, b"half a line\x03")       # at the prompt, Ctrl-C drops the line
         terminal.until("talker> ")
@@ -188,7 +192,7 @@ def test_a_question(run, adapters, answers):
     """With the base that the adapter names; greedily."""
     assert run(APPLES).out == answers(APPLES) + "\n"
     assert run("--adapter", adapters["other"], APPLES).out == answers(APPLES, adapter="other") + "\n"
-    assert run("--system", "Bạn là nano.", MORE).out == answers(MORE, system="Bạn là nano.") + "\n"
+    assert run("--system", SYSTEM, MORE).out == answers(MORE, system=SYSTEM) + "\n"
 
 
 def test_a_chat_on_a_pipe(run, adapters, answers):
@@ -200,27 +204,31 @@ def test_a_chat_on_a_pipe(run, adapters, answers):
 
 
 def test_drawn_answers(run, answers):
-    how = {"temperature": 1.5, "top_p": 0.9}
-    drawn = [answers(APPLES, **how, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
-    assert drawn[0] != drawn[1]
+    def drawn(seed, temperature=2.0, top_p=0.7):
+        return answers(APPLES, temperature=temperature, top_p=top_p, generator=torch.Generator().manual_seed(seed))
+
+    assert len({drawn(1), drawn(2), drawn(1, top_p=0.9), drawn(1, temperature=1.0)}) == 4
     for seed in (1, 2, 1):
-        assert run("--temperature=1.5", "--top_p=0.9", f"--seed={seed}", APPLES).out == drawn[seed - 1] + "\n"
+        assert run("--temperature=2", "--top_p=0.7", f"--seed={seed}", APPLES).out == drawn(seed) + "\n"
 
 
 def test_the_oldest_turns_are_forgotten(run, base, answers, monkeypatch, tmp_path):
     """A context that holds two questions and an answer, but not three."""
     tokenizer, folder = base[1], shutil.copytree(NANO, tmp_path / "nano")
-    first = answers(APPLES, system="Hi.")
-    second = answers(APPLES, first, MORE, system="Hi.")
-    messages = [{"role": "system", "content": "Hi."}] + [
+    first = answers(APPLES, system=SYSTEM)
+    second = answers(APPLES, first, MORE, system=SYSTEM)
+    messages = [{"role": "system", "content": SYSTEM}] + [
         {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate((APPLES, first, MORE, second, MORE))]
     needs = len(tokenizer.encode(tokenizer.apply_chat_template(messages, add_generation_prompt=True)))
+    for room, left in ((needs, messages), (needs - 1, [messages[0], *messages[3:]])):
+        sample.prompt_ids(some := [*messages], tokenizer, room)
+        assert some == left
     config = json.loads((folder / "config.json").read_text())
     for context, forgotten in ((needs + 30, False), (needs + 29, True)):
         (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context}))
-        out, err = run("--model", folder, "--system", "Hi.", "--max_new_tokens", 30, lines=[APPLES, MORE, MORE])
+        out, err = run("--model", folder, "--system", SYSTEM, "--max_new_tokens", 30, lines=[APPLES, MORE, MORE])
         turns = (MORE, second, MORE) if forgotten else (APPLES, first, MORE, second, MORE)
-        assert out.endswith(f"{second}\n{answers(*turns, system='Hi.', n=30)}\n")
+        assert out.endswith(f"{second}\n{answers(*turns, system=SYSTEM, n=30)}\n")
         assert ("the context is full: 1 of the oldest turns forgotten" in err) == forgotten
     out, err = run("--model", folder, "--max_new_tokens", 30, lines=["táo " * 300, MORE])
     assert "the question takes" in err and out == answers(MORE, n=30) + "\n"        # only said, and without a trace
