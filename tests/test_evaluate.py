@@ -123,6 +123,8 @@ def test_what_a_dot_means_is_the_question_s_to_say():
         asked = evaluate.Question(0, messages, ["1000"])
         assert evaluate.judged(Task("exact_match", []), asked, "Có 1.000 đồng")["correct"] is right
         assert evaluate.judged(Task("exact_match", []), asked, "1,000")["correct"]
+        several = asked._replace(references=["7", "1.000"])                     # any of them is right
+        assert evaluate.judged(Task("exact_match", []), several, "1000")["correct"] is right
 
 
 # ----- labels -------------------------------------------------------------------------------------------------------
