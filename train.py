@@ -347,7 +347,9 @@ def train(config: Config) -> list[dict]:
     shutil.rmtree(state.parent)
 
     # ----- show what it learned -----
-    show_answers(question, base_answer, answer(model, data.tokenizer, question, autocast), out)
+    show_answers(question, base_answer, answer(model, data.tokenizer, question, autocast))
+    how = {"full": "--model", "lora": "--adapter", "qlora": "--nf4 --adapter"}[config.method]
+    print(f"\n{out}: log.csv, run.json and the trained weights; to talk to it: python sample.py {how} {out}", flush=True)
     return progress["rows"]
 
 
@@ -519,12 +521,11 @@ def answer(model, tokenizer, messages: list[dict], autocast, max_new_tokens: int
     return tokenizer.decode(ids[len(prompt):], skip_special=True).strip()
 
 
-def show_answers(messages, base_answer, tuned_answer, out):
+def show_answers(messages, base_answer, tuned_answer):
     texts = {"question": messages[-2]["content"], "reference": messages[-1]["content"], "base": base_answer, "tuned": tuned_answer}
     print()
     for name, text in texts.items():
         print(f"{name:<11}" + text.replace("\n", "\n" + " " * 11))
-    print(f"\n{out}: log.csv, run.json and the trained weights", flush=True)
 
 
 # ----- interruption and errors --------------------------------------------------------------------------------------
