@@ -130,7 +130,7 @@ def prompt_ids(messages: list[dict], tokenizer, room: float) -> list[int]:
 
 
 def room_for_prompt(model, max_new_tokens: int) -> float:
-    room = model.config.hf.get("max_position_embeddings", math.inf) - max_new_tokens
+    room = (model.config.hf.get("max_position_embeddings") or math.inf) - max_new_tokens
     if room < 1:
         raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for a question in the model's context of "
                         f"{room + max_new_tokens} tokens")
