@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 
-from model import UserError, fail
+from model import UserError, errors_in_one_line, fail
 from tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -253,7 +253,7 @@ def main(argv=None):
     parser.add_argument("--max_length", type=int, default=256, help="tokens, as train.py cuts them (default: 256)")
     parser.add_argument("--test", type=Path, help="the test file that goes with the file")
     args = parser.parse_args(argv)
-    try:
+    with errors_in_one_line():
         if args.max_length < 1:
             raise UserError(f"--max_length {args.max_length}: it has to be at least 1")
         tokenizer = Tokenizer.from_pretrained(args.model)
@@ -263,8 +263,6 @@ def main(argv=None):
             folder = find(args.data)
             paths = [folder / "train.jsonl", args.test or folder / "test.jsonl"]
         wrong = check([path for path in paths if path], tokenizer, args.max_length)
-    except (UserError, OSError) as e:
-        fail(e)
     if wrong:
         fail(f"wrong lines: {wrong:,}, shown above; training stops at the first")
 

@@ -3,7 +3,7 @@ r"""Measure a model by the test split of a data set: the test NLL, and the metri
     python evaluate.py --adapter out/3f087d1874 --data nano
     python evaluate.py --table out/eval_*.json              # several models side by side, as Markdown
 
-    test NLL      nats a supervised token, as train.py logs it
+    test NLL      nats a supervised token, as train.py logs it (in 16 bits to rounding: adapters are merged, nothing is autocast)
     exact_match   maths: the share of answers whose final number is the reference's (final_answer has the rule)
     accuracy      classification: the share of right labels, once as the model writes them and once as it thinks them likely
     bleu          corpus BLEU against several references, to the last digit sacrebleu's
@@ -33,14 +33,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 import dataset
 import train
 from lora import base_of, load_adapter, merge_lora, read_tensors, remove_lora
-from model import DTYPES, UserError, fail, read_json, replacing, resolve, weight_files
-from sample import load
+from model import DTYPES, NANO, UserError, errors_in_one_line, fail, read_json, replacing, resolve, weight_files
+from sample import load, room_for_prompt
 from tokenizer import stop_ids
 from train import device_and_dtype
 
@@ -68,8 +67,9 @@ VIETNAMESE = re.compile("[ăđơư\u1ea0-\u1ef9]")        # letters that tell it
 def final_answer(text: str, vietnamese: bool = False) -> Fraction | str:
     r"""The number that an answer ends in, as a number; where there is none, the words instead.
 
-    Where it stands: behind the last "#### " that a number follows, as GSM8K writes it, and then it is the first number there;
-    else behind the last </think>, if there is one; else anywhere. There it is what the last \boxed{} holds, else the last number.
+    Where it stands: behind the last "####" that a number follows, as GSM8K writes it, and then it is the first number there; or
+    behind the last </think>, if that comes later; without either, anywhere. There it is what the last \boxed{} holds, else the
+    last number.
 
     What is a number: digits, with a minus that stands behind no word or digit ("10-3" ends in 3), a fraction (3/4, 1 1/2,
     \frac{3}{4}); units, currency signs, percent signs, trailing dots are not part of it. Marks in it are read so:
@@ -115,10 +115,11 @@ def decimal(numeral: str, vietnamese: bool) -> Fraction:
 
 def label_in(answer: str, labels: list[str]) -> str:
     """The first of `labels` that stands in the answer (behind its </think>) as words of its own, in whatever case; else "none"."""
-    choice = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
+    labels = sorted(labels, key=len, reverse=True)          # of two that begin alike the longer one is tried first
+    choice = "|".join(f"({re.escape(label)})" for label in labels)
     text = unicodedata.normalize("NFC", answer.rpartition("</think>")[2])
     found = re.search(rf"(?<!\w)(?:{choice})(?!\w)", text, re.IGNORECASE)
-    return next(label for label in labels if label.lower() == found[0].lower()) if found else "none"
+    return labels[found.lastindex - 1] if found else "none"
 
 
 @torch.no_grad()
@@ -205,7 +206,7 @@ def task_of(folder: Path, metric: str | None = None, labels: str | None = None) 
     path = folder / "task.json"
     given = read_json(path) if path.exists() else {}
     metric = metric or given.get("metric")
-    if metric is not None and metric not in METRICS:
+    if metric not in (None, *METRICS):
         raise UserError(f"{path}: the metric {metric!r} is none of {', '.join(METRICS)}, nor null")
     if metric != "accuracy":
         return Task(metric, [])
@@ -216,17 +217,16 @@ def task_of(folder: Path, metric: str | None = None, labels: str | None = None) 
 
 
 def read_questions(path: Path, task: Task, limit: int | None) -> list[Question]:
-    conversations, questions = dataset.read(path), []
-    with open(path, "rb") as lines:
-        rows = [json.loads(line) for line in lines if line.strip()]
-    for index, (messages, row) in enumerate(zip(conversations, rows)):
-        references = row.get("references", [messages[-1]["content"]])
+    questions = []
+    for index, (messages, (number, line)) in enumerate(zip(dataset.read(path), dataset.numbered(path))):
+        references = json.loads(line).get("references", [messages[-1]["content"]])
         if not isinstance(references, list) or not references or not all(isinstance(r, str) and r.strip() for r in references):
-            raise UserError(f'{path}, sample {index + 1}: "references" has to be a list of one text or more, none of them empty')
+            raise UserError(f"{path}, line {number}: the references (else the assistant's message is the one) have to be a list of "
+                            "one text or more, none of them empty")
         if task.metric == "accuracy":
             references = [unicodedata.normalize("NFC", r.strip()) for r in references]
             if not set(references) <= set(task.labels):
-                raise UserError(f"{path}, sample {index + 1}: the answer {references[0][:60]!r} is none of the labels "
+                raise UserError(f"{path}, line {number}: the answer {references[0][:60]!r} is none of the labels "
                                 f"{', '.join(task.labels)}")
         questions.append(Question(index, messages, references))
     return questions[:limit]
@@ -253,19 +253,26 @@ def answer_all(model, tokenizer, task: Task, questions: list[Question], rows: di
     """
     todo = [(q, tokenizer.encode(dataset.prompt_of(q.messages, tokenizer))) for q in questions if q.index not in rows]
     todo.sort(key=lambda pair: len(pair[1]), reverse=True)
-    with (open(out, "a", encoding="utf-8") as file,
+    if todo and len(todo[0][1]) > (room := room_for_prompt(model, args.max_new_tokens)):
+        raise UserError(f"test sample {todo[0][0].index + 1} takes {len(todo[0][1])} tokens, and beside --max_new_tokens the model "
+                        f"has room for {room}")
+    with (open(out, "a", encoding="utf-8", errors="backslashreplace") as file,
           tqdm(total=len(questions), initial=len(rows), unit="answer", disable=None, dynamic_ncols=True) as bar):
         for i in range(0, len(todo), args.batch):
             start = time.perf_counter()
             batch = answered(model, tokenizer, task, *zip(*todo[i:i + args.batch]), args.max_new_tokens)
             seconds = (time.perf_counter() - start) / len(batch)
             batch = [row | {"seconds": round(seconds, 4)} for row in batch]
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in batch))
+            file.write("".join(map(line_of, batch)))
             file.flush()
             rows |= {row["index"]: row for row in batch}
             bar.update(len(batch))
             if "correct" in batch[0]:
                 bar.set_postfix_str(f"{sum(row['correct'] for row in rows.values()) / len(rows):.1%} right")
+
+
+def line_of(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def answered(model, tokenizer, task: Task, questions: list[Question], prompts: list[list[int]], max_new_tokens: int) -> list[dict]:
@@ -291,11 +298,10 @@ def measured(task: Task, rows: list[dict]) -> dict:
         return result | {"bleu": corpus_bleu([row["answer"] for row in rows], [row["references"] for row in rows])}
     result[task.metric] = sum(row["correct"] for row in rows) / len(rows)
     if task.metric == "accuracy":
-        right = [row["references"][0] for row in rows]
-        written, weighed = ([row[key] for row in rows] for key in ("pred", "likeliest"))
-        result |= {"accuracy_by_likelihood": sum(row["likeliest"] in row["references"] for row in rows) / len(rows),
-                   "labels": task.labels, "confusion": confusion(task.labels, list(zip(right, written))),
-                   "confusion_by_likelihood": confusion(task.labels, list(zip(right, weighed)))}
+        written, likeliest = ([(row[key] if row[key] in row["references"] else row["references"][0], row[key]) for row in rows]
+                              for key in ("pred", "likeliest"))             # (what was right, what was said)
+        result |= {"accuracy_by_likelihood": sum(right == said for right, said in likeliest) / len(rows), "labels": task.labels,
+                   "confusion": confusion(task.labels, written), "confusion_by_likelihood": confusion(task.labels, likeliest)}
     return result
 
 
@@ -338,7 +344,7 @@ def evaluate(args) -> dict:
             answer_all(model, tokenizer, task, questions, rows, out, args)
             rows = {q.index: rows[q.index] for q in questions}                                  # in the order of the test set
             with replacing(out) as part:
-                part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows.values()), encoding="utf-8")
+                part.write_text("".join(map(line_of, rows.values())), "utf-8", "backslashreplace")
             result |= measured(task, list(rows.values()))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped with {len(rows)} of {len(questions)} answers; the same command goes on") from None
@@ -348,12 +354,20 @@ def evaluate(args) -> dict:
 
 
 def settings_of(args, task: Task, folder: Path) -> dict:
-    """What decides the answers, the content of the test file and the run that made the weights included."""
+    """What decides the answers, the content of the test file and of the weights included (of a model's, size and date)."""
     names = ("model", "adapter", "data", "limit", "max_length", "max_new_tokens", "dtype", "nf4")
-    made = Path(args.adapter or args.model) / "run.json"
+    weights = [(f.name, f.stat().st_size, f.stat().st_mtime) for f in weight_files(resolve(args.model))]
     return {name: getattr(args, name) for name in names} | task._asdict() | {
-        "run": read_json(made).get("run") if made.exists() else None,
-        "test_sha256": hashlib.sha256((folder / "test.jsonl").read_bytes()).hexdigest()}
+        "weights": hashlib.sha256(repr(weights).encode()).hexdigest(),
+        "adapter_sha256": args.adapter and sha256(Path(args.adapter) / "adapter_model.safetensors"),
+        "test_sha256": sha256(folder / "test.jsonl")}
+
+
+def sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}; is it the right folder?") from None
 
 
 def begun(settings: dict, out: Path) -> dict:
@@ -392,17 +406,19 @@ def write_result(result: dict, out: Path):
 
 def weights_of(model: str, adapter: str | None) -> dict:
     """How the weights came to be, and what they cost: of the base that was trained, by what, its trainable parameters, seconds of
-    training, bytes on disk. The run's own files say it, where there are any."""
+    training, bytes on disk. The run's own files say it; a checkpoint without them counts as pretrained."""
     folder = Path(adapter) if adapter else resolve(model)
     files = [folder / "adapter_model.safetensors"] if adapter else weight_files(folder)
-    result = {"model": model, "method": "pretrained", "rank": None, "trainable": 0, "bytes": sum(f.stat().st_size for f in files)}
+    name = "nano" if resolve(model) == NANO else model
+    result = {"model": name, "method": "pretrained", "rank": None, "trainable": 0, "bytes": sum(f.stat().st_size for f in files)}
     if adapter:
         result |= {"method": "lora", "rank": read_json(folder / "adapter_config.json").get("r"),
                    "trainable": sum(t.numel() for t in read_tensors(files[0]).values())}
     if (folder / "run.json").exists() and (folder / "log.csv").exists():
         last = train.read_csv(folder / "log.csv")[-1]
-        result |= {"model": last["model"], "method": last["method"], "rank": int(last["rank"]) if last["rank"] else None,
-                   "trainable": int(last["trainable"]), "steps": int(last["step"]), "train_seconds": last["seconds"]}
+        result |= {"model": name if adapter else last["model"], "method": last["method"],
+                   "rank": int(last["rank"]) if last["rank"] else None, "trainable": int(last["trainable"]),
+                   "steps": int(last["step"]), "train_seconds": last["seconds"]}
     return result
 
 
@@ -513,22 +529,13 @@ def check(args):
 
 
 def main(argv=None):
-    try:
+    with errors_in_one_line("lower --batch, then give the same command again: it goes on where this one stopped"):
         args = parse(argv)
         if args.table:
             print(table(read_results(args.table)))
         else:
             check(args)
             show(evaluate(args))
-    except KeyboardInterrupt as e:
-        print(f"\n{e}" if str(e) else "\nstopped", file=sys.stderr)
-        raise SystemExit(130) from None
-    except RuntimeError as e:
-        if not train.out_of_memory(e):
-            raise
-        fail("out of memory: lower --batch, then give the same command again: it goes on where this one stopped")
-    except (UserError, OSError, SafetensorError) as e:
-        fail(e)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model import DTYPES, ModelConfig, Transformer, UserError, fail, read_json, replacing, resolve
+from model import DTYPES, ModelConfig, Transformer, UserError, errors_in_one_line, fail, read_json, replacing, resolve
 from quant import NF4Linear, load_quantized
 from tokenizer import Tokenizer, stop_ids
 
@@ -407,11 +407,9 @@ def parse(argv=None):
 
 
 def main(argv=None):
-    args = vars(parse(argv))
-    try:
+    with errors_in_one_line("merging keeps W and W + B A; try --dtype bfloat16, or a machine with more"):
+        args = vars(parse(argv))
         {"merge": merge, "info": info}[args.pop("command")](**args)
-    except (UserError, OSError, SafetensorError) as e:
-        fail(e)
 
 
 if __name__ == "__main__":

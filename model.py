@@ -50,6 +50,27 @@ def fail(message, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
+@contextlib.contextmanager
+def errors_in_one_line(out_of_memory: str = "", no_space: str = "", stopped: str = "stopped"):
+    """What a script's work runs in: what its user can mend ends it with one line and exit code 2, Ctrl-C with one and 130. The
+    arguments say what to do, in the first two cases, and what to say where the interruption itself says nothing."""
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        print(f"\n{str(e) or stopped}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (UserError, OSError, SafetensorError) as e:
+        fail(f"{e}; {no_space}" if no_space and "No space left" in str(e) else e)
+    except RuntimeError as e:
+        if not is_out_of_memory(e):
+            raise
+        fail("out of memory" + f": {out_of_memory}" * bool(out_of_memory))
+
+
+def is_out_of_memory(e: Exception) -> bool:
+    return isinstance(e, torch.OutOfMemoryError) or "out of memory" in str(e) or "allocate memory" in str(e)
+
+
 # ----- configuration ------------------------------------------------------------------------------------------------
 
 @dataclass
@@ -339,9 +360,11 @@ class Transformer(nn.Module):
         cache, at_work = Cache(T + max_new_tokens), live                                    # at_work: who is computed
         for _ in range(max_new_tokens):
             at = torch.arange(cache.used, cache.used + step.shape[1], device=device)            # places of the new tokens
-            seen = torch.arange(cache.used + step.shape[1], device=device)                      # and of all so far
-            mask = (seen <= at[:, None]) & (seen >= pad[..., None]) | (seen == at[:, None])     # (B, T, S); padding sees itself
-            h = self.hidden(step, (at - pad).clamp(min=0), mask[:, None] if padded else None, cache)
+            mask = None
+            if padded:                              # (B, 1, T, S); padding sees itself
+                seen = torch.arange(cache.used + step.shape[1], device=device)                  # places of all so far
+                mask = ((seen <= at[:, None]) & (seen >= pad[..., None]) | (seen == at[:, None]))[:, None]
+            h = self.hidden(step, (at - pad).clamp(min=0), mask, cache)
             cache.used += step.shape[1]
             step = pick(self.lm_head(h[:, -1]).float(), temperature, top_p, generator)          # (B, 1)
             new = {i: token for i, token in zip(at_work, step[:, 0].tolist()) if i in live}

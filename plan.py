@@ -33,7 +33,7 @@ import torch
 import dataset
 import train
 from lora import TARGETS, apply_lora
-from model import DTYPES, LinearNLL, ModelConfig, Transformer, UserError, read_json, replacing, resolve
+from model import DTYPES, LinearNLL, ModelConfig, Transformer, UserError, errors_in_one_line, fail, read_json, replacing, resolve
 from optim import BUCKET, OPTIMIZERS
 from quant import quantize_layer
 from tokenizer import Tokenizer
@@ -453,7 +453,7 @@ def folder_of(name: str, files: list[str]) -> Path:
 
 def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: train.fail(f"{message} (python plan.py --help lists the settings)")
+    parser.error = lambda message: fail(f"{message} (python plan.py --help lists the settings)")
     ours = {"model": "folder, config.json, hub repository (config.json alone is fetched), or the embedded nano",
             "data": "name under data/, or folder with train.jsonl and test.jsonl, to plan the rank for; default: none",
             "max_length": "tokens of a sample", "max_steps": "optimizer steps; default: 200"}
@@ -494,10 +494,8 @@ def plan(args: argparse.Namespace):
 
 
 def main(argv=None):
-    try:
+    with errors_in_one_line():
         plan(parse(argv))
-    except (UserError, OSError) as e:
-        train.fail(e)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import ticker
 
-from model import UserError
+from model import UserError, errors_in_one_line, fail
 from sweep import diverged
-from train import COLUMNS, fail, read_csv
+from train import COLUMNS, read_csv
 
 plt.switch_backend("agg")       # no screen is needed
 np.seterr(invalid="ignore")     # the difference of two arms that diverged is nan
@@ -588,7 +588,7 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, help="folder of the figures; default: that of the CSV files")
     parser.add_argument("--table", action="store_true", help="print Markdown instead of drawing")
     args = parser.parse_args(argv)
-    try:
+    with errors_in_one_line():
         pairs = chosen(group(read_runs(args.folder)))
         for sweep, long in pairs:
             prefix = f"{Path(sweep.model).name}_{Path(sweep.data).name}_" if len(pairs) > 1 else ""
@@ -598,8 +598,6 @@ def main(argv=None):
                 print("\n".join(f"{path} (and .svg)" for path in paths))
             else:
                 raise UserError(f"{args.folder} has runs of {sweep.model} on {sweep.data}, but none that make one of the figures")
-    except (UserError, OSError) as e:
-        fail(e)
 
 
 if __name__ == "__main__":

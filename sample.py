@@ -21,14 +21,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 import dataset
 from lora import base_of, read_adapter, set_adapter
-from model import DTYPES, NANO, Transformer, UserError, fail, replacing, resolve
+from model import DTYPES, NANO, Transformer, UserError, errors_in_one_line, fail, replacing, resolve
 from quant import load_quantized
 from tokenizer import Tokenizer, stop_ids
-from train import device_and_dtype, interruption, out_of_memory
+from train import device_and_dtype, interruption
 
 HELP = """/reset          forget the conversation
 /adapter NAME   answer with this adapter, one of: {}
@@ -347,17 +346,8 @@ def sample(args):
 
 
 def main(argv=None):
-    try:
+    with errors_in_one_line("lower --max_new_tokens, or try --dtype bfloat16, or --nf4", stopped=""):
         sample(parse(argv))
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        raise SystemExit(130) from None
-    except RuntimeError as e:
-        if not out_of_memory(e):
-            raise
-        fail("out of memory: lower --max_new_tokens, or try --dtype bfloat16, or --nf4")
-    except (UserError, OSError, SafetensorError) as e:
-        fail(e)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,10 @@ from collections import deque
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 import train
 from lora import matching
-from model import ModelConfig, Transformer, UserError, read_json, resolve
+from model import ModelConfig, Transformer, UserError, errors_in_one_line, fail, read_json, resolve
 
 try:
     import fcntl
@@ -366,7 +365,7 @@ def parse(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         epilog="Every other flag is train.py's (--model, --data, --max_steps, --eval_samples, --device ...) and goes for all runs.")
-    parser.error = lambda message: train.fail(f"{message} (python sweep.py --help lists the settings)")
+    parser.error = lambda message: fail(f"{message} (python sweep.py --help lists the settings)")
     parser.add_argument("sweep", choices=(*ALL, "all", "alpha", "capacity"), help="all: findings 1 to 4")
     parser.add_argument("--preset", choices=PRESETS, help="the grids; default: nano for the embedded model, else tutorial")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each run: --seed (default: 42) and those after it")
@@ -413,14 +412,8 @@ def sweep(argv=None) -> int:
 
 
 def main(argv=None):
-    try:
-        code = sweep(argv)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (UserError, OSError, SafetensorError) as e:
-        train.fail(e)
-    raise SystemExit(code)
+    with errors_in_one_line(stopped="stopped; the same command goes on"):
+        raise SystemExit(sweep(argv))
 
 
 if __name__ == "__main__":

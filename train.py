@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 import dataset
 from lora import apply_lora, save_adapter
-from model import DTYPES, Transformer, UserError, fail, read_json, replacing, resolve
+from model import (DTYPES, Transformer, UserError, errors_in_one_line, fail, is_out_of_memory, read_json, replacing,
+                   resolve)
 from optim import OPTIMIZERS, restore
 from quant import NF4Tensor, load_quantized, quantize_model
 from tokenizer import FILES, Tokenizer, stop_ids
@@ -443,7 +444,7 @@ def load_state(path: Path, trained, optimizer) -> dict:
                     restore(optimizer, trained[name], {what: f.get_tensor(key).clone()})
             return json.loads(f.metadata()["progress"])
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
-        if out_of_memory(e):            # the moments go to the device here: that is no reason to begin anew
+        if is_out_of_memory(e):            # the moments go to the device here: that is no reason to begin anew
             raise
         raise UserError(f"{path} is damaged ({e}); --overwrite begins anew") from None
 
@@ -546,22 +547,11 @@ def interruption():
         signal.signal(signal.SIGINT, before)
 
 
-def out_of_memory(e: Exception) -> bool:
-    return isinstance(e, torch.OutOfMemoryError) or "out of memory" in str(e) or "allocate memory" in str(e)
-
-
 def main(argv=None):
-    try:
+    with errors_in_one_line(
+            "lower --micro_bs (and raise --grad_accum as much), or --max_length, or add --gradient_checkpointing",
+            no_space="make room, then add --resume to the command"):
         train(parse(argv))
-    except KeyboardInterrupt as e:
-        print(f"\n{e}" if str(e) else "\nstopped", file=sys.stderr)
-        raise SystemExit(130) from None
-    except RuntimeError as e:
-        if not out_of_memory(e):
-            raise
-        fail("out of memory: lower --micro_bs (and raise --grad_accum as much), or --max_length, or add --gradient_checkpointing")
-    except (UserError, OSError, SafetensorError) as e:
-        fail(f"{e}; make room, then add --resume to the command" if "No space left" in str(e) else e)
 
 
 if __name__ == "__main__":

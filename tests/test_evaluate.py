@@ -23,7 +23,7 @@ import dataset
 import evaluate
 import train
 from evaluate import Task, final_answer, label_in, label_nll
-from lora import lora_layers
+from lora import apply_lora, lora_layers, save_adapter
 from model import Transformer
 from tokenizer import Tokenizer
 
@@ -138,6 +138,7 @@ def test_labels_in_answers():
                           "ti\u0301ch cu\u031b\u0323c": "tích cực"}.items():            # the last one decomposed
         assert label_in(answer, vietnamese) == label, answer
     assert label_in("Good enough!", ["good", "good enough"]) == "good enough"
+    assert label_in("POS\u0130TIVE po\u017fitive", ["negative", "positive"]) == "positive"     # cases that lower() does not undo
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
@@ -259,7 +260,7 @@ def test_batched_answers_are_those_of_one_at_a_time_and_come_faster(sums):
     """nano's base, prompts of many lengths, answers that end early and late."""
     model, tokenizer = Transformer.from_pretrained("nano", torch.float32), Tokenizer.from_pretrained("nano")
     prompts = [tokenizer.encode(dataset.prompt_of(m, tokenizer)) for m in dataset.read(sums / "test.jsonl")[:16]]
-    stop = train.stop_ids(tokenizer)
+    stop = evaluate.stop_ids(tokenizer)
     alone = [model.generate([prompt], 40, stop)[0] for prompt in prompts]
     assert model.generate(prompts, 40, stop) == alone
     lengths = [len(ids) - len(prompt) for ids, prompt in zip(alone, prompts)]
@@ -394,10 +395,18 @@ def test_nothing_is_mixed(sums, checkpoint, tmp_path, fails):
     run(**settings)
     before = out.read_bytes(), out.with_suffix(".json").read_bytes()
     for name, value in {"limit": 3, "max_new_tokens": 4, "model": checkpoint(), "dtype": "bfloat16", "max_length": 99}.items():
-        assert f"holds another evaluation, with another {name}; give another --out" in fails(**settings | {name: value})
+        assert f"holds another evaluation, with another {name}" in fails(**settings | {name: value})
     assert (out.read_bytes(), out.with_suffix(".json").read_bytes()) == before
     default = evaluate.parse(["--limit=2"])
     assert evaluate.settings_of(default, Task("bleu", []), sums) != evaluate.settings_of(evaluate.parse([]), Task("bleu", []), sums)
+    adapter, other = tmp_path / "adapter", tmp_path / "adapter.jsonl"
+    for value in 0.0, 0.1:              # the same folder with other weights in it
+        model = apply_lora(Transformer.from_pretrained(checkpoint()), 2)
+        torch.nn.init.constant_(next(iter(lora_layers(model).values())).lora_B, value)
+        save_adapter(model, adapter, str(checkpoint()))
+        if not value:
+            run(**settings | {"model": checkpoint(), "adapter": adapter, "out": other})
+    assert "another adapter_sha256" in fails(**settings | {"model": checkpoint(), "adapter": adapter, "out": other})
     out.with_suffix(".json").unlink()
     assert "no out.json that says what made it" in fails(**settings)
     out.write_text('{"no": "index"}\n')
@@ -454,9 +463,9 @@ def fails(capsys):
     "--limit=0": "--limit 0: it has to be at least 1", "--batch=0": "--batch 0", "--max_new_tokens=-1": "--max_new_tokens -1",
     "--max_length=0": "--max_length 0", "--limit=x": "--limit: invalid int", "--metric=rouge": "--metric: invalid choice: 'rouge'",
     "--out=answers.txt": "has to end in .jsonl", "--data=nowhere": "--data nowhere: no folder with train.jsonl",
-    "--model=nowhere": "nowhere: no such folder", "--adapter=nowhere": "nowhere has no adapter_config.json",
+    "--model=nowhere": "nowhere: no such folder", "--adapter=nowhere": "nowhere has no adapter_model.safetensors",
     "--metric=accuracy": "accuracy needs at least two labels", "--metric=accuracy --labels=one": "at least two labels",
-    "--metric=accuracy --labels=1,2": "sample 1: the answer", "--device=banana": "--device banana: torch cannot use",
+    "--metric=accuracy --labels=1,2": "line 1: the answer", "--device=banana": "--device banana: torch cannot use",
     "--table=nowhere.json": "has no nowhere.json", "--lmiit=3": "unrecognized arguments: --lmiit=3"}.items())
 def test_settings(checkpoint, chat, tmp_path, fails, flags, expected):
     defaults = [f"--{name}={value}" for name, value in {"model": checkpoint(), "data": chat, "out": tmp_path / "out.jsonl"}.items()]
@@ -473,7 +482,7 @@ def test_an_adapter_for_another_base(chat, trained, tmp_path, fails):
 @pytest.mark.parametrize("references", [[], "one", ["", " "], [1], None])
 def test_references_that_are_none(checkpoint, tmp_path, fails, references):
     data = write_task(tmp_path / "data", [("a", "b"), ("a", "b", references)], metric="bleu")
-    assert 'test.jsonl, sample 2: "references" has to be a list' in fails(model=checkpoint(), data=data)
+    assert 'test.jsonl, line 2: the references (else the assistant' in fails(model=checkpoint(), data=data)
 
 
 def test_a_task_that_is_none(checkpoint, tmp_path, fails):
