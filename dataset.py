@@ -47,6 +47,8 @@ def find(name: str) -> Path:
         made = subprocess.run([sys.executable, folder / "prepare.py"], stdout=sys.stderr)
         if made.returncode:
             raise UserError(f"data set {name} could not be prepared; see above, and {folder / 'prepare.py'}")
+    elif missing and Path(name).is_dir():
+        raise UserError(f"--data {name}: the folder has no {missing[0]}.jsonl")
     elif missing:
         known = ", ".join(sorted(p.parent.name for p in (Path(__file__).parent / "data").glob("*/prepare.py")))
         raise UserError(f"--data {name}: no folder with train.jsonl and test.jsonl, and none of {known}")
@@ -75,7 +77,9 @@ def read(path: Path) -> list[list[dict]]:
 def checked(line: bytes) -> list[dict]:
     """A line's messages, if it is {"messages": [..., {"role": "assistant", "content": "..."}]}, whatever else it may hold."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as e:
+        raise ValueError(f"not UTF-8: byte {e.start + 1} of the line") from None
     except json.JSONDecodeError as e:
         raise ValueError(f"not valid JSON: {e.msg} at character {e.pos + 1}") from None
     except RecursionError:
@@ -85,6 +89,8 @@ def checked(line: bytes) -> list[dict]:
     for m in row["messages"]:
         if not isinstance(m, dict) or m.get("role") not in ROLES or not isinstance(m.get("content"), str):
             raise ValueError(f'a message has to be {{"role": one of {", ".join(ROLES)}, "content": text}}, not {str(m)[:60]}')
+    if row["messages"] and row["messages"][-1] == {"role": "assistant", "content": ""}:
+        raise ValueError("the assistant's answer is empty, and it is what is learned")
     if len(row["messages"]) < 2 or row["messages"][-1]["role"] != "assistant" or not row["messages"][-1]["content"]:
         raise ValueError("the last message has to be the assistant's answer to one before it, for it is what is learned")
     return row["messages"]

@@ -279,7 +279,7 @@ def read_adapter(folder, module: nn.Module | None = None) -> dict[str, Factors]:
     adapter = {}
     for name in names:
         alpha = next((a for pattern, a in patterns if re.fullmatch(rf"(.*\.)?({pattern})", name)), config["lora_alpha"])
-        adapter[name] = Factors(*(tensors[KEY.format(name, x)] for x in "AB"), alpha,
+        adapter[name] = Factors(*(tensors[KEY.format(name, x)].float() for x in "AB"), alpha,
                                 config.get("lora_dropout", 0.0), config.get("use_rslora", False))
     if module is not None:
         check_fit(module, adapter, folder)
@@ -319,6 +319,7 @@ def merge(adapter: str, out: str, model: str | None = None, dtype: str | None = 
         if isinstance(m, NF4Linear):
             module.set_submodule(layer, merged(m, 0.0))
     tokenizer = Tokenizer.from_pretrained(name)
+    tokenizer.check_vocabulary(module.config.vocab_size, name)
     ids = torch.tensor([tokenizer.encode(PROBE)])
     with torch.no_grad():
         beside = load_adapter(module, adapter).eval()(ids)[0].float()                           # (T, V)

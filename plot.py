@@ -275,7 +275,12 @@ def chosen(sweeps: list[Sweep]) -> list[tuple[Sweep, Sweep | None]]:
         by_name[sweep.model, sweep.data].append(sweep)
     usual = [max(some, key=lambda sweep: sum(arm.runs for arm in sweep.arms)) for some in by_name.values()]
     longest = [max(some, key=lambda sweep: sweep.steps[-1]) for some in by_name.values()]
-    return [(sweep, long if len(long.steps) > LONG + 1 else None) for sweep, long in zip(usual, longest)]
+    pairs = [(sweep, long if len(long.steps) > LONG + 1 else None) for sweep, long in zip(usual, longest)]
+    kept = {id(sweep) for pair in pairs for sweep in pair}
+    for sweep in (sweep for sweep in sweeps if id(sweep) not in kept):
+        print(f"{sum(arm.runs for arm in sweep.arms)} runs of {sweep.steps[-1]:g} steps are left out, for most have another "
+              "length; they need a folder of their own", file=sys.stderr)
+    return pairs
 
 
 # ----- the claims of "LoRA Without Regret" (Schulman et al., 2025) ----------------------------------------------------

@@ -177,7 +177,7 @@ def chat(model, tokenizer, adapters: dict, system: list[dict], how: dict, merge:
             command, _, name = line.partition(" ")
             name = "base" if command == "/base" else name.strip()
             if command in ("/adapter", "/base") and name in adapters:
-                with interruption():                # a Ctrl-C waits: half a switch would be neither
+                with interruption():                # a Ctrl-C is left unheard: half a switch would be neither
                     set_adapter(model, adapters[name], merge)
                 active = name
             elif command == "/adapter":

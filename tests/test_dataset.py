@@ -70,7 +70,7 @@ def test_supervised_is_the_last_answer_with_its_end_token(tokenizer, template, e
 
 @pytest.mark.parametrize(("template", "end", "no_thoughts"), TEMPLATES.values(), ids=TEMPLATES)
 def test_the_prompt_is_what_generation_sees(tokenizer, template, end, no_thoughts):
-    """Pitfall 3: also where the template rewrites earlier turns."""
+    """Also where the template rewrites earlier turns."""
     t = tokenizer(template, bos_token="<|begin_of_text|>")
     seen = []
 
@@ -96,7 +96,7 @@ def test_no_token_reaches_over_the_boundary(tokenizer):
 
 
 def test_the_end_token_is_supervised_where_it_is_the_padding_token(tokenizer):
-    """Pitfall 2: masking by id would hide every end token, and the model would never learn to stop."""
+    """Masking by id would hide every end token, and the model would never learn to stop."""
     t = tokenizer(pad_token="<|im_end|>", eos_token="<|im_end|>")
     samples = [dataset.encode(m, t) for m in CONVERSATIONS.values()]
     ids, labels = dataset.collate(samples)
@@ -111,7 +111,6 @@ def test_a_template_that_rewrites_the_prompt_is_an_error(tokenizer):
 
 
 def test_the_first_sample_is_shown_with_its_supervised_part_marked(tokenizer, capsys, monkeypatch):
-    """Pitfall 4."""
     t = tokenizer()
     sample = dataset.encode([ASK, ANSWER], t)
     dataset.show_sample(sample, t)
@@ -159,8 +158,10 @@ def test_other_keys_are_passed_over(tmp_path):
 
 def test_a_data_set_is_a_folder_or_a_name(chat, tmp_path):
     assert dataset.find(str(chat)) == chat
-    with pytest.raises(UserError, match="none of .*gsm8k.*nano.*vi_gsm8k"):
+    with pytest.raises(UserError, match="the folder has no train.jsonl"):
         dataset.find(str(tmp_path))
+    with pytest.raises(UserError, match="none of .*gsm8k.*nano.*vi_gsm8k"):
+        dataset.find("nowhere")
 
 
 # ----- python dataset.py check --------------------------------------------------------------------------------------
@@ -182,6 +183,7 @@ def check(checkpoint, capsys):
 def check_fails(check, capsys):
     """The same where it has to end with code 2 -> (what it prints, its one line on stderr)."""
     def run(*arguments):
+        capsys.readouterr()             # of the fixtures
         with pytest.raises(SystemExit) as stop:
             check(*arguments)
         out, error = capsys.readouterr()

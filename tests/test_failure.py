@@ -212,7 +212,7 @@ LINES = {
     "a number": (b"7", "line 2: it has to be"), "no messages": (b'{"text": "hi"}', "line 2: it has to be"),
     "messages no list": (b'{"messages": "hi"}', "line 2: it has to be"),
     "empty": (b'{"messages": []}', "line 2: the last message has to be"),
-    "not UTF-8": (b'{"messages": "\xff"}', "line 2: 'utf-8' codec"), "nested": (b"[" * 100_000, "line 2: not valid JSON: nest"),
+    "not UTF-8": (b'{"messages": "\xff"}', "line 2: not UTF-8: byte"), "nested": (b"[" * 100_000, "line 2: not valid JSON: nest"),
     "no assistant": (json.dumps({"messages": [HI]}).encode(), "line 2: the last message has to be the assistant's"),
     "user last": (json.dumps({"messages": [HI, YES, HI]}).encode(), "line 2: the last message has to be the assistant's"),
     "assistant alone": (json.dumps({"messages": [YES]}).encode(), "line 2: the last message has to be the assistant's"),
@@ -222,7 +222,7 @@ LINES = {
     "no role": (json.dumps({"messages": [{"content": "hi"}, YES]}).encode(), "line 2: a message has to be"),
     "unknown role": (json.dumps({"messages": [HI | {"role": "human"}, YES]}).encode(), "line 2: a message has to be"),
     "message no table": (json.dumps({"messages": ["hi", YES]}).encode(), "line 2: a message has to be"),
-    "empty answer": (json.dumps({"messages": [HI, YES | {"content": ""}]}).encode(), "line 2: the last message has to be"),
+    "empty answer": (json.dumps({"messages": [HI, YES | {"content": ""}]}).encode(), "line 2: the assistant's answer is empty"),
 }
 
 
@@ -245,7 +245,7 @@ def test_a_split_without_samples(checkpoint, chat, tmp_path, fails, split):
     error = fails(command(checkpoint(), data, tmp_path / "out"))
     assert f"{split}.jsonl: no sample has a supervised token within --max_length 256" in error
     (data / f"{split}.jsonl").unlink()
-    assert "no folder with train.jsonl and test.jsonl" in fails(command(checkpoint(), data, tmp_path / "out"))
+    assert f"the folder has no {split}.jsonl" in fails(command(checkpoint(), data, tmp_path / "out"))
 
 
 # ----- the folder of a run ------------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def test_a_checkpoint_is_fetched_once_and_then_needs_no_hub(load, hub, tmp_path)
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_no_network_unless_a_name_asks_for_it(checkpoint, chat, tmp_path, monkeypatch, method):
-    """Pitfall 19: saving an adapter may not look up its base. HF_HUB_OFFLINE is not what keeps it from that."""
+    """Saving an adapter may not look up its base. HF_HUB_OFFLINE is not what keeps it from that."""
     tried = []
 
     def connect(*args, **_):

@@ -85,7 +85,7 @@ def test_the_equation(shape, bias):
 
 @pytest.mark.parametrize("alpha, rslora, scale", [(16, False, 2.0), (8, False, 1.0), (4, False, 0.5), (4, True, 2 ** 0.5)])
 def test_the_scale(alpha, rslora, scale):
-    """Pitfall 15: with alpha = r the factor is 1, whatever the rank."""
+    """With alpha = r the factor is 1, whatever the rank."""
     assert LoRALinear(nn.Linear(9, 9), 8, alpha, rslora=rslora).scale == pytest.approx(scale)
 
 
@@ -280,7 +280,7 @@ def test_merged_gives_the_same_logits(model, ids):
 
 
 def test_merging_in_bfloat16_rounds_once(model, ids):
-    """Pitfall 7: B A is added in float32 and the sum is rounded, instead of rounding B A first."""
+    """B A is added in float32 and the sum is rounded, instead of rounding B A first."""
     apply_lora(model.bfloat16(), 4)
     randomise_adapter(model, size=0.05)
     exact = {name: layer.base.weight.float() + layer.delta() for name, layer in lora_layers(model).items()}
@@ -299,7 +299,6 @@ def test_merging_in_bfloat16_rounds_once(model, ids):
 
 
 def test_eval_and_train_never_merge(model):
-    """Pitfall 8."""
     randomise_adapter(apply_lora(model, 4))
     before = base_weights(model)
     for mode in (model.eval, model.train, model.eval):
@@ -505,7 +504,7 @@ def test_loading_freezes_the_base_and_makes_room(model, ids, tmp_path):
 # ----- adapters that do nothing, or do not fit ----------------------------------------------------------------------
 
 def test_a_trained_adapter_does_something(model, ids, tmp_path):
-    """Pitfall 11: after one step the file holds every tensor, no B of it is zero, and the base has not moved."""
+    """After one step the file holds every tensor, no B of it is zero, and the base has not moved."""
     base, before = logits(model, ids), base_weights(model)
     apply_lora(model.train(), 4)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -571,7 +570,7 @@ def edit(tensors, config, what):
     ("DoRA", "only plain LoRA"), ("biases", "only plain LoRA"), ("another method", "only plain LoRA"),
 ])
 def test_what_does_not_fit_is_refused_and_changes_nothing(model, ids, what, message, tmp_path):
-    """Pitfalls 10 and 11. The model carries an adapter already, and keeps it."""
+    """The model carries an adapter already, and keeps it."""
     randomise_adapter(apply_lora(model, 4))
     save_adapter(model, tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
@@ -587,7 +586,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(model, ids, what, mess
 
 
 def test_a_larger_vocabulary_is_another_base(checkpoint, tmp_path):
-    """Pitfall 10: PEFT saves a resized embedding with the adapter, which is not plain LoRA; nothing is resized here."""
+    """PEFT saves a resized embedding with the adapter, which is not plain LoRA; nothing is resized here."""
     folder = checkpoint("llama")
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.resize_token_embeddings(330)
@@ -644,7 +643,7 @@ def test_the_merged_checkpoint_is_pefts(folder, tasks, task, ids, tmp_path, caps
 
 
 def test_merging_is_rounded_once_and_says_how_much_it_changed(folder, tasks, tmp_path, capsys):
-    """Pitfall 7. The dtype is the checkpoint's own, the base the one that the adapter names."""
+    """The dtype is the checkpoint's own, the base the one that the adapter names."""
     half = tmp_path / "half"
     Transformer.from_pretrained(folder, torch.bfloat16).save_pretrained(half)
     tiny_tokenizer(half)
@@ -676,7 +675,7 @@ def test_others_stop_where_we_stop(folder, tasks, ids, tmp_path, capsys):
 
 
 def test_merging_into_what_qlora_saw(folder, tasks, ids, tmp_path, capsys):
-    """Pitfall 6: the dequantized weights, those that the adapter leaves alone as well; they are no four bits any more."""
+    """The dequantized weights, those that the adapter leaves alone as well; they are no four bits any more."""
     run(capsys, "merge", "--model", folder, "--adapter", tasks["names"], "--out", tmp_path / "merged", "--nf4")
     expected = logits(load_adapter(quantize_model(Transformer.from_pretrained(folder)), tasks["names"]), ids)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

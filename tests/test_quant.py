@@ -458,7 +458,7 @@ def test_an_adapter_of_peft_on_bitsandbytes_loads_here(checkpoint, ids, tmp_path
 
 
 def test_merging_goes_into_the_dequantized_weights_and_says_so(checkpoint, ids, tmp_path):
-    """Pitfall 6: four bits again would round the adapter away. Unmerged, the codes are the same tensors as before."""
+    """Four bits again would round the adapter away. Unmerged, the codes are the same tensors as before."""
     model = with_adapter(load_quantized(checkpoint("qwen2", **WIDE)))
     packed = [m.packed for m in model.modules() if isinstance(m, NF4Tensor)]
     with torch.no_grad():

@@ -107,7 +107,7 @@ class Recorder:
 
 
 def test_micro_batches_of_any_size_give_the_same_gradient(checkpoint, samples):
-    """Pitfall 1. Answers of 16 samples differ eightfold in length, so that a mean of means is another gradient."""
+    """Answers of 16 samples differ eightfold in length, so that a mean of means is another gradient."""
     decoder, off = Transformer.from_pretrained(checkpoint(), torch.float32), torch.amp.GradScaler("cpu", enabled=False)
     window = [samples["train"][i] for i in dataset.window(40, 16, 0, seed=42)]
     recorder = Recorder(decoder.parameters())
@@ -189,7 +189,7 @@ def spy(monkeypatch):
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_float16_trains_with_a_scaler_and_skips_a_step_that_overflows(checkpoint, chat, tmp_path, spy, monkeypatch, method):
-    """Pitfall 13: adapters, master weights and AdamW's moments are float32, losses finite, infinite gradients never applied."""
+    """Adapters, master weights and AdamW's moments are float32, losses finite, infinite gradients never applied."""
     real = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: real(*a, init_scale=2.0 ** 40, backoff_factor=2.0 ** -24, **k))
     train.main(command(checkpoint(), chat, tmp_path, method=method, dtype="float16"))
@@ -206,7 +206,7 @@ def test_float16_trains_with_a_scaler_and_skips_a_step_that_overflows(checkpoint
 
 
 def test_bfloat16_full_fine_tuning_keeps_small_updates(checkpoint, chat, tmp_path, spy):
-    """Pitfall 14: AdamW's first step at lr 1e-6 moves every weight by 1e-6, which a bfloat16 weight of 0.1 would not show."""
+    """AdamW's first step at lr 1e-6 moves every weight by 1e-6, which a bfloat16 weight of 0.1 would not show."""
     train.main(command(checkpoint(), chat, tmp_path, method="full", dtype="bfloat16", lr=1e-6, max_steps=1))
     assert torch.is_autocast_enabled("cpu") is False
     before, after = (torch.cat([p.flatten() for p in spy[when][0]]) for when in ("before", "after"))
@@ -262,7 +262,7 @@ def test_full_fine_tuning_leaves_the_columns_of_lora_empty(whole):
 
 
 def test_the_run_shows_what_it_is_about_to_do_and_what_it_learned(checkpoint, chat, tmp_path, capsys):
-    """Pitfalls 4 and 15: one sample with its supervised part marked; alpha and alpha / r; before the first evaluation."""
+    """One sample with its supervised part marked; alpha and alpha / r; before the first evaluation."""
     train.main(command(checkpoint(), chat, tmp_path, alpha=32, max_steps=1))
     shown, _, after = capsys.readouterr().out.partition("step    0")
     for line in ("alpha                  32", "alpha / r              8", "trainable parameters   3,712 of 39,840 (9.32%)"):
@@ -277,7 +277,7 @@ def test_the_run_shows_what_it_is_about_to_do_and_what_it_learned(checkpoint, ch
 
 
 def test_peft_reads_the_adapter(checkpoint, whole, samples):
-    """Pitfall 20: its logits give the last row's test NLL."""
+    """Its logits give the last row's test NLL."""
     import peft
     from transformers import AutoModelForCausalLM
     config = json.loads((whole("lora") / "adapter_config.json").read_text())
@@ -355,7 +355,7 @@ def test_gradient_checkpointing_and_another_cut_change_nothing_but_rounding(chec
 
 
 def test_default_path_needs_no_compiler(checkpoint, chat, tmp_path, whole):
-    """Pitfall 17: no program is on the PATH, so that anything which wants to compile fails."""
+    """No program is on the PATH, so that anything which wants to compile fails."""
     process = start(command(checkpoint(), chat, tmp_path), PATH="/nonexistent", CXX="/nonexistent/c++")
     _, error = process.communicate(timeout=600)
     assert (process.returncode, error) == (0, "")

@@ -41,12 +41,13 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
     try:
         for row in reader:
             if len(row) != 2 or not all(field.strip() for field in row):
-                fail(f"{path}, line {reader.line_num}: a row has to be a meaning representation and a sentence, not {row}")
+                fail(f"{path}, line {reader.line_num}: a row has to be a meaning representation and a sentence, not "
+                     f"{str(row)[:60]}; delete the file and fetch it again")
             rows.append((row[0].strip(), row[1].strip()))
     except csv.Error as e:
         fail(f"{path}, line {reader.line_num}: not valid CSV ({e}); delete the file and fetch it again")
     if rows[:1] != [("mr", "ref")]:
-        fail(f"{path}, line 1: the header has to be mr,ref")
+        fail(f"{path}, line 1: the header has to be mr,ref; delete the file and fetch it again")
     return rows[1:]
 
 

@@ -36,7 +36,8 @@ def read_samples(path: Path) -> list[dict]:
     for number, line in enumerate(read_lines(path), 1):
         sentence, _, label = line.rpartition("\t")
         if not sentence.strip() or label not in LABELS:
-            fail(f"{path}, line {number}: it has to be a sentence, a tab and 0 or 1, not {line[:60]!r}")
+            fail(f"{path}, line {number}: it has to be a sentence, a tab and 0 or 1, not {line[:60]!r}"
+                 "; delete the file and fetch it again")
         samples.append(sample(f"{QUESTION}\n\n{sentence.strip()}", LABELS[label]))
     return samples
 

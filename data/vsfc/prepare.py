@@ -43,7 +43,8 @@ def read_samples(folder: Path) -> list[dict]:
     samples = []
     for number, (sentence, label) in enumerate(zip(sentences, labels), 1):
         if label.strip() not in LABELS:
-            fail(f"{folder / 'sentiments.txt'}, line {number}: it has to be 0, 1 or 2, not {label[:60]!r}")
+            fail(f"{folder / 'sentiments.txt'}, line {number}: it has to be 0, 1 or 2, not {label[:60]!r}; delete "
+                 "the file and fetch it again")
         samples.append(sample(f"{QUESTION}\n\n{sentence.strip()}", LABELS[label.strip()]))
     return samples
 
