@@ -173,8 +173,11 @@ def say(question, answer):
 @pytest.fixture
 def check(checkpoint, capsys):
     """check(*arguments) -> what `python dataset.py check` prints for the tests' tokenizer."""
+    model = checkpoint()
+    capsys.readouterr()                 # what transformers prints as it writes
+
     def run(*arguments):
-        dataset.main(["check", *map(str, arguments), f"--model={checkpoint()}"])
+        dataset.main(["check", *map(str, arguments), f"--model={model}"])
         return capsys.readouterr().out
     return run
 
@@ -183,7 +186,6 @@ def check(checkpoint, capsys):
 def check_fails(check, capsys):
     """The same where it has to end with code 2 -> (what it prints, its one line on stderr)."""
     def run(*arguments):
-        capsys.readouterr()             # of the fixtures
         with pytest.raises(SystemExit) as stop:
             check(*arguments)
         out, error = capsys.readouterr()
