@@ -6,6 +6,7 @@ r"""Measure a model by the test split of a data set: the test NLL, and the metri
     test NLL      nats a supervised token, as train.py logs it (in 16 bits to rounding: adapters are merged, nothing is autocast)
     exact_match   maths: the share of answers whose final number is the reference's (final_answer has the rule)
     accuracy      classification: the share of right labels, once as the model writes them and once as it thinks them likely
+                  (behind ± the standard error of a share)
     bleu          corpus BLEU against several references, to the last digit sacrebleu's
 
 The folder of a data set says in task.json which of them is its own: {"metric": "exact_match"}, {"metric": "accuracy", "labels":
@@ -503,7 +504,7 @@ def parse(argv=None):
     add("--model", help="folder, hub repository, or nano; default: the adapter's base, else nano")
     add("--adapter", help="folder of an adapter for it")
     add("--data", default="nano", help="name under data/, or a folder with train.jsonl and test.jsonl (default: nano)")
-    add("--limit", type=int, help="the first N test samples; default: all")
+    add("--limit", type=int, help="the first N test samples (for the NLL, of those that fit --max_length); default: all")
     add("--batch", type=int, default=16, help="answers at a time (default: 16)")
     add("--max_new_tokens", type=int, help="of an answer; default: " + ", ".join(f"{n} for {name}" for name, n in METRICS.items()))
     add("--max_length", type=int, default=256, help="tokens: for the test NLL longer samples are cut, as in train.py; default: 256")

@@ -334,7 +334,7 @@ def train(config: Config) -> list[dict]:
                 save_after = time.perf_counter() + 20 * (time.perf_counter() - start)           # at most 5 % of the time
             if interrupted:
                 break
-    if interrupted:
+    if interrupted and progress["step"] < config.max_steps:
         raise KeyboardInterrupt(f"stopped after step {progress['step']}; {out} has all that is needed to go on: add --resume to "
                                 "the command")
 

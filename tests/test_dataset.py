@@ -240,7 +240,8 @@ def test_check_names_every_wrong_line_up_to_ten(tmp_path, check_fails):
     assert f"{path}: 2 samples, wrong lines: 12\n" in out and "wrong lines: 12" in error
     shown = re.findall(r"^  line (\d+): (.*)$", out, re.MULTILINE)
     assert [int(number) for number, _ in shown] == [3, 4, 5, 6, 8, 9, 10, 11, 12, 13] and "  and 2 more\n" in out
-    assert [reason[:16] for _, reason in shown[:4]] == ["not valid JSON: ", "it has to be {\"m", "the last message", "the assistant's "]
+    assert [reason[:16] for _, reason in shown[:4]] == \
+        ["not valid JSON: ", 'it has to be {"m', "the last message", "the assistant's "]
     assert "of which the" in out                                    # the good ones are shown all the same
 
 

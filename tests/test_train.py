@@ -501,6 +501,15 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(checkpoint, chat, tmp_path, 
     same_result(tmp_path, whole("lora"))
 
 
+def test_ctrl_c_in_the_last_step_ends_a_run_that_is_done(checkpoint, chat, tmp_path, whole, monkeypatch):
+    step, calls = train.optimizer_step, []
+    monkeypatch.setattr(train, "optimizer_step", lambda *a: (calls.append(len(calls) == 5 and signal.raise_signal(signal.SIGINT)),
+                                                             step(*a))[1])
+    train.main(command(checkpoint(), chat, tmp_path))
+    assert len(calls) == 6
+    same_result(tmp_path, whole("lora"))
+
+
 def test_the_scaler_is_resumed_too(checkpoint, chat, tmp_path, monkeypatch):
     """float16: its scale and the count of steps since it last changed are part of where a run stands."""
     real, steps = torch.amp.GradScaler, iter(range(100))
