@@ -1,6 +1,7 @@
 """What the tests share: the repository on the path, no network, and tiny random checkpoints as transformers writes them."""
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ sys.path.insert(0, str(REPO))
 os.environ["HF_HUB_OFFLINE"] = "1"                  # for this process and those that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # matrices of 32 x 32 are slower on two threads than on one
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell lets what runs in its background ignore Ctrl-C
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
