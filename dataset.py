@@ -234,7 +234,7 @@ def check(paths: list[Path], tokenizer, max_length: int) -> int:
     """Print how the training file, and the test file if `paths` has two, look to the model -> the number of wrong lines."""
     files = [survey(path, tokenizer) for path in paths]
     for path, (lines, wrong) in zip(paths, files):
-        print(f"{path}: {len(lines):,} samples, wrong lines: {len(wrong):,}")
+        print(f"{path}: {len(lines):,} sample{'s' * (len(lines) != 1)}, wrong lines: {len(wrong):,}")
         for reason in wrong[:10] + [f"and {len(wrong) - 10:,} more"] * (len(wrong) > 10):
             print(f"  {reason}")
         if lines:
@@ -270,7 +270,7 @@ def main(argv=None):
             paths = [folder / "train.jsonl", args.test or folder / "test.jsonl"]
         wrong = check([path for path in paths if path], tokenizer, args.max_length)
     if wrong:
-        fail(f"wrong lines: {wrong:,}, shown above; training stops at the first")
+        fail(f"wrong lines: {wrong:,}, up to ten of a file shown above; training stops at the first")
 
 
 if __name__ == "__main__":

@@ -473,6 +473,19 @@ def test_settings(checkpoint, chat, tmp_path, fails, flags, expected):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_question_that_the_context_does_not_hold(tmp_path, fails):
+    data = write_task(tmp_path / "data", [("1?", "1"), ("one and " * 600, "2")], metric="exact_match")
+    error = fails(model="nano", data=data, out=tmp_path / "out.jsonl")
+    assert "test sample 2 takes" in error and f"has room for {1024 - 256}\n" in error
+
+
+def test_any_of_several_right_labels_is_on_the_diagonal():
+    row = {"tokens": 1, "seconds": 1.0, "references": ["no", "maybe"], "pred": "maybe", "likeliest": "yes", "correct": True}
+    result = evaluate.measured(Task("accuracy", ["no", "maybe", "yes"]), [row])
+    assert result["accuracy"] == 1 and result["confusion"] == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+    assert result["accuracy_by_likelihood"] == 0 and result["confusion_by_likelihood"][0] == [0, 0, 1, 0]
+
+
 def test_an_adapter_for_another_base(chat, trained, tmp_path, fails):
     other = tiny("qwen2", tmp_path, hidden_size=64)
     assert "the adapter is for another base" in fails(model=other, adapter=trained("lora"), data=chat, out=tmp_path / "out.jsonl")

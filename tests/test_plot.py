@@ -277,6 +277,15 @@ def test_claim_on_capacity_and_the_step_at_which_a_rank_leaves(tmp_path, low, hi
     assert long.leaves(found(long, R64)).tolist() == [min(high + 20, 300)] * 3
 
 
+def test_runs_of_another_length_are_named(tmp_path, capsys):
+    short, shorter = grid(FULL, FULL_LR, 2e-5, 1.0), grid(R64, LORA_LR[:3], 1e-4, 1.0, steps=STEPS[:3])
+    plot.chosen(plot.group(plot.read_runs(write(tmp_path / "x", *short))))
+    assert capsys.readouterr().err == ""
+    (sweep, _), = plot.chosen(plot.group(plot.read_runs(write(tmp_path / "y", *short, *shorter))))
+    assert sum(arm.runs for arm in sweep.arms) == 5
+    assert capsys.readouterr().err.startswith(f"3 runs of {STEPS[2]:g} steps are left out")
+
+
 def test_table_has_every_arm_and_every_claim(tmp_path, capsys):
     runs = [*full_grid(), *grid(R64, LORA_LR, 2e-4, 1.01, SEEDS, shift=SHIFT), *grid(R1, LORA_LR, 8e-4, 1.3, SEEDS)]
     plot.main([str(write(tmp_path / "a", *runs)), "--table"])
