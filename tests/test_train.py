@@ -552,6 +552,21 @@ def test_the_same_settings_give_the_same_run(checkpoint, chat, tmp_path, whole):
     assert weights(tmp_path / "other") != weights(tmp_path)
 
 
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="only MKL has a mode for this")
+@pytest.mark.parametrize("method, lr", [("lora", 1e-2), ("full", 1e-3)])
+def test_any_number_of_threads_gives_the_same_numbers(method, lr):
+    """Of nano, large enough for MKL to divide its products, at a rate where a last bit soon shows."""
+    config = train.settled(train.Config(method=method, lr=lr, max_steps=2, eval_steps=1, eval_samples=16), 0)
+    data, before, made = train.read_data(config), torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        run = train.set_up(config, data)
+        list(train.steps(run, quiet=True))
+        made.append([p.detach().clone() for p in run.trained.values()])
+    torch.set_num_threads(before)
+    assert all(map(torch.equal, *made))
+
+
 def test_overwrite_replaces_a_run_of_any_kind(checkpoint, chat, tmp_path, whole):
     shutil.copytree(whole("full"), tmp_path / "out")
     train.main(command(checkpoint(), chat, tmp_path / "out", "--overwrite"))
