@@ -109,8 +109,8 @@ def parse(argv=None) -> Config:
         if "group" in m:
             group = parser.add_argument_group(m.pop("group"))
         shown = "" if f.default in (None, False) else f" (default: {f.default})"
-        kind = {"action": "store_true"} if f.type is bool else {"type": m.pop("type", f.type), "default": f.default}
-        group.add_argument(f"--{f.name}", help=m.pop("help").replace("%", "%%") + shown, **kind, **m)
+        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": m.pop("type", f.type)}
+        group.add_argument(f"--{f.name}", default=f.default, help=m.pop("help").replace("%", "%%") + shown, **kind, **m)
     return Config(**vars(parser.parse_args(argv)))
 
 

@@ -10,6 +10,7 @@ sys.path.insert(0, str(REPO))
 os.environ["HF_HUB_OFFLINE"] = "1"                  # for this process and those that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # matrices of 32 x 32 are slower on two threads than on one
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"    # transformers', which would stand in the stderr that a test reads
 signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell lets what runs in its background ignore Ctrl-C
 
 import pytest  # noqa: E402

@@ -262,6 +262,7 @@ def test_flags_of_train_py_go_for_all_runs(tiny_grid, argv):
     runs = sweep.plan(args.sweeps, args.preset, common, 2).values()
     assert {(c.max_steps, c.dtype, c.grad_clip) for c in runs} == {(7, "bfloat16", 0.5)} and {c.seed for c in runs} == {5, 6}
     assert sweep.parse(["all"])[0].preset == "nano" and sweep.parse(["all", "--model=Qwen/Qwen3-0.6B"])[0].preset == "tutorial"
+    assert not sweep.parse(["all", "--preset=tutorial", "--no-gradient_checkpointing"])[1].gradient_checkpointing
 
 
 # ----- one run, one process -----------------------------------------------------------------------------------------
