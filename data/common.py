@@ -25,6 +25,7 @@ def fail(message: str) -> NoReturn:
 def raw_folder(doc: str) -> Path | None:
     """The one argument of every script, RAW_FOLDER, or None where the raw files are to be fetched."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: fail(f"{message} (python {sys.argv[0]} --help says what it takes)")
     parser.add_argument("raw_folder", nargs="?", type=Path, help="folder with the raw files (default: fetch them)")
     return parser.parse_args().raw_folder
 

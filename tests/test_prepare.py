@@ -357,6 +357,11 @@ def test_download_that_breaks_off(sandbox):
     assert not (sandbox.folder / "raw").exists()
 
 
+@runs_on("gsm8k")
+def test_arguments_that_it_does_not_take(sandbox):
+    assert "unrecognized arguments: two (python " in sandbox.fails("one", "two")
+
+
 @runs_on(*CASES)
 def test_raw_file_is_missing(sandbox):
     raw = dict(CASES[sandbox.name].raw)
