@@ -32,8 +32,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint
 
-# MKL sums the terms of a matrix product in an order that depends on the number of threads, unless it is told not to when it is
-# first used: a run gives the same numbers on one core of an x86 machine as on sixteen.
+# MKL adds up a matrix product in another order for another number of threads, unless it is told not to before its first use. So
+# a run gives the same numbers on one thread and on two; on more, silu and exp can round differently where a thread's share ends.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 NANO = Path(__file__).parent / "data/nano/base"     # the embedded model, by the name "nano"

@@ -554,7 +554,7 @@ def test_the_same_settings_give_the_same_run(checkpoint, chat, tmp_path, whole):
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="only MKL has a mode for this")
 @pytest.mark.parametrize("method, lr", [("lora", 1e-2), ("full", 1e-3)])
-def test_any_number_of_threads_gives_the_same_numbers(method, lr):
+def test_one_thread_and_two_give_the_same_numbers(method, lr):
     """Of nano, large enough for MKL to divide its products, at a rate where a last bit soon shows."""
     config = train.settled(train.Config(method=method, lr=lr, max_steps=2, eval_steps=1, eval_samples=16), 0)
     data, before, made = train.read_data(config), torch.get_num_threads(), []
