@@ -376,9 +376,14 @@ def markdown(header, rows) -> list[str]:
 def cells(arm: Arm, full: Arm | None) -> list[str]:
     """The table's row of an arm."""
     best, edge = arm.best, any(arm.best.edge)
-    to_full = full and full is not arm and [spread(best.nll - full.best.nll, "+.4f"), rate(best.vertex / full.best.vertex, ".3g")]
+    to_full = full and full is not arm and [spread(best.nll - full.best.nll, "+.4f"), ratio(arm, full) or "-"]
     return [str(arm), f"{arm.batch:g}", size(arm.trainable), str(len(arm.lrs)), f"{arm.lost} of {arm.runs}",
             rate(best.lr) + " (edge)" * edge, "-" if edge else rate(best.vertex), spread(best.nll, ".4f"), *(to_full or ["", ""])]
+
+
+def ratio(arm: Arm, full: Arm) -> str:
+    """Of the best rates; nothing where one of them lies at the edge of its grid, for then it is not known."""
+    return "" if at_edge(arm, full) else rate(arm.best.vertex / full.best.vertex, ".3g")
 
 
 def spread(values, form: str) -> str:
@@ -505,8 +510,10 @@ def rates_figure(head: str, sweep: Sweep, panels: dict[str, list[Arm]]):
 
 def draw_rates(ax, arm: Arm, full: list[Arm], height: float):
     """One arm of it. The rates at which a run diverged have a cross near the top, at `height`."""
-    ratio = f", {rate(arm.best.vertex / full[0].best.vertex, '.3g')} x full's" if full and arm is not full[0] else ""
-    style = look(arm, label=f"{arm}: best {rate(arm.best.vertex)}" + ", at the edge" * any(arm.best.edge) + ratio)
+    label = f"{arm}: best {rate(arm.best.vertex)}" + ", at the edge" * any(arm.best.edge)
+    if full and arm is not full[0] and (times := ratio(arm, full[0])):
+        label += f", {times} x full's"
+    style = look(arm, label=label)
     ends, at = arm.nll[:, :, -1], {"color": style["color"], "linestyle": "", "transform": ax.get_xaxis_transform(), "markersize": 9}
     draw(ax, arm.lrs, ends, **style)
     lowest = best_rate(arm.lrs, ends[arm.seeds].mean(0))

@@ -295,6 +295,7 @@ def test_table_has_every_arm_and_every_claim(tmp_path, capsys):
     arms = {row[1]: row for row in ([cell.strip() for cell in text.split("|")] for text in lines) if len(row) == 12}
     assert list(arms)[2:] == ["full", "r = 1", "r = 64"] and arms["r = 64"][2:5] == ["16", "1k", "5"]
     assert arms["r = 64"][8] == "1.0110 ± 0.0020" and arms["r = 64"][9] == "+0.0110 ± 0.0020" and arms["full"][9:11] == ["", ""]
+    assert arms["r = 64"][10] == "10" and arms["r = 1"][10] == "-"          # at the edge, how many times is not known
     assert "(edge)" in arms["r = 1"][6] and arms["r = 1"][7] == "-" and "(edge)" not in arms["full"][6]
     words = [text.split("|")[4].strip() for text in lines[-4:]]
     assert words == ["*supported*", "*undecided*", "*undecided*", "*supported*"]
@@ -353,13 +354,15 @@ def test_curves_are_means_of_best_of_sweep_and_bands_go_from_seed_to_seed(pair):
     assert curve_of(left, "r = 64").get_label() == "r = 64 (6 rates, 3 of 18 runs diverged)"
 
 
-def test_rates_mark_minimum_ratio_and_diverged_runs(pair):
+def test_rates_mark_minimum_ratio_and_diverged_runs(pair, tmp_path):
     _, sweep, _ = pair
     ax, = plot.finding2(sweep).axes
     assert ax.get_xscale() == "log" and curve_of(ax, "full").get_label() == "full: best 2.0e-05"
     drawn = curve_of(ax, "r = 64")
     assert drawn.get_label() == "r = 64: best 2.0e-04, 10 x full's"
     assert drawn.get_xdata().tolist() == [*LORA_LR, 3.2e-3] and math.isnan(drawn.get_ydata()[-1])
+    edge = plot.finding2(sweep_of(tmp_path, *full_grid(), *grid(R64, LORA_LR, 8e-4, 1.0, SEEDS))).axes[0]
+    assert curve_of(edge, "r = 64").get_label() == "r = 64: best 8.0e-04, at the edge"
     rings = {drawn.get_color(): drawn for drawn in ax.get_lines() if drawn.get_markersize() == 13}
     assert rings[drawn.get_color()].get_xdata() == [2e-4] and rings[drawn.get_color()].get_ydata() == pytest.approx([1.001])
     triangles = [mark for mark in ax.get_lines() if mark.get_marker() == "^" and mark.get_linestyle() == "None"]
