@@ -35,8 +35,9 @@ np.seterr(invalid="ignore")     # the difference of two arms that diverged is na
 # ----- the rules by which a claim is judged ---------------------------------------------------------------------------
 
 MARGIN = 0.02       # as good as full fine-tuning: within this share of what full fine-tuning gains over the base
-TEN = (5, 20)       # "about ten times": a factor of two to either side
-SAME = (1 / 2, 2)   # "the same rate": likewise
+TIMES = (10, 15)    # LoRA's best rate over that of full fine-tuning: "about ten times", and "about 15 times" in short runs,
+SHORT = 100         # steps (plan.py has the same)
+ABOUT = (1 / 2, 2)  # "about": a factor of two to either side
 WITHIN, BEYOND, POSITIVE = (-math.inf, MARGIN), (MARGIN, math.inf), (0.0, math.inf)
 LONG = 10           # evaluations after step 0; runs that have more show where a low rank leaves the curve
 
@@ -154,8 +155,9 @@ class Sweep(NamedTuple):
 
     @property
     def batch(self) -> float:
-        """That of the most runs."""
-        return Counter(arm.batch for arm in self.arms for _ in range(arm.runs)).most_common(1)[0][0]
+        """That of the most runs, and of two that have as many the smaller one."""
+        runs = Counter(arm.batch for arm in self.arms for _ in range(arm.runs))
+        return max(runs, key=lambda batch: (runs[batch], -batch))
 
     def full(self, batch: float | None = None) -> Arm | None:
         """The arm of full fine-tuning."""
@@ -190,9 +192,10 @@ class Sweep(NamedTuple):
         return {pair[0].batch: pair for pair in zip(*kinds)}
 
     def gain(self) -> float:
-        """What full fine-tuning gains over the base, in nats; without it, what the best arm does."""
+        """What full fine-tuning gains over the base, in nats; without it, what the best arm does; nan if there is no gain."""
         arms = [self.full()] if self.full() else self.arms
-        return float(np.nanmax([arm.curves[:, 0] - arm.curves[:, -1] for arm in arms]))
+        gain = float(np.nanmax([arm.curves[:, 0] - arm.curves[:, -1] for arm in arms]))
+        return gain if gain > 0 else math.nan
 
     def leaves(self, arm: Arm) -> np.ndarray:
         """The first evaluated step from which on `arm` stays more than MARGIN above full fine-tuning, (S,); the last step if
@@ -202,9 +205,10 @@ class Sweep(NamedTuple):
         return np.where(np.isnan(above[:, 0]), np.nan, self.steps[np.minimum(last_within + 1, T - 1)])
 
     def title(self, arms) -> str:
-        """Model, data, and the number of runs that `arms` are made of."""
+        """Model, data, the batch if there is one, and the number of runs that `arms` are made of."""
         runs, seeds = sum(arm.runs for arm in arms), sum(np.any([arm.seeds for arm in arms], 0).tolist())
-        names = f"{Path(self.model).name} on {Path(self.data).name}"
+        batches = {arm.batch for arm in arms}
+        names = f"{Path(self.model).name} on {Path(self.data).name}" + f", batch {min(batches):g}" * (len(batches) == 1)
         return f"{names}, {runs} run{'s' * (runs > 1)}, {seeds} seed{'s' * (seeds > 1)}"
 
 
@@ -220,10 +224,13 @@ def read_runs(folder: Path) -> list[list[dict]]:
     """The rows of each run, in the order of its steps, from every CSV file in `folder` that has the columns of train.py."""
     rows, runs = {}, defaultdict(list)
     for path in sorted(folder.glob("*.csv")):
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8", errors="replace") as f:
             ours = f.readline().strip().split(",") == COLUMNS
         if ours:
-            rows |= {(row["run"], row["step"]): row for row in read_csv(path)}
+            try:
+                rows |= {(row["run"], float(row["step"])): row | {"test_nll": float(row["test_nll"])} for row in read_csv(path)}
+            except (ValueError, TypeError):
+                raise UserError(f"{path} is damaged; delete it, and let the sweep make it again") from None
         else:
             print(f"{path} is left out: its columns are not those of train.py", file=sys.stderr)
     for (run, _), row in sorted(rows.items()):
@@ -233,8 +240,20 @@ def read_runs(folder: Path) -> list[list[dict]]:
     return list(runs.values())
 
 
+def refuse_other_tests(runs: list[list[dict]]):
+    """Raise UserError for runs of one base that begin at test NLLs which rounding cannot explain: their test sets differ."""
+    begin = defaultdict(list)
+    for first, *_ in runs:
+        begin[first["model"], first["data"], first["method"] == "qlora"].append((first["test_nll"], first["run"]))
+    for (low, one), (high, other) in ((min(some), max(some)) for some in begin.values()):
+        if high > 1.01 * low:
+            raise UserError(f"runs {one} and {other} begin at test NLLs of {low:.3f} and {high:.3f}, so they were not evaluated "
+                            "alike (--eval_samples, --max_length ...); put their files into different folders")
+
+
 def group(runs: list[list[dict]]) -> list[Sweep]:
     """Runs put together by model, data and steps. Raises UserError for two that differ in what the columns do not show."""
+    refuse_other_tests(runs)
     ranks = {rows[0]["rank"] for rows in runs if rows[0]["targets"] == "all-linear"}
     tree = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))          # sweep -> arm -> seed -> rate -> rows
     for rows in runs:
@@ -269,11 +288,13 @@ def nll_curve(rows: list[dict]) -> np.ndarray:
 
 
 def chosen(sweeps: list[Sweep]) -> list[tuple[Sweep, Sweep | None]]:
-    """For each model and data set: the runs of the usual length, and the longest ones if they have more than LONG evaluations."""
+    """For each model and data set: the runs of the usual length, which most have, and the longest if they have more than LONG
+    evaluations; these are the usual ones only where there are no others."""
     by_name = defaultdict(list)
     for sweep in sweeps:
         by_name[sweep.model, sweep.data].append(sweep)
-    usual = [max(some, key=lambda sweep: sum(arm.runs for arm in sweep.arms)) for some in by_name.values()]
+    usual = [max(some, key=lambda sweep: (len(sweep.steps) <= LONG + 1, sum(arm.runs for arm in sweep.arms)))
+             for some in by_name.values()]
     longest = [max(some, key=lambda sweep: sweep.steps[-1]) for some in by_name.values()]
     pairs = [(sweep, long if len(long.steps) > LONG + 1 else None) for sweep, long in zip(usual, longest)]
     kept = {id(sweep) for pair in pairs for sweep in pair}
@@ -305,8 +326,9 @@ def higher(text: str, arm: Arm, other: Arm, interval=POSITIVE, gain: float | Non
     return Claim(text, quantity, (arm.best.nll - other.best.nll) / (gain or 1), interval, at_edge(arm, other))
 
 
-def faster(text: str, arm: Arm, other: Arm, interval) -> Claim:
-    """On the ratio of their best rates."""
+def faster(text: str, arm: Arm, other: Arm, times: float) -> Claim:
+    """On the ratio of their best rates, which is to be about `times`."""
+    interval = (times * ABOUT[0], times * ABOUT[1])
     return Claim(f"{text} ({interval[0]:g} to {interval[1]:g})", f"rate of {arm} / rate of {other}",
                  arm.best.vertex / other.best.vertex, interval, at_edge(arm, other), ratio=True)
 
@@ -314,13 +336,13 @@ def faster(text: str, arm: Arm, other: Arm, interval) -> Claim:
 def claims(sweep: Sweep, long: Sweep | None) -> Iterator[Claim]:
     """What can be asked of the runs that are there; `long`: those that tell of capacity."""
     full, ranks, batches, fixed, gain = sweep.full(), sweep.lora(), sweep.batches(), sweep.fixed_alpha(), sweep.gain()
-    if full and ranks:
+    if full and len(ranks) > 1:         # of one rank alone nobody can say whether it is high or low
         yield higher(f"a high rank learns as well as full fine-tuning: at most {MARGIN:.0%} of the gain behind",
                      ranks[-1], full, WITHIN, gain)
-    if full and len(ranks) > 1:
         yield higher(f"too low a rank falls behind: more than {MARGIN:.0%} of the gain", ranks[0], full, BEYOND, gain)
+    times = TIMES[bool(sweep.steps[-1] < SHORT)]
     for arm in ranks if full else ():
-        yield faster("LoRA's best rate is about ten times that of full fine-tuning", arm, full, TEN)
+        yield faster(f"LoRA's best rate is about {times} times that of full fine-tuning", arm, full, times)
     if len(batches) > 1:
         (small, few), *_, (large, many) = batches.items()
         gaps = [arm.best.nll - reference.best.nll for arm, reference in (few, many)]
@@ -337,7 +359,7 @@ def claims(sweep: Sweep, long: Sweep | None) -> Iterator[Claim]:
             yield higher(f"the MLP alone does as well as all layers: at most {MARGIN:.0%} of the gain behind",
                          arm, everywhere, WITHIN, gain)
     if fixed:
-        yield faster("with alpha fixed the best rate hardly depends on rank", fixed[-1], fixed[0], SAME)
+        yield faster("with alpha fixed the best rate hardly depends on rank", fixed[-1], fixed[0], 1)
     if long and long.full() and len(ranks := long.lora()) > 1:
         low, *_, high = ranks
         yield Claim("the lower the rank, the earlier it leaves the curve of full fine-tuning",

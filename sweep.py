@@ -13,7 +13,8 @@ claimed by a lock that the kernel drops when the process ends, however it ends. 
 failed OUT/<run>.failed says why, so that the other ranks of torchrun leave it; the next sweep tries it again.
 
 What a comparison of LoRA with full fine-tuning needs, and each of these has: the same samples in the same order in every
-arm, float32 weights under full fine-tuning, a loss that weighs tokens alike, a sweep of the rate in every arm, several seeds.
+arm, float32 weights under full fine-tuning, a loss that weighs tokens alike, a sweep of the rate in every arm and, by --seeds,
+several seeds.
 """
 import argparse
 import contextlib
@@ -34,10 +35,11 @@ from collections import deque
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import train
 from lora import matching
-from model import ModelConfig, Transformer, UserError, errors_in_one_line, fail, read_json, resolve
+from model import ModelConfig, Transformer, UserError, errors_in_one_line, fail, is_out_of_memory, read_json, resolve
 
 try:
     import fcntl
@@ -210,7 +212,7 @@ def claim(path: Path):
 
 def attempt(config: train.Config, path: Path, load) -> str:
     """Make the run if it is not there and nobody is at it -> "made", "there", "busy", or what went wrong, with us or with
-    another process of this sweep."""
+    another process of this sweep. Raises OSError for a full disk, which would take every other run too."""
     failed = path.with_suffix(".failed")
     try:
         with claim(path) as ours:
@@ -225,11 +227,13 @@ def attempt(config: train.Config, path: Path, load) -> str:
                 half.unlink(missing_ok=True)
             train.write_csv(path, make(config, *load()))
             return "made"
-    except Exception as e:              # whatever it is, the other runs are to go on
-        if not isinstance(e, UserError):
+    except Exception as e:              # whatever else it is, the other runs are to go on
+        if "No space left" in str(e):
+            raise
+        why = f"out of memory: {train.LESS_MEMORY}" if is_out_of_memory(e) else f"{type(e).__name__}: {e}"
+        if not (isinstance(e, UserError) or is_out_of_memory(e)):
             traceback.print_exc()
-        why = f"{type(e).__name__}: {e}"
-        with contextlib.suppress(OSError):              # of a full disk, for one
+        with contextlib.suppress(OSError):
             failed.write_text(why, encoding="utf-8")
         return why
 
@@ -246,9 +250,14 @@ def work(conn, number: int, threads: int, out: Path, data: train.Data, model: st
     signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl-C is the parent's affair
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())        # its own is a semaphore, of which Python warns where the process is ended early
     load = loader(data, model)
     for config in iter(conn.recv, None):
-        conn.send(attempt(placed(config, number), out / f"{config.run}.csv", load))
+        try:
+            outcome = attempt(placed(config, number), out / f"{config.run}.csv", load)
+        except OSError as e:
+            outcome = e
+        conn.send(outcome)
 
 
 def placed(config: train.Config, number: int) -> train.Config:
@@ -280,9 +289,12 @@ def outcomes(todo: deque, data: train.Data, jobs: int, number: int, out: Path):
     idle, busy = [hire(n) for n in range(jobs)], {}
     while todo or busy:
         while todo and idle:
-            worker, config = idle.pop(), todo.popleft()
-            worker[0].send(config)
-            busy[worker[0]] = worker, config
+            worker = idle.pop()
+            try:
+                worker[0].send(todo[0])
+                busy[worker[0]] = worker, todo.popleft()
+            except ConnectionError:         # it was killed while it waited
+                idle.append(hire(worker[2]))
         for conn in multiprocessing.connection.wait(list(busy)):
             worker, config = busy.pop(conn)
             try:
@@ -292,9 +304,12 @@ def outcomes(todo: deque, data: train.Data, jobs: int, number: int, out: Path):
                 worker[1].join()
                 outcome = f"its process died (exit code {worker[1].exitcode})"
                 idle.append(hire(worker[2]))
+            if isinstance(outcome, OSError):
+                raise outcome
             yield config, outcome
     for conn, process, _ in idle:
-        conn.send(None)
+        with contextlib.suppress(ConnectionError):
+            conn.send(None)
         process.join()
 
 
@@ -304,8 +319,8 @@ def run_all(runs: dict[str, train.Config], data: train.Data, jobs: int, out: Pat
     finals = {}                     # {run: last row} of those that are there
     missing = remaining(runs, out, finals)
     cost, begun, failed = sum(map(samples, missing)), time.perf_counter(), {}
-    share = missing[rank::world]    # its own share first; then it helps the others
-    todo = deque(share + [config for config in missing if config not in share])
+    share = [config for i, (run, config) in enumerate(runs.items()) if i % world == rank and run not in finals]
+    todo = deque(share + [config for config in missing if config not in share])         # its own first; then it helps the others
     for config in share:            # what failed before is tried again
         (out / f"{config.run}.failed").unlink(missing_ok=True)
     for config, outcome in outcomes(todo, data, jobs, rank, out) if todo else ():
@@ -412,7 +427,7 @@ def sweep(argv=None) -> int:
 
 
 def main(argv=None):
-    with errors_in_one_line(stopped="stopped; the same command goes on"):
+    with errors_in_one_line(no_space="make room; the same command goes on", stopped="stopped; the same command goes on"):
         raise SystemExit(sweep(argv))
 
 

@@ -40,6 +40,7 @@ from tokenizer import FILES, Tokenizer, stop_ids
 
 COLUMNS = ("run model data method targets rank alpha lr batch_eff seed step tokens train_nll test_nll seconds peak_gb "
            "trainable").split()
+LESS_MEMORY = "lower --micro_bs (and raise --grad_accum as much), or --max_length, or add --gradient_checkpointing"
 
 
 # ----- settings -----------------------------------------------------------------------------------------------------
@@ -548,9 +549,7 @@ def interruption():
 
 
 def main(argv=None):
-    with errors_in_one_line(
-            "lower --micro_bs (and raise --grad_accum as much), or --max_length, or add --gradient_checkpointing",
-            no_space="make room, then add --resume to the command"):
+    with errors_in_one_line(LESS_MEMORY, no_space="make room, then add --resume to the command"):
         train(parse(argv))
 
 

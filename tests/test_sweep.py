@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import math
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -80,6 +81,8 @@ def noted(config, *args):
 def deadly(model, optimizer, scaler, micro, autocast, lr, clip):
     if lr == 0.666:
         os.kill(os.getpid(), 9)
+    if lr == 0.777:
+        raise OSError(28, "No space left on device")
     return optimizer_step(model, optimizer, scaler, micro, autocast, lr, clip)
 train.set_up, train.optimizer_step, train.dataset.load = noted, deadly, reading
 if __name__ == "__main__":
@@ -90,7 +93,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def script(tmp_path):
     """script(grid) -> a program that is sweep.py with that grid, notes each run it begins and each file of data it reads, and is
-    killed by a rate of 0.666."""
+    killed by a rate of 0.666, and finds the disk full at one of 0.777."""
     def write(grid=GRID):
         path = tmp_path / "script.py"
         path.write_text(SCRIPT.format(repo=str(REPO), grid=grid, log=str(tmp_path / "begun")))
@@ -405,21 +408,59 @@ def test_processes_are_spread_over_the_gpus(monkeypatch):
     assert sweep.placed(train.Config(device="cpu"), 1).device == "cpu"
 
 
-def test_unknown_errors_are_the_runs_own(tiny_grid, argv, tmp_path, monkeypatch, capsys):
-    """Whatever is raised, a full disk or an error of ours: a traceback for who can mend it, and the sweep goes on."""
+def test_a_worker_that_is_killed_while_it_waits_is_replaced(tiny_grid, argv, tmp_path, monkeypatch, whole):
+    """Two are killed before their first run; the sweep then has two others."""
+    process, hired = multiprocessing.get_context("spawn").Process, []
+    real = process.start
+
+    def start(self):
+        real(self)
+        hired.append(self)
+        if len(hired) <= 2:
+            self.kill()
+            self.join()
+    monkeypatch.setattr(process, "start", start)
+    assert code_of(argv(tmp_path, "--jobs=2")) == 0 and len(hired) == 4 and rows_of(tmp_path) == whole
+
+
+@pytest.mark.parametrize(("error", "message", "traceback"), [
+    (RuntimeError("no such thing"), "RuntimeError: no such thing", True), (OSError(5, "broken"), "OSError: [Errno 5] broken", True),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to"), f"out of memory: {train.LESS_MEMORY}", False)])
+def test_whatever_fails_is_the_runs_own(tiny_grid, argv, tmp_path, monkeypatch, capsys, error, message, traceback):
+    """An error of ours has a traceback, for who can mend it; the sweep goes on."""
     real, calls = train.write_csv, []
 
-    def full_disk(path, rows):
+    def failing(path, rows):
         calls.append(path)
         if len(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
         real(path, rows)
-    monkeypatch.setattr(train, "write_csv", full_disk)
+    monkeypatch.setattr(train, "write_csv", failing)
     assert code_of(argv(tmp_path)) == 1
-    error = capsys.readouterr().err
-    assert "Traceback" in error and error.splitlines()[-1].endswith("OSError: [Errno 28] No space left on device")
-    assert len(rows_of(tmp_path)) == N - 1
+    said = capsys.readouterr().err
+    assert ("Traceback" in said) == traceback and said.splitlines()[-1].endswith(f": {message}")
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv"] * (N - 1) + [".failed"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_full_disk_ends_the_sweep(argv, tmp_path, script, jobs):
+    """No other run would find room either: each would be trained and thrown away."""
+    code, _, error = ends(start(script([{"method": "full", "lr": 0.777}, *GRID]), *argv(tmp_path / "out", f"--jobs={jobs}")))
+    assert "No space left on device; make room; the same command goes on" in one_line(code, error)
+    assert len(begun(tmp_path)) <= 2 * jobs - 1 and not list((tmp_path / "out").glob("*.failed"))
+
+
+def test_each_run_is_in_a_share_when_a_rank_begins_late(tiny_grid, argv, tmp_path, monkeypatch):
+    """What failed yesterday is tried again by its rank, also where another rank has made a run of its own by then."""
+    args, common = sweep.parse(argv(tmp_path))
+    runs = sweep.plan(args.sweeps, args.preset, common, 1)
+    for run in runs:
+        (tmp_path / f"{run}.failed").write_text("of yesterday")
+    monkeypatch.setattr(sweep, "attempt", lambda config, path, load: "no")
+    sweep.run_all(runs, None, 1, tmp_path, rank=0, world=2)
+    train.write_csv(tmp_path / f"{list(runs)[0]}.csv", [dict.fromkeys(train.COLUMNS, 1.0)])
+    sweep.run_all(runs, None, 1, tmp_path, rank=1, world=2)
+    assert not list(tmp_path.glob("*.failed"))
 
 
 def test_an_interrupted_sweep_says_how_to_go_on(tiny_grid, argv, tmp_path, monkeypatch, capsys):
