@@ -553,18 +553,15 @@ def test_the_same_settings_give_the_same_run(checkpoint, chat, tmp_path, whole):
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="only MKL has a mode for this")
-@pytest.mark.parametrize("method, lr", [("lora", 1e-2), ("full", 1e-3)])
-def test_one_thread_and_two_give_the_same_numbers(method, lr):
-    """Of nano, large enough for MKL to divide its products, at a rate where a last bit soon shows."""
-    config = train.settled(train.Config(method=method, lr=lr, max_steps=2, eval_steps=1, eval_samples=16), 0)
-    data, before, made = train.read_data(config), torch.get_num_threads(), []
+def test_one_thread_and_two_give_the_same_numbers():
+    """The gradient of a LoRA matrix of nano, x^T dy over 800 tokens: without model.py's setting of MKL the two differ."""
+    x, dy = (torch.randn(800, n, generator=torch.Generator().manual_seed(n)) for n in (192, 64))
+    before, made = torch.get_num_threads(), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        run = train.set_up(config, data)
-        list(train.steps(run, quiet=True))
-        made.append([p.detach().clone() for p in run.trained.values()])
+        made.append(x.T @ dy)
     torch.set_num_threads(before)
-    assert all(map(torch.equal, *made))
+    assert torch.equal(*made)
 
 
 def test_overwrite_replaces_a_run_of_any_kind(checkpoint, chat, tmp_path, whole):
