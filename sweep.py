@@ -228,7 +228,7 @@ def attempt(config: train.Config, path: Path, load) -> str:
             train.write_csv(path, make(config, *load()))
             return "made"
     except Exception as e:              # whatever else it is, the other runs are to go on
-        if "No space left" in str(e):
+        if isinstance(e, OSError) and "No space left" in str(e):
             raise
         why = f"out of memory: {train.LESS_MEMORY}" if is_out_of_memory(e) else f"{type(e).__name__}: {e}"
         if not (isinstance(e, UserError) or is_out_of_memory(e)):
