@@ -102,7 +102,8 @@ NANO = {
         {"method": "full", "lr": [1e-5, 3e-5, 1e-4], "max_steps": 400, "eval_steps": 20},
         {"method": "lora", "rank": 1, "lr": [1e-3, 3e-3, 1e-2], "max_steps": 400, "eval_steps": 20},
         {"method": "lora", "rank": 4, "lr": [3e-4, 1e-3, 3e-3], "max_steps": 400, "eval_steps": 20},
-        {"method": "lora", "rank": [16, 64], "lr": [1e-4, 3e-4, 1e-3], "max_steps": 400, "eval_steps": 20}],
+        {"method": "lora", "rank": 16, "lr": [1e-4, 3e-4, 1e-3], "max_steps": 400, "eval_steps": 20},
+        {"method": "lora", "rank": 64, "lr": [3e-5, 1e-4, 3e-4], "max_steps": 400, "eval_steps": 20}],
 }
 
 PRESETS = {"tutorial": TUTORIAL, "nano": NANO}
