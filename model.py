@@ -33,8 +33,8 @@ from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint
 
 # MKL adds up a matrix product in another order for another number of threads, unless it is told not to before its first use. So
-# a run gives the same numbers on one thread and on two. On more, and for layers whose half is not a whole number of vectors, silu
-# and exp can still round differently where a thread's share ends.
+# a run gives the same numbers on one thread and on two, on Intel's processors. On more, and for layers whose half is not a whole
+# number of vectors, silu and exp can still round differently where a thread's share ends.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 NANO = Path(__file__).parent / "data/nano/base"     # the embedded model, by the name "nano"

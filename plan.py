@@ -265,11 +265,16 @@ def flops(c: ModelConfig, run: train.Config, checkpointing: bool) -> float:
 
 # ----- rate and rank to begin with ----------------------------------------------------------------------------------
 
+def times_full(steps: float) -> int:
+    """LoRA's best rate over that of full fine-tuning: 10, and 15 in runs of less than about 100 steps (Schulman et al., 2025)."""
+    return 15 if steps < 100 else 10
+
+
 def learning_rate(c: ModelConfig, method: str, steps: int) -> float:
-    """5e-5 (2000 / C)^p, p = 0.0775 for Qwen and 0.781 for Llama (tinker-cookbook, get_lr); LoRA's is 10 times that, and
-    15 times in runs of less than about 100 steps (Schulman et al., 2025). Found with alpha = 32 and the factor alpha / r."""
+    """5e-5 (2000 / C)^p, p = 0.0775 for Qwen and 0.781 for Llama (tinker-cookbook, get_lr); LoRA's is a multiple of that.
+    Found with alpha = 32 and the factor alpha / r."""
     full = 5e-5 * (2000 / c.hidden_size) ** (0.781 if c.hf["model_type"] == "llama" else 0.0775)
-    return full * (1 if method == "full" else 15 if steps < 100 else 10)
+    return full * (1 if method == "full" else times_full(steps))
 
 
 def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:

@@ -26,6 +26,7 @@ import numpy as np
 from matplotlib import ticker
 
 from model import UserError, errors_in_one_line, fail
+from plan import times_full
 from sweep import diverged
 from train import COLUMNS, read_csv
 
@@ -35,8 +36,6 @@ np.seterr(invalid="ignore")     # the difference of two arms that diverged is na
 # ----- the rules by which a claim is judged ---------------------------------------------------------------------------
 
 MARGIN = 0.02       # as good as full fine-tuning: within this share of what full fine-tuning gains over the base
-TIMES = (10, 15)    # LoRA's best rate over that of full fine-tuning: "about ten times", and "about 15 times" in short runs,
-SHORT = 100         # steps (plan.py has the same)
 ABOUT = (1 / 2, 2)  # "about": a factor of two to either side
 WITHIN, BEYOND, POSITIVE = (-math.inf, MARGIN), (MARGIN, math.inf), (0.0, math.inf)
 LONG = 10           # evaluations after step 0; runs that have more show where a low rank leaves the curve
@@ -340,7 +339,7 @@ def claims(sweep: Sweep, long: Sweep | None) -> Iterator[Claim]:
         yield higher(f"a high rank learns as well as full fine-tuning: at most {MARGIN:.0%} of the gain behind",
                      ranks[-1], full, WITHIN, gain)
         yield higher(f"too low a rank falls behind: more than {MARGIN:.0%} of the gain", ranks[0], full, BEYOND, gain)
-    times = TIMES[bool(sweep.steps[-1] < SHORT)]
+    times = times_full(sweep.steps[-1])
     for arm in ranks if full else ():
         yield faster(f"LoRA's best rate is about {times} times that of full fine-tuning", arm, full, times)
     if len(batches) > 1:
