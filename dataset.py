@@ -6,27 +6,17 @@
 Prompt and answer are encoded apart, so that the boundary is exact and the same as in generation, where the prompt is all
 there is. Which tokens carry loss is told by position, never by token id: where the padding token is the end token, as in
 many models, masking by id would hide the end from the loss and yield a model that never stops.
-
-How your own file looks to a model, before anything is trained on it (data/custom/README.md):
-
-    python dataset.py check my.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --max_length 256 --test my_test.jsonl
 """
-import argparse
-import bisect
 import json
-import math
-import statistics
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from model import UserError, errors_in_one_line, fail
-from tokenizer import Tokenizer
+from plumbing.errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
 DATE = "26 Jul 2024"        # what Llama 3's templates print where they are given none: the same seed is the same data tomorrow
@@ -39,7 +29,7 @@ class Sample(NamedTuple):
 
 # ----- files --------------------------------------------------------------------------------------------------------
 
-def find(name: str) -> Path:
+def find_dataset(name: str) -> Path:
     """The folder of a data set: a path, or a name under data/, whose prepare.py is run if its files are missing."""
     folder = Path(name) if Path(name).is_dir() else Path(__file__).parent / "data" / name
     missing = [split for split in ("train", "test") if not (folder / f"{split}.jsonl").exists()]
@@ -61,7 +51,7 @@ def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
         yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def read(path: Path) -> list[list[dict]]:
+def read_messages(path: Path) -> list[list[dict]]:
     """The messages of each line. Raises UserError that names file and line for a line that is not what it has to be."""
     samples = []
     for number, line in numbered(path):
@@ -116,12 +106,12 @@ def encode(messages: list[dict], tokenizer) -> Sample:
     return Sample(prompt_ids + answer_ids, len(prompt_ids))
 
 
-def load(path: Path, tokenizer, max_length: int) -> tuple[list[Sample], int]:
+def load_split(path: Path, tokenizer, max_length: int) -> tuple[list[Sample], int]:
     """The samples of a split, cut at the right end to `max_length` tokens -> (samples, number dropped).
 
     A sample is dropped when nothing supervised is left of it; an empty remainder is an error of the user's.
     """
-    cut = [Sample(s.ids[:max_length], s.start) for s in (encode(messages, tokenizer) for messages in read(path))]
+    cut = [Sample(s.ids[:max_length], s.start) for s in (encode(messages, tokenizer) for messages in read_messages(path))]
     samples = [s for s in cut if s.start < len(s.ids)]
     if not samples:
         raise UserError(f"{path}: no sample has a supervised token within --max_length {max_length}")
@@ -156,71 +146,7 @@ def collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
-# ----- how a file looks to the model --------------------------------------------------------------------------------
-
-class Line(NamedTuple):
-    number: int
-    messages: list[dict]
-    sample: Sample
-
-
-def survey(path: Path, tokenizer) -> tuple[list[Line], list[str]]:
-    """Every line that can be learned from, uncut, and for every other one what is wrong with it."""
-    lines, wrong = [], []
-    for number, line in numbered(path):
-        try:
-            messages = checked(line)
-            lines.append(Line(number, messages, encode(messages, tokenizer)))
-        except ValueError as e:
-            wrong.append(f"line {number}: {' '.join(str(e).split())}")
-    if not lines and not wrong:
-        raise UserError(f"{path} holds no samples")
-    return lines, wrong
-
-
-def repeats(lines: list[Line], among: list[Line]) -> list[tuple[Line, Line]]:
-    """(first, line) for each of `lines` whose prompt another line of `among` has, too; `first` is the first that has it."""
-    first = {}
-    for line in among:
-        first.setdefault(folded(line.messages[:-1]), line)
-    pairs = [(first.get(folded(line.messages[:-1]), line), line) for line in lines]
-    return [(other, line) for other, line in pairs if other is not line]
-
-
-def folded(messages: list[dict]) -> str:
-    """The same for messages that differ in case and spacing alone."""
-    return json.dumps([[m["role"], *m["content"].casefold().split()] for m in messages])
-
-
-def show_lengths(samples: list[Sample], max_length: int):
-    parts = {"prompt": [s.start for s in samples], "answer, learned": [len(s.ids) - s.start for s in samples],
-             "together": [len(s.ids) for s in samples]}
-    print(f"\n  {'tokens a sample':<17}{'median':>10}{'longest':>10}{'in all':>14}")
-    for name, lengths in parts.items():
-        print(f"  {name:<17}{statistics.median_low(lengths):>10,}{max(lengths):>10,}{sum(lengths):>14,}")
-    print()
-    show_histogram(parts["together"], max_length)
-    longer = sum(len(s.ids) > max_length for s in samples)
-    dropped = sum(s.start >= len(s.ids[:max_length]) for s in samples)
-    print(f"\n  cut at --max_length {max_length:,} (░): {longer:,}; dropped, for nothing of the answer is left: {dropped:,}")
-
-
-def show_histogram(lengths: list[int], max_length: int):
-    """A bar for each half of an octave: up to 1, 2, 3, 4, 6, 8, 12, 16, 24, ... tokens."""
-    ends = [0, 1] + [n for k in range(1, 40) for n in (2 ** k, 3 * 2 ** (k - 1))]
-    count = Counter(bisect.bisect_left(ends, n) for n in lengths)
-    longer = Counter(bisect.bisect_left(ends, n) for n in lengths if n > max_length)
-    for i in range(min(count), max(count) + 1):
-        bar, light = (math.ceil(40 * n / max(count.values())) for n in (count[i], longer[i]))
-        print(f"  {ends[i - 1] + 1:>7,} - {ends[i]:<7,}{'█' * (bar - light) + '░' * light:<40}{count[i]:>8,}")
-
-
-def show_repeats(pairs: list[tuple[Line, Line]], what: str):
-    answers = sum(folded(first.messages) == folded(line.messages) for first, line in pairs)
-    print(f"  {what}: {len(pairs):,}" + (f", {answers:,} with the same answer" if pairs else ""))
-    for first, line in pairs[:1]:
-        print(f"    line {line.number} has that of line {first.number}: {' '.join(line.messages[-2]['content'].split())[:120]}")
-
+# ----- what a person looks at ---
 
 def show_sample(sample: Sample, tokenizer):
     """The first sample of a run, its supervised part marked: green in a terminal, between » and « elsewhere."""
@@ -228,51 +154,3 @@ def show_sample(sample: Sample, tokenizer):
     print(f"\nthe first sample, {len(sample.ids)} tokens, of which the {len(sample.ids) - sample.start} between {left}these marks"
           f"{right} are learned:\n{tokenizer.decode(sample.ids[:sample.start])}{left}{tokenizer.decode(sample.ids[sample.start:])}"
           f"{right}\n", flush=True)
-
-
-def check(paths: list[Path], tokenizer, max_length: int) -> int:
-    """Print how the training file, and the test file if `paths` has two, look to the model -> the number of wrong lines."""
-    files = [survey(path, tokenizer) for path in paths]
-    for path, (lines, wrong) in zip(paths, files):
-        print(f"{path}: {len(lines):,} sample{'s' * (len(lines) != 1)}, wrong lines: {len(wrong):,}")
-        for reason in wrong[:10] + [f"and {len(wrong) - 10:,} more"] * (len(wrong) > 10):
-            print(f"  {reason}")
-        if lines:
-            show_lengths([line.sample for line in lines], max_length)
-            show_repeats(repeats(lines, lines), "prompts that an earlier line has, too")
-        print()
-    (train, _), (test, _) = files[0], files[-1]
-    if len(paths) > 1:
-        show_repeats(repeats(test, train), f"prompts of {paths[1].name} that {paths[0].name} has, too")
-    cut = (Sample(line.sample.ids[:max_length], line.sample.start) for line in train)
-    if first := next((s for s in cut if s.start < len(s.ids)), None):
-        show_sample(first, tokenizer)
-    return sum(len(wrong) for _, wrong in files)
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(f"{message} (python dataset.py --help lists the settings)")
-    parser.add_argument("command", choices=("check",))
-    parser.add_argument("data", help="a .jsonl file, a folder with train.jsonl and test.jsonl, or a name under data/")
-    parser.add_argument("--model", default="nano", help="whose tokenizer and chat template are used (default: nano)")
-    parser.add_argument("--max_length", type=int, default=256, help="tokens, as train.py cuts them (default: 256)")
-    parser.add_argument("--test", type=Path, help="the test file that goes with the file")
-    args = parser.parse_args(argv)
-    with errors_in_one_line():
-        if args.max_length < 1:
-            raise UserError(f"--max_length {args.max_length}: it has to be at least 1")
-        tokenizer = Tokenizer.from_pretrained(args.model)
-        if args.data.endswith(".jsonl"):
-            paths = [Path(args.data), args.test]
-        else:
-            folder = find(args.data)
-            paths = [folder / "train.jsonl", args.test or folder / "test.jsonl"]
-        wrong = check([path for path in paths if path], tokenizer, args.max_length)
-    if wrong:
-        fail(f"wrong lines: {wrong:,}, up to ten of a file shown above; training stops at the first")
-
-
-if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")        # a terminal that cannot show a letter is no reason to stop
-    main()

@@ -16,20 +16,13 @@ The folder of a data set says in task.json which of them is its own: {"metric": 
 --out, FILE.jsonl, has a line for each answer, so that one can read the mistakes, and FILE.json the result. Each batch is added
 to the file when it is done: the same command goes on where a stopped one was.
 """
-import argparse
 import contextlib
-import functools
 import hashlib
 import json
 import math
-import operator
-import re
-import string
 import sys
 import time
 import unicodedata
-from collections import Counter
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,11 +31,15 @@ from tqdm import tqdm
 
 import dataset
 import train
-from lora import base_of, load_adapter, merge_lora, read_tensors, remove_lora
-from model import DTYPES, NANO, UserError, errors_in_one_line, fail, read_json, replacing, resolve, weight_files
-from sample import load, room_for_prompt
-from tokenizer import stop_ids
-from train import device_and_dtype
+from engine import base_of, generate_answers, open_model, room_for_prompt
+from lora import load_adapter, merge_lora, read_tensors, remove_lora
+from metrics import VIETNAMESE, confusion, corpus_bleu, final_answer, label_in
+from plumbing.checkpoint import weight_files
+from plumbing.cli import make_parser, run_command
+from plumbing.device import DTYPES, choose_device
+from plumbing.errors import UserError, errors_in_one_line
+from plumbing.files import NANO_BASE, make_folder, read_json, replacing, resolve, write_json
+from plumbing.records import read_rows as read_log
 
 METRICS = {"exact_match": 256, "accuracy": 16, "bleu": 96}          # and how many tokens an answer may have
 
@@ -58,70 +55,7 @@ class Question(NamedTuple):
     references: list[str]       # the right answers
 
 
-# ----- exact match: the final answer of a problem -------------------------------------------------------------------
-
-NUMERAL = r"(?:[0-9]+(?:[.,][0-9]+)*|(?<!\w)\.[0-9]+)"
-NUMBER = re.compile(rf"(?P<minus>(?<![\w)\]}}%])[-−][$€£]?)?(?P<x>{NUMERAL})(?:(?: (?P<over>[0-9]+))? ?/ ?(?P<under>[0-9]+))?")
-VIETNAMESE = re.compile("[ăđơư\u1ea0-\u1ef9]")        # letters that tell it from other languages; hardly a sentence lacks them
-
-
-def final_answer(text: str, vietnamese: bool = False) -> Fraction | str:
-    r"""The number that an answer ends in, as a number; where there is none, the words instead.
-
-    Where it stands: behind the last "####" that a number follows, as GSM8K writes it, and then it is the first number there; or
-    behind the last </think>, if that comes later; without either, anywhere. There it is what the last \boxed{} holds, else the
-    last number.
-
-    What is a number: digits, with a minus that stands behind no word or digit ("10-3" ends in 3), a fraction (3/4, 1 1/2,
-    \frac{3}{4}); units, currency signs, percent signs, trailing dots are not part of it. Marks in it are read so:
-
-        1,000.50 and 1.000,50       of two kinds, the last is the decimal mark
-        1,000,000 and 1.000.000     twice the same: thousands
-        1,000                       a comma before exactly three digits, after one to three that are no 0: thousands
-        1.000                       a dot there: thousands in Vietnamese, a decimal mark elsewhere
-        2.5 and 2,5 and 0,125       any other: the decimal mark
-
-    A Vietnamese 2,125 that means two and an eighth is read as 2125; so is the one in the reference, and they are equal.
-    """
-    text = re.sub(r"\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}", r"\1/\2", text.replace("{,}", ",").replace(r"\,", ""))
-    ends = list(re.finditer(r"####(?=[^\w\n]*[0-9])|</think>", text))
-    tail = text[ends[-1].end():] if ends else text
-    if boxed := re.findall(r"\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}", tail):
-        tail = boxed[-1]
-    first = ends and ends[-1].group() == "####"
-    try:
-        return to_number(list(NUMBER.finditer(tail))[0 if first else -1], vietnamese)
-    except (IndexError, ZeroDivisionError, ValueError):     # no number; 3/0; more digits than Python reads
-        return " ".join(tail.split()).rstrip(".").casefold()
-
-
-def to_number(match: re.Match, vietnamese: bool) -> Fraction:
-    x = decimal(match["x"], vietnamese)
-    if match["over"]:
-        x += Fraction(int(match["over"]), int(match["under"]))
-    elif match["under"]:
-        x /= int(match["under"])
-    return -x if match["minus"] else x
-
-
-def decimal(numeral: str, vietnamese: bool) -> Fraction:
-    """A numeral without a sign, its marks read as final_answer says."""
-    mark = max(".,", key=numeral.rfind)             # the last one
-    grouped = re.fullmatch(r"[1-9][0-9]{0,2}[.,][0-9]{3}", numeral) and (mark == "," or vietnamese)
-    whole, _, digits = (numeral, "", "") if grouped or numeral.count(mark) > 1 else numeral.partition(mark)
-    return Fraction(f"{re.sub('[.,]', '', whole) or 0}.{digits or 0}")
-
-
-# ----- accuracy: labels, written and weighed ------------------------------------------------------------------------
-
-def label_in(answer: str, labels: list[str]) -> str:
-    """The first of `labels` that stands in the answer (behind its </think>) as words of its own, in whatever case; else "none"."""
-    labels = sorted(labels, key=len, reverse=True)          # of two that begin alike the longer one is tried first
-    choice = "|".join(f"({re.escape(label)})" for label in labels)
-    text = unicodedata.normalize("NFC", answer.rpartition("</think>")[2])
-    found = re.search(rf"(?<!\w)(?:{choice})(?!\w)", text, re.IGNORECASE)
-    return labels[found.lastindex - 1] if found else "none"
-
+# ----- accuracy: labels weighed ---
 
 @torch.no_grad()
 def label_nll(model, prompts: list[list[int]], answers: list[list[list[int]]]) -> torch.Tensor:
@@ -149,57 +83,6 @@ def label_nll(model, prompts: list[list[int]], answers: list[list[list[int]]]) -
     return torch.zeros(len(prompts), len(answers[0]), device=device).index_put_((b, k), -logp, accumulate=True)
 
 
-def confusion(labels: list[str], pairs: list[tuple[str, str]]) -> list[list[int]]:
-    """A row for each label that is right, a column for each that was said, and one for "none"."""
-    count = Counter(pairs)
-    return [[count[right, said] for said in (*labels, "none")] for right in labels]
-
-
-# ----- BLEU ---------------------------------------------------------------------------------------------------------
-
-PUNCTUATION = re.compile("([" + re.escape("".join(set(string.punctuation) - set("'-,."))) + "])")
-ENTITIES = {"<skipped>": "", "-\n": "", "\n": " ", "&quot;": '"', "&amp;": "&", "&lt;": "<", "&gt;": ">"}
-
-
-def tokenize_13a(text: str) -> list[str]:
-    """Words as WMT's mteval-v13a.pl cuts them: apart from ASCII punctuation, but for . and , between digits, ', and most -."""
-    text = text.rstrip()
-    for entity, meaning in ENTITIES.items():
-        text = text.replace(entity, meaning)
-    text = PUNCTUATION.sub(r" \1 ", f" {text} ")
-    text = re.sub(r"([^0-9])([.,])", r"\1 \2 ", text)
-    text = re.sub(r"([.,])([^0-9])", r" \1 \2", text)
-    return re.sub(r"([0-9])-", r"\1 - ", text).split()
-
-
-def corpus_bleu(answers: list[str], references: list[list[str]]) -> float:
-    """BLEU in percent (Papineni et al., 2002, https://aclanthology.org/P02-1040), each answer having any number of references.
-
-        BLEU = BP exp(1/4 sum_n log p_n), n = 1 .. 4        BP = min(1, exp(1 - r / c))
-
-    p_n is the share of the answers' n-grams that are in a reference, each counted as often as the one reference that has it most
-    often; c is the answers' length in words, r the sum of the lengths of the references that are nearest to theirs, the shorter
-    of two. A p_n of 0 becomes 1/2 of a match, the next one 1/4 (the smoothing "exp", as of sacrebleu's default settings).
-    """
-    matches, totals, c, r = [0] * 4, [0] * 4, 0, 0
-    for answer, texts in zip(answers, references, strict=True):
-        words, others = tokenize_13a(answer), [tokenize_13a(text) for text in texts]
-        c += len(words)
-        r += min(map(len, others), key=lambda length: (abs(length - len(words)), length))
-        for n in range(4):
-            grams, most = ngrams(words, n + 1), functools.reduce(operator.or_, (ngrams(other, n + 1) for other in others))
-            matches[n] += (grams & most).total()
-            totals[n] += grams.total()
-    if not any(matches) or not all(totals):
-        return 0.0
-    matches = [m or 0.5 ** matches[:n + 1].count(0) for n, m in enumerate(matches)]
-    return 100 * min(1, math.exp(1 - r / c)) * math.exp(sum(math.log(m / total) for m, total in zip(matches, totals)) / 4)
-
-
-def ngrams(words: list[str], n: int) -> Counter:
-    return Counter(zip(*(words[i:] for i in range(n))))
-
-
 # ----- the questions ------------------------------------------------------------------------------------------------
 
 def task_of(folder: Path, metric: str | None = None, labels: str | None = None) -> Task:
@@ -219,7 +102,7 @@ def task_of(folder: Path, metric: str | None = None, labels: str | None = None) 
 
 def read_questions(path: Path, task: Task, limit: int | None) -> list[Question]:
     questions = []
-    for index, (messages, (number, line)) in enumerate(zip(dataset.read(path), dataset.numbered(path))):
+    for index, (messages, (number, line)) in enumerate(zip(dataset.read_messages(path), dataset.numbered(path))):
         references = json.loads(line).get("references", [messages[-1]["content"]])
         if not isinstance(references, list) or not references or not all(isinstance(r, str) and r.strip() for r in references):
             raise UserError(f"{path}, line {number}: the references (else the assistant's message is the one) have to be a list of "
@@ -279,10 +162,9 @@ def line_of(row: dict) -> str:
 def answered(model, tokenizer, task: Task, questions: list[Question], prompts: list[list[int]], max_new_tokens: int) -> list[dict]:
     """A row for each question of a batch."""
     rows = []
-    for q, prompt, ids in zip(questions, prompts, model.generate(prompts, max_new_tokens, stop_ids(tokenizer))):
-        answer = tokenizer.decode(ids[len(prompt):], skip_special=True).strip()
-        rows.append({"index": q.index, "question": q.messages[-2]["content"], "references": q.references, "answer": answer}
-                    | judged(task, q, answer) | {"tokens": len(ids) - len(prompt)})
+    for q, answer in zip(questions, generate_answers(model, tokenizer, prompts, max_new_tokens)):
+        rows.append({"index": q.index, "question": q.messages[-2]["content"], "references": q.references, "answer": answer.text}
+                    | judged(task, q, answer.text) | {"tokens": answer.tokens})
     if task.metric == "accuracy":
         said = [[dataset.encode([*q.messages[:-1], {"role": "assistant", "content": label}], tokenizer) for label in task.labels]
                 for q in questions]
@@ -311,8 +193,8 @@ def measured(task: Task, rows: list[dict]) -> dict:
 def evaluate(args) -> dict:
     """Measure what `args` describes -> the content of FILE.json. Raises UserError for what the user can mend."""
     # ----- what is asked -----
-    args.device, args.dtype = device_and_dtype(args.device, args.dtype)
-    folder = dataset.find(args.data)
+    args.device, args.dtype = choose_device(args.device, args.dtype)
+    folder = dataset.find_dataset(args.data)
     task = task_of(folder, args.metric, args.labels)
     questions = read_questions(folder / "test.jsonl", task, args.limit)
     args.max_new_tokens = args.max_new_tokens or METRICS.get(task.metric)
@@ -325,21 +207,21 @@ def evaluate(args) -> dict:
     rows = read_rows(out)
 
     # ----- the model -----
-    model, tokenizer = load(args.model, args.device, args.dtype, args.nf4)
+    model, tokenizer = open_model(args.model, args.device, args.dtype, args.nf4)
     if args.adapter:
         load_adapter(model, args.adapter)
         if not args.nf4:            # merged, a token costs no more than the base's; four bits would have to become sixteen
             merge_lora(model)
             remove_lora(model)
     result |= weights_of(args.model, args.adapter)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
 
     # ----- what it does -----
     try:
         if "test_nll" not in result:
-            samples, result["test_dropped"] = dataset.load(folder / "test.jsonl", tokenizer, args.max_length)
+            samples, result["test_dropped"] = dataset.load_split(folder / "test.jsonl", tokenizer, args.max_length)
             batches = dataset.micro_batches(samples[:args.limit], args.batch)
-            result["test_nll"] = train.evaluate(model, batches, contextlib.nullcontext)
+            result["test_nll"] = train.mean_nll(model, batches, contextlib.nullcontext)
             write_result(result, out)
         if task.metric:
             answer_all(model, tokenizer, task, questions, rows, out, args)
@@ -401,8 +283,7 @@ def read_rows(path: Path) -> dict[int, dict]:
 
 
 def write_result(result: dict, out: Path):
-    with replacing(out.with_suffix(".json")) as part:
-        part.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out.with_suffix(".json"), result)
 
 
 def weights_of(model: str, adapter: str | None) -> dict:
@@ -410,13 +291,13 @@ def weights_of(model: str, adapter: str | None) -> dict:
     training, bytes on disk. The run's own files say it; a checkpoint without them counts as pretrained."""
     folder = Path(adapter) if adapter else resolve(model)
     files = [folder / "adapter_model.safetensors"] if adapter else weight_files(folder)
-    name = "nano" if resolve(model) == NANO else model
+    name = "nano" if resolve(model) == NANO_BASE else model
     result = {"model": name, "method": "pretrained", "rank": None, "trainable": 0, "bytes": sum(f.stat().st_size for f in files)}
     if adapter:
         result |= {"method": "lora", "rank": read_json(folder / "adapter_config.json").get("r"),
                    "trainable": sum(t.numel() for t in read_tensors(files[0]).values())}
     if (folder / "run.json").exists() and (folder / "log.csv").exists():
-        last = train.read_csv(folder / "log.csv")[-1]
+        last = read_log(folder / "log.csv")[-1]
         result |= {"model": name if adapter else last["model"], "method": last["method"],
                    "rank": int(last["rank"]) if last["rank"] else None, "trainable": int(last["trainable"]),
                    "steps": int(last["step"]), "train_seconds": last["seconds"]}
@@ -498,8 +379,7 @@ def read_results(paths: list[str]) -> list[dict]:
 # ----- the command line ---------------------------------------------------------------------------------------------
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(f"{message} (python evaluate.py --help lists the settings)")
+    parser = make_parser("evaluate.py", __doc__)
     add = parser.add_argument
     add("--model", help="folder, hub repository, or nano; default: the adapter's base, else nano")
     add("--adapter", help="folder of an adapter for it")
@@ -540,5 +420,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")        # a terminal that cannot show a letter is no reason to stop
-    main()
+    run_command(main)

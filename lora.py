@@ -9,17 +9,10 @@ With alpha = r the factor is 1; with alpha fixed it shrinks as r grows, so that 
 Anything that maps x to W x and has in_features and out_features can be wrapped, quantized or not, in any nn.Module. A and
 B are kept in float32 and used in x's dtype: in bfloat16 an update of a thousandth of a weight would be rounded away.
 Merging is an explicit call, never a side effect of .eval(), so a checkpoint is what its name says.
-
-    python lora.py info out/3f087d1874                                      # rank, targets, size, what share of the base
-    python lora.py merge --adapter out/3f087d1874 --out merged              # a whole checkpoint, W + (alpha / r) B A
 """
-import argparse
 import itertools
-import json
 import math
-import os
 import re
-import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -30,9 +23,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model import DTYPES, ModelConfig, Transformer, UserError, errors_in_one_line, fail, read_json, replacing, resolve
-from quant import NF4Linear, load_quantized
-from tokenizer import Tokenizer, stop_ids
+from plumbing.errors import UserError
+from plumbing.files import make_folder, read_json, replacing, write_json
 
 TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 
@@ -228,7 +220,7 @@ KEY = "base_model.model.{}.lora_{}.weight"
 
 def save_adapter(module: nn.Module, folder, base_model: str = ""):
     """Write the adapter as PEFT writes it, `base_model` being the name under which others find the base."""
-    layers, folder = lora_layers(module), Path(folder)
+    layers = lora_layers(module)
     if not layers:
         raise UserError("there is no adapter to save: the model has no LoRA layers")
     first, leaves = next(iter(layers.values())), {name.rpartition(".")[2] for name in layers}
@@ -242,13 +234,12 @@ def save_adapter(module: nn.Module, folder, base_model: str = ""):
         "alpha_pattern": {re.escape(name): m.alpha for name, m in layers.items() if m.alpha != first.alpha},
     }
     tensors = {KEY.format(name, x): getattr(m, f"lora_{x}").detach().contiguous() for name, m in layers.items() for x in "AB"}
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     with replacing(folder / "adapter_model.safetensors") as part:
         save_file(tensors, part, metadata={"format": "pt"})
         if {name: t.shape for name, t in read_tensors(part).items()} != {name: t.shape for name, t in tensors.items()}:
             raise OSError(f"{part} does not hold what was written to it; is the disk full?")
-    with replacing(folder / "adapter_config.json") as part:
-        part.write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / "adapter_config.json", config)
 
 
 def load_adapter(module: nn.Module, folder) -> nn.Module:
@@ -286,133 +277,8 @@ def read_adapter(folder, module: nn.Module | None = None) -> dict[str, Factors]:
     return adapter
 
 
-def base_of(folder) -> str:
-    """The name of the base that the adapter in `folder` was made for. Raises UserError if it does not say, or names a folder
-    that has gone."""
-    config = read_json(Path(folder) / "adapter_config.json")
-    if not (name := config.get("base_model_name_or_path")):
-        raise UserError(f"{folder} does not say which base it is for; give --model")
-    if name.count("/") != 1 and not os.path.isdir(name):
-        raise UserError(f"{folder} is for the base {name}, which is not there; give --model")
-    return f"{name}@{config['revision']}" if config.get("revision") else name
-
-
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, FileNotFoundError) as e:
         raise UserError(f"{path} is missing or damaged ({e})") from None
-
-
-# ----- python lora.py ... -------------------------------------------------------------------------------------------
-
-PROBE = "Lan có 12 quả táo, mẹ cho thêm 7 quả. Natalia sold 48 clips in April, and then half as many in May: 48 / 2 = 24."
-
-
-def merge(adapter: str, out: str, model: str | None = None, dtype: str | None = None, nf4: bool = False):
-    """Write W + (alpha / r) B A of every layer as a whole Hugging Face checkpoint, and print what the rounding did."""
-    name, folder = model or base_of(adapter), Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--out {out} is there already and not empty; give another one, or delete it")
-    module = (load_quantized if nf4 else Transformer.from_pretrained)(name, DTYPES.get(dtype))
-    for layer, m in list(module.named_modules()):
-        if isinstance(m, NF4Linear):
-            module.set_submodule(layer, merged(m, 0.0))
-    tokenizer = Tokenizer.from_pretrained(name)
-    tokenizer.check_vocabulary(module.config.vocab_size, name)
-    ids = torch.tensor([tokenizer.encode(PROBE)])
-    with torch.no_grad():
-        beside = load_adapter(module, adapter).eval()(ids)[0].float()                           # (T, V)
-        merge_lora(module)
-        after = remove_lora(module)(ids)[0].float()
-    module.save_pretrained(folder, stop_ids(tokenizer))
-    tokenizer.save_pretrained(folder)
-    print(f"{out}: {name} with {adapter} merged, in {str(module.lm_head.weight.dtype).removeprefix('torch.')}\n"
-          f"over {len(after)} tokens the largest difference of a logit, B A beside W or merged and rounded, is "
-          f"{(beside - after).abs().max():.3g},\nwith logits up to {beside.abs().max():.3g}; the likeliest token is the same at "
-          f"{(beside.argmax(-1) == after.argmax(-1)).sum()} of them")
-
-
-def info(adapter: str, model: str | None = None):
-    """Print what the adapter in the folder `adapter` is. The network is touched only if `model` names a hub repository."""
-    factors = read_adapter(adapter)
-    size, nbytes = parameters(factors), (Path(adapter) / "adapter_model.safetensors").stat().st_size
-    try:
-        base, total, base_bytes = base_sizes(factors, adapter, model)
-        share = f", {size / total:.3g} of the base's {total:,}"
-        on_disk = f", {nbytes / base_bytes:.3g} of the base's {base_bytes / 1e6:,.2f}" if base_bytes else ""
-    except UserError as e:
-        if model:
-            raise
-        base, share, on_disk = e, "", ""
-    print(f"adapter     {adapter}\nbase        {base}\nrank        {span(len(f.A) for f in factors.values())}\n"
-          f"alpha       {span(f.alpha for f in factors.values())}: B A is scaled by {span(f.scale for f in factors.values())}\n"
-          f"parameters  {size:,}{share}\nMB on disk  {nbytes / 1e6:,.2f}{on_disk}\n\n"
-          f"{'target':<12}{'layers':>7}{'in -> out':>16}{'parameters':>14}{'||dW||':>10}  (Frobenius, root mean square)")
-    for kind in dict.fromkeys(name.rpartition(".")[2] for name in factors):
-        some = {name: f for name, f in factors.items() if name.rpartition(".")[2] == kind}
-        shape = f"{span(f.A.shape[1] for f in some.values())} -> {span(len(f.B) for f in some.values())}"
-        # ||B A||^2 = tr(A^T B^T B A) = the sum of (B^T B) * (A A^T), which are r x r
-        squares = [f.scale ** 2 * ((f.B.T @ f.B) * (f.A @ f.A.T)).sum().item() for f in some.values()]
-        print(f"{kind:<12}{len(some):>7}{shape:>16}{parameters(some):>14,}{math.sqrt(sum(squares) / len(squares)):>10.4g}")
-
-
-def parameters(adapter: dict[str, Factors]) -> int:
-    return sum(f.A.numel() + f.B.numel() for f in adapter.values())
-
-
-def span(numbers) -> str:
-    low, *_, high = sorted([*numbers] * 2)
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
-
-
-def base_sizes(factors: dict[str, Factors], adapter: str, model: str | None) -> tuple[str, int, int]:
-    """Name of the base, its parameters, and the bytes of its weights on disk (0: they are not on this machine)."""
-    name = model or base_of(adapter)
-    folder = resolve(name, ["config.json"]) if model or os.path.isdir(name) else cached(name)
-    config = read_json(folder / "config.json")
-    config.pop("quantization_config", None)
-    with torch.device("meta"):
-        base = Transformer(ModelConfig.from_hf(config))
-    check_fit(base, factors, adapter)
-    return name, sum(p.numel() for p in base.parameters()), sum(f.stat().st_size for f in folder.glob("model*.safetensors"))
-
-
-def cached(name: str) -> Path:
-    """The folder of a hub repository in the hub's cache on this machine."""
-    from huggingface_hub import errors, try_to_load_from_cache
-    repo, _, revision = name.partition("@")
-    try:
-        if isinstance(path := try_to_load_from_cache(repo, "config.json", revision=revision or None), str):
-            return Path(path).parent
-    except errors.HFValidationError:        # no name of a repository: a folder that has gone
-        pass
-    raise UserError(f"{name}, which is not on this machine; --model says where else it is")
-
-
-def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="merge|info")
-    one = commands.add_parser("merge", help="write base and adapter as one Hugging Face checkpoint")
-    one.add_argument("--adapter", required=True, help="its folder")
-    one.add_argument("--out", required=True, help="folder of the checkpoint, new or empty")
-    one.add_argument("--model", help="the base: folder, hub repository or nano; default: the one that the adapter names")
-    one.add_argument("--dtype", choices=DTYPES, help="of W + B A, which is summed in float32 and rounded; default: the base's own")
-    one.add_argument("--nf4", action="store_true", help="merge into the weights that --method qlora saw: rounded to four bits")
-    two = commands.add_parser("info", help="what an adapter is, and what share of its base")
-    two.add_argument("adapter", help="its folder")
-    two.add_argument("--model", help="the base, where the adapter does not say it; a hub repository's config.json is fetched")
-    for p in (parser, one, two):
-        p.error = lambda message: fail(f"{message} (python lora.py merge --help and info --help list the settings)")
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    with errors_in_one_line("merging keeps W and W + B A; try --dtype bfloat16, or a machine with more"):
-        args = vars(parse(argv))
-        {"merge": merge, "info": info}[args.pop("command")](**args)
-
-
-if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")
-    main()

@@ -15,65 +15,26 @@ token never sees what stands to the right of it. Only `generate`, which pads on 
 
 Shapes: B sequences, T positions, C hidden size, V vocabulary, nh query heads, nk key/value heads, hd size of a head.
 """
-import contextlib
-import json
 import math
 import os
-import re
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NoReturn
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint
+
+from plumbing.checkpoint import read_weights, write_checkpoint
+from plumbing.errors import UserError
+from plumbing.files import read_json, resolve
 
 # MKL adds up a matrix product in another order for another number of threads, unless it is told not to before its first use. So
 # a run gives the same numbers on one thread and on two, on Intel's processors. On more, and for layers whose half is not a whole
 # number of vectors, silu and exp can still round differently where a thread's share ends.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
-NANO = Path(__file__).parent / "data/nano/base"     # the embedded model, by the name "nano"
-FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*.json",
-         "chat_template*")          # what of a hub repository is fetched
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class UserError(ValueError):
-    """What the user can mend: the message says what is wrong and what to do, and the scripts print it as one line."""
-
-
-def fail(message, code: int = 2) -> NoReturn:
-    """How a script ends whose user can mend what is wrong."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(code)
-
-
-@contextlib.contextmanager
-def errors_in_one_line(out_of_memory: str = "", no_space: str = "", stopped: str = "stopped"):
-    """What a script's work runs in: what its user can mend ends it with one line and exit code 2, Ctrl-C with one and 130. The
-    arguments say what to do, in the first two cases, and what to say where the interruption itself says nothing."""
-    try:
-        yield
-    except KeyboardInterrupt as e:
-        print(f"\n{str(e) or stopped}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (UserError, OSError, SafetensorError) as e:
-        fail(f"{e}; {no_space}" if no_space and "No space left" in str(e) else e)
-    except RuntimeError as e:
-        if not is_out_of_memory(e):
-            raise
-        fail("out of memory" + f": {out_of_memory}" * bool(out_of_memory))
-
-
-def is_out_of_memory(e: Exception) -> bool:
-    return isinstance(e, torch.OutOfMemoryError) or "out of memory" in str(e) or "allocate memory" in str(e)
 
 
 # ----- configuration ------------------------------------------------------------------------------------------------
@@ -301,9 +262,12 @@ class Transformer(nn.Module):
         self.model.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.model.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+        self.tie_weights()
         self.theta = rope_frequencies(config)
+
+    def tie_weights(self):
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     def hidden(self, ids, positions=None, mask=None, cache=None):
         """ids (B, T) -> what the unembedding is applied to, (B, T, C)."""
@@ -405,8 +369,7 @@ class Transformer(nn.Module):
                 raise UserError(f"{file}: {name} belongs to no model that config.json describes")
         if wanted:
             raise UserError(f"{folder}: the weights lack {next(iter(wanted))} and {len(wanted) - 1} more that config.json asks for")
-        if model.config.tie_word_embeddings:
-            model.lm_head.weight = model.model.embed_tokens.weight
+        model.tie_weights()
         return model
 
     def put(self, name: str, tensor, shape, file):
@@ -421,7 +384,7 @@ class Transformer(nn.Module):
 
         `stop_ids` join config.json's eos_token_id, so that others' generation stops where ours does."""
         if next(self.buffers(), None) is not None:
-            raise UserError("the model has weights that are no parameters, quantized ones; quant.save_quantized writes these")
+            raise UserError("the model has weights that are no parameters, quantized ones; engine.save_quantized writes these")
         eos = self.config.hf.get("eos_token_id")
         eos = {"eos_token_id": sorted({*stop_ids, *(eos if isinstance(eos, list) else [eos])} - {None})} if stop_ids else {}
         write_checkpoint(folder, dict(self.named_parameters()), self.config.hf | eos)           # a tied lm_head only once
@@ -434,107 +397,3 @@ def pick(logits, temperature, top_p, generator):
     p, order = (logits / temperature).softmax(-1).sort(descending=True)
     p[p.cumsum(-1) - p > top_p] = 0                 # the first token is always kept
     return order.gather(1, torch.multinomial(p, 1, generator=generator))
-
-
-# ----- files --------------------------------------------------------------------------------------------------------
-
-def resolve(name_or_path, files=FILES) -> Path:
-    """The folder that holds a checkpoint: itself, the embedded "nano", or a hub repository whose `files` (names, with *) are
-    fetched into the hub's cache.
-
-    HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean everywhere. Raises UserError with what to do
-    for a name that is neither, and when the hub cannot be reached.
-    """
-    if name_or_path == "nano":
-        return NANO
-    if os.path.isdir(name_or_path):
-        return Path(name_or_path)
-    repo, _, revision = str(name_or_path).partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
-        raise UserError(f"{name_or_path}: no such folder, and not the name of a hub repository (owner/name or owner/name@revision)")
-    from huggingface_hub import errors, snapshot_download     # here, for it takes a second that an offline run need not wait
-    try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(files)))
-    except errors.GatedRepoError:
-        raise UserError(f"{repo} asks for its licence to be accepted: do so on its page, then set HF_TOKEN") from None
-    except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise UserError(f"the hub has no repository {repo!r} (or it is private: set HF_TOKEN)") from None
-    except errors.RevisionNotFoundError:
-        raise UserError(f"the hub's {repo} has no revision {revision!r}") from None
-    except Exception as e:          # no route, a proxy's page instead of an answer, a full disk: the client raises many kinds
-        if getattr(getattr(e, "response", None), "status_code", 0) == 401:
-            raise UserError("the hub refuses the token in HF_TOKEN; renew it, or unset it for a public model") from None
-        why = str(e).strip().partition("\n")[0][:200] or type(e).__name__
-        raise UserError(f"cannot fetch {repo} from the hub, and it is not in the cache ({why}); go online once, set HF_ENDPOINT "
-                        "to a mirror, or give a folder with the files") from None
-
-
-def read_weights(folder: Path):
-    """Yield (file, name, tensor) for every tensor of a checkpoint.
-
-    Each is read through a mapping of the file of its own, which ends when the tensor is let go, so who keeps one copies it.
-    Through one mapping for all, every page once read would count as this process's memory until the last tensor is there.
-    """
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as f:
-                names = list(f.keys())
-            for name in names:
-                with safe_open(file, framework="pt") as f:
-                    tensor = f.get_tensor(name)
-                yield file, name, tensor
-        except SafetensorError as e:
-            raise UserError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
-
-
-def write_checkpoint(folder, tensors: dict, hf: dict):
-    """Write model.safetensors and config.json: `hf`, with the type that the embedding has."""
-    if any(".lora_" in name or ".base." in name for name in tensors):
-        raise UserError("the model carries LoRA layers: save_adapter writes these; remove_lora takes them off")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    dtype = str(tensors["model.embed_tokens.weight"].dtype).removeprefix("torch.")
-    with replacing(folder / "model.safetensors") as part:
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, part, metadata={"format": "pt"})
-    with replacing(folder / "config.json") as part:
-        part.write_text(json.dumps(hf | {"dtype": dtype, "torch_dtype": dtype}, indent=2) + "\n")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards that model.safetensors.index.json names."""
-    index = folder / "model.safetensors.index.json"
-    table = read_json(index).get("weight_map") if index.exists() else {"all": "model.safetensors"}
-    if not isinstance(table, dict):
-        raise UserError(f"{index} has no weight_map; fetch the checkpoint again")
-    names = sorted(set(table.values()))
-    for name in names:
-        if not (folder / name).exists():
-            raise UserError(f"{folder} has no {name}; fetch the checkpoint again (only safetensors is read)")
-    return [folder / name for name in names]
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}; is it the right folder?") from None
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} is not valid JSON: {e}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} has to hold a JSON object, and holds a {type(content).__name__}")
-    return content
-
-
-@contextlib.contextmanager
-def replacing(path: Path):
-    """A name beside `path` to write to; it takes `path`'s place if nothing goes wrong, and goes away if something does."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.touch()
-        mode = part.stat().st_mode
-        yield part
-        part.chmod(mode)            # what is usual here: safetensors' files could be read by their owner alone
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -152,5 +152,22 @@ def restore(optimizer, p, state: dict):
         optimizer.state[p][key] = t
 
 
+def state_tensors(trained: dict, optimizer) -> dict:
+    """Every trained weight and what `optimizer` keeps of it, by name: "NAME/weight", "NAME/exp_avg" ..."""
+    tensors = {f"{name}/weight": p.detach() for name, p in trained.items()}
+    for name, p in trained.items():
+        tensors |= {f"{name}/{key}": t for key, t in optimizer.state[p].items()}
+    return tensors
+
+
+def restore_tensor(trained: dict, optimizer, key: str, tensor):
+    """Put back one tensor that `state_tensors` gave."""
+    name, what = key.rsplit("/", 1)
+    if what == "weight":
+        trained[name].data.copy_(tensor)
+    else:
+        restore(optimizer, trained[name], {what: tensor.clone()})
+
+
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adamw8bit": partial(AdamW, bits=8), "paged_adamw": partial(AdamW, paged=True),
               "paged_adamw8bit": partial(AdamW, bits=8, paged=True)}

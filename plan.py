@@ -17,7 +17,6 @@ V vocabulary, L layers, P parameters, W those of the layers' linear maps, a thos
 the computation, 4 or 2; t a number of the residual stream, which in full fine-tuning is 4, else s.
 """
 import argparse
-import contextlib
 import dataclasses
 import math
 import multiprocessing
@@ -32,11 +31,17 @@ import torch
 
 import dataset
 import train
-from lora import TARGETS, apply_lora
-from model import DTYPES, LinearNLL, ModelConfig, Transformer, UserError, errors_in_one_line, fail, read_json, replacing, resolve
-from optim import BUCKET, OPTIMIZERS
+from lora import TARGETS
+from model import LinearNLL, ModelConfig, Transformer
+from optim import BUCKET
+from plumbing.cli import add_flags, make_parser, run_command
+from plumbing.device import DTYPES, peak_gb
+from plumbing.errors import UserError, errors_in_one_line, is_out_of_memory
+from plumbing.files import read_json, replacing, resolve
 from quant import quantize_layer
+from settings import Config, check_config, settled
 from tokenizer import Tokenizer
+from verdicts import times_full
 
 CARDS = (8, 16, 24, 48, 80)         # GB, here of 10^9 bytes; a card's are 2^30, and the 7 % between are left to CUDA's context
 BASELINE = 0.33e9                   # a CPU's resident memory with torch loaded and no model (measured: torch 2.13.0, Linux)
@@ -102,7 +107,7 @@ def rule_of_thumb(P: float, activations: float = 0) -> float:
 
 # ----- activations --------------------------------------------------------------------------------------------------
 
-def layer_activations(c: ModelConfig, run: train.Config, first: bool = False) -> Counter:
+def layer_activations(c: ModelConfig, run: Config, first: bool = False) -> Counter:
     """Bytes that autograd keeps of one layer, `first`: of the lowest, from its forward to its backward pass, by kind.
 
     Operation by operation: a product keeps the factors whose partner needs a gradient. So a frozen linear map keeps nothing,
@@ -142,7 +147,7 @@ def layer_activations(c: ModelConfig, run: train.Config, first: bool = False) ->
     return Counter({name: N * n for name, n in kept.items()} | {"copies": 2 * weights if s == 2 else 0})
 
 
-def activations(c: ModelConfig, run: train.Config, checkpointing: bool) -> list[Row]:
+def activations(c: ModelConfig, run: Config, checkpointing: bool) -> list[Row]:
     """What is kept of all layers, or only each layer's input; and of the last norm."""
     full, t = run.method == "full", 4 if run.method == "full" else DTYPES[run.dtype].itemsize
     N, C, L = run.micro_bs * run.max_length, c.hidden_size, c.num_hidden_layers
@@ -162,7 +167,7 @@ def activations(c: ModelConfig, run: train.Config, checkpointing: bool) -> list[
 
 # ----- memory -------------------------------------------------------------------------------------------------------
 
-def memory(c: ModelConfig, run: train.Config, checkpointing: bool) -> list[Row]:
+def memory(c: ModelConfig, run: Config, checkpointing: bool) -> list[Row]:
     """What an optimizer step of `run` holds; `at_peak` says what of it at once. All tokens count as supervised: the most."""
     full, qlora, s, cuda = run.method == "full", run.method == "qlora", DTYPES[run.dtype].itemsize, run.device.startswith("cuda")
     N, n, t, mixed = run.micro_bs * run.max_length, run.micro_bs * (run.max_length - 1), 4 if full else s, full and s == 2
@@ -221,11 +226,11 @@ def at_peak(rows: list[Row], grad_accum: int) -> tuple[str, dict[str, float]]:
     return moment, held | dict(zip(("gradients", "activations", "passing"), moments[moment]))
 
 
-def peak(c: ModelConfig, run: train.Config, checkpointing: bool) -> float:
+def peak(c: ModelConfig, run: Config, checkpointing: bool) -> float:
     return sum(at_peak(memory(c, run, checkpointing), run.grad_accum)[1].values())
 
 
-def largest(c: ModelConfig, run: train.Config, checkpointing: bool, size: float) -> int:
+def largest(c: ModelConfig, run: Config, checkpointing: bool, size: float) -> int:
     """The largest micro-batch whose peak is at most `size` bytes, by bisection; 0: not even one sample."""
     low, high = 0, 2 ** 16
     while high - low > 1:
@@ -249,7 +254,7 @@ def break_even(weights: float, in_out: float) -> float:
     return weights / (3 * in_out)
 
 
-def flops(c: ModelConfig, run: train.Config, checkpointing: bool) -> float:
+def flops(c: ModelConfig, run: Config, checkpointing: bool) -> float:
     """Of an optimizer step on full-length samples, all tokens supervised.
 
     The unembedding is a map without adapter. Causal attention sees T / 2 keys on average: 2 T Q a token and layer forward,
@@ -265,11 +270,6 @@ def flops(c: ModelConfig, run: train.Config, checkpointing: bool) -> float:
 
 # ----- rate and rank to begin with ----------------------------------------------------------------------------------
 
-def times_full(steps: float) -> int:
-    """LoRA's best rate over that of full fine-tuning: 10, and 15 in runs of less than about 100 steps (Schulman et al., 2025)."""
-    return 15 if steps < 100 else 10
-
-
 def learning_rate(c: ModelConfig, method: str, steps: int) -> float:
     """5e-5 (2000 / C)^p, p = 0.0775 for Qwen and 0.781 for Llama (tinker-cookbook, get_lr); LoRA's is a multiple of that.
     Found with alpha = 32 and the factor alpha / r."""
@@ -282,51 +282,43 @@ def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:
     return max(1, math.ceil(tokens / (2 * adapter_parameters(c, 1, targets))))
 
 
-def supervised(run: train.Config, data: str) -> tuple[int, int]:
+def supervised(run: Config, data: str) -> tuple[int, int]:
     """-> (supervised tokens of the training split, those among them that the run sees)."""
     tokenizer = Tokenizer.from_pretrained(folder_of(run.model, ["tokenizer*.json", "chat_template*"]))
-    samples, _ = dataset.load(dataset.find(data) / "train.jsonl", tokenizer, run.max_length)
+    samples, _ = dataset.load_split(dataset.find_dataset(data) / "train.jsonl", tokenizer, run.max_length)
     tokens = sum(len(sample.ids) - sample.start for sample in samples)
     return tokens, round(tokens * min(1, run.max_steps * run.batch_eff / len(samples)))
 
 
 # ----- the truth ----------------------------------------------------------------------------------------------------
 
-def stepper(c: ModelConfig, run: train.Config, checkpointing: bool):
+def stepper(c: ModelConfig, run: Config, checkpointing: bool):
     """train.py's optimizer step on random weights and tokens, as a function without arguments."""
-    device, dtype = torch.device(run.device), DTYPES[run.dtype]
-    held, mixed = torch.float32 if run.method == "full" else dtype, run.method == "full" and dtype != torch.float32
+    device, held = torch.device(run.device), train.weight_dtype(run)
     with torch.device("meta"):
         model = Transformer(c)
     for name, p in list(model.named_parameters()):          # as from_pretrained puts them, and load_quantized quantizes them
         model.put(name, torch.empty(p.shape, dtype=held, device=device).normal_(std=0.02), p.shape, "")
         if run.method == "qlora":
             quantize_layer(model, name.rpartition(".")[0])
-    if c.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    if run.method != "full":
-        apply_lora(model, run.rank, run.alpha, run.targets)
-    model.gradient_checkpointing = checkpointing
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = OPTIMIZERS[run.optimizer](trained, fused=device.type in ("cpu", "cuda"))
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    model.tie_weights()
+    made = train.set_up(dataclasses.replace(run, gradient_checkpointing=checkpointing), None, model)
     ids = torch.randint(c.vocab_size, (run.micro_bs, run.max_length))
-    return lambda: train.optimizer_step(
-        model, optimizer, scaler, [(ids, ids)] * min(2, run.grad_accum),        # what the second holds, later ones hold
-        lambda: torch.autocast(device.type, dtype) if mixed else contextlib.nullcontext(), 1e-4, 1.0)
+    micro_batches = [(ids, ids)] * min(2, run.grad_accum)       # what the second holds, later ones hold
+    return lambda: train.optimizer_step(model, made.optimizer, made.scaler, micro_batches, made.autocast, 1e-4, 1.0)
 
 
-def measure(c: ModelConfig, run: train.Config, checkpointing: bool) -> tuple[float, float]:
+def measure(c: ModelConfig, run: Config, checkpointing: bool) -> tuple[float, float]:
     """Bytes before the model is there, and at most in two steps: from the second on, the moments are there throughout.
 
     To be called in a process of its own: a peak is that of all that the process did before."""
     device = torch.device(run.device)
     tiny = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
     stepper(dataclasses.replace(c, head_dim=8, **tiny), dataclasses.replace(run, rank=1), checkpointing)()     # loads what is used
-    before, step = train.peak_gb(device), stepper(c, run, checkpointing)
+    before, step = peak_gb(device), stepper(c, run, checkpointing)
     step()
     step()
-    return before * 1e9, train.peak_gb(device) * 1e9
+    return before * 1e9, peak_gb(device) * 1e9
 
 
 def measured(*args, **env) -> tuple[float, float]:
@@ -336,7 +328,7 @@ def measured(*args, **env) -> tuple[float, float]:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(measure, *args).result()
     except RuntimeError as e:       # killed by the system, or told by it
-        if not isinstance(e, BrokenProcessPool | torch.OutOfMemoryError) and "allocate memory" not in str(e):
+        if not isinstance(e, BrokenProcessPool) and not is_out_of_memory(e):
             raise
         raise UserError("--measure ran out of memory; lower --micro_bs or --max_length") from None
     finally:
@@ -346,7 +338,7 @@ def measured(*args, **env) -> tuple[float, float]:
 
 # ----- what one looks at --------------------------------------------------------------------------------------------
 
-def variants(run: train.Config) -> dict[str, tuple[train.Config, bool]]:
+def variants(run: Config) -> dict[str, tuple[Config, bool]]:
     """Each method, without and with gradient checkpointing."""
     return {method + checkpointing * " + checkpointing": (dataclasses.replace(run, method=method), checkpointing)
             for method in ("full", "lora", "qlora") for checkpointing in (False, True)}
@@ -356,7 +348,7 @@ def gb(n: float, width: int = 0) -> str:
     return f"{n / 1e9:{width}.3f}"
 
 
-def show_sizes(c: ModelConfig, run: train.Config):
+def show_sizes(c: ModelConfig, run: Config):
     maps, (attention, mlp) = linears(c), (adapter_parameters(c, 1, targets) for targets in TARGETS)
     print(f"{run.model}: {run.method} in {run.dtype} on {run.device}, {run.optimizer}, {run.micro_bs} x {run.max_length} tokens a "
           f"micro-batch, {run.grad_accum} a step\n  P = {parameters(c):,}  W = {linear_parameters(c):,}  "
@@ -366,7 +358,7 @@ def show_sizes(c: ModelConfig, run: train.Config):
           f"s = {DTYPES[run.dtype].itemsize}")
 
 
-def show_memory(c: ModelConfig, run: train.Config):
+def show_memory(c: ModelConfig, run: Config):
     plain, less = memory(c, run, False), memory(c, run, True)
     print(f"\n{'memory, GB = 10^9 bytes':<24}{'plain':>9}{'checkpt.':>10}  bytes [source]; of rows with ~ only the largest counts")
     for row, checkpointed in zip(plain, less):
@@ -378,7 +370,7 @@ def show_memory(c: ModelConfig, run: train.Config):
           f"{gb(rule_of_thumb(parameters(c), 8))}")
 
 
-def show_cards(c: ModelConfig, run: train.Config):
+def show_cards(c: ModelConfig, run: Config):
     print(f"\n{'on a GPU, in ' + run.dtype:<27}{'peak at ' + str(run.micro_bs):>14}" + "".join(f"{card:>9} GB" for card in CARDS)
           + "\n  the largest micro_bs that fits")
     for name, (variant, checkpointing) in variants(run).items():
@@ -386,7 +378,7 @@ def show_cards(c: ModelConfig, run: train.Config):
         print(f"  {name:<25}{gb(peak(c, variant, checkpointing), 11)} GB" + "".join(f"{B:>12}" for B in fits))
 
 
-def show_computation(c: ModelConfig, run: train.Config):
+def show_computation(c: ModelConfig, run: Config):
     C, W, in_out = c.hidden_size, linear_parameters(c), adapter_parameters(c, 1)
     print(f"\ncomputation, {run.batch_eff} x {run.max_length} tokens a step, qlora as lora  [Schulman et al., 2025]")
     full = flops(c, dataclasses.replace(run, method="full"), False)
@@ -399,7 +391,7 @@ def show_computation(c: ModelConfig, run: train.Config):
           f"{break_even(C * C, 2 * C):.0f}")
 
 
-def show_start(c: ModelConfig, run: train.Config, counted: tuple[int, ...]):
+def show_start(c: ModelConfig, run: Config, counted: tuple[int, ...]):
     full, rate = (learning_rate(c, method, run.max_steps) for method in ("full", "lora"))
     print(f"\nto begin with, {run.max_steps} steps  [Schulman et al., 2025]")
     print(f"  learning rate {full:.1e} for full fine-tuning, {rate:.1e} = {rate / full:.0f} x that for LoRA with --alpha 32  "
@@ -409,7 +401,7 @@ def show_start(c: ModelConfig, run: train.Config, counted: tuple[int, ...]):
               f"{adapter_parameters(c, 1, run.targets):,} parameters a rank)")
 
 
-def show_measured(c: ModelConfig, run: train.Config):
+def show_measured(c: ModelConfig, run: Config):
     """glibc keeps what is freed, up to a threshold that it raises to 32 MB as it goes, as holes between what is in use, and so
     holds more than the tensors need; with a fixed threshold it gives all back. On a CPU, both are measured."""
     cpu = not run.device.startswith("cuda")
@@ -423,7 +415,7 @@ def show_measured(c: ModelConfig, run: train.Config):
               + (gb(measured(c, run, checkpointing)[1], 11) if cpu else ""), flush=True)
 
 
-def plot(c: ModelConfig, run: train.Config, path: Path):
+def plot(c: ModelConfig, run: Config, path: Path):
     """Of a run on a GPU: a stacked bar for each method, without and with checkpointing, and the cards as lines."""
     import matplotlib
     matplotlib.use("Agg")
@@ -457,15 +449,14 @@ def folder_of(name: str, files: list[str]) -> Path:
 
 
 def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(f"{message} (python plan.py --help lists the settings)")
+    parser = make_parser("plan.py", __doc__)
     ours = {"model": "folder, config.json, hub repository (config.json alone is fetched), or the embedded nano",
             "data": "name under data/, or folder with train.jsonl and test.jsonl, to plan the rank for; default: none",
             "max_length": "tokens of a sample", "max_steps": "optimizer steps; default: 200"}
-    for f in dataclasses.fields(train.Config):
-        if f.name in "model data method rank targets optimizer micro_bs grad_accum max_length max_steps dtype device".split():
-            m = {k: v for k, v in f.metadata.items() if k != "group"} | {"help": ours.get(f.name, f.metadata["help"])}
-            parser.add_argument(f"--{f.name}", type=m.pop("type", f.type), default=None if f.name == "data" else f.default, **m)
+    names = "model data method rank targets optimizer micro_bs grad_accum max_length max_steps dtype device"
+    changes = {name: {"help": text} for name, text in ours.items()}
+    changes["data"]["default"] = None
+    add_flags(parser, Config, only=names.split(), **changes)
     parser.add_argument("--plot", metavar="FILE.png", help="draw the memory of each method, without and with checkpointing")
     parser.add_argument("--measure", action="store_true", help="make two of train.py's steps on random weights, and compare")
     return parser.parse_args(argv)
@@ -478,8 +469,8 @@ def plan(args: argparse.Namespace):
         raise UserError(f"--plot {picture}: its name has to end in .png, .svg or .pdf")
     if picture and not Path(picture).parent.is_dir():
         raise UserError(f"--plot {picture}: there is no folder {Path(picture).parent}")
-    train.check(train.Config(**settings))
-    run, file = train.settled(train.Config(**settings), 1), Path(args.model)
+    check_config(Config(**settings))
+    run, file = settled(Config(**settings), 1), Path(args.model)
     card = dataclasses.replace(run, device="cuda", dtype="bfloat16" if args.dtype == "auto" else run.dtype)
     hf = read_json(file if file.is_file() else resolve(run.model, ["config.json"]) / "config.json")
     if run.method == "qlora":
@@ -504,4 +495,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

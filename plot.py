@@ -10,7 +10,6 @@ Best-of-sweep is the lowest test NLL over the learning rates, at each step apart
 the band around it goes from the smallest to the largest; the spread of a number is the largest minus the smallest. Differences
 between two arms are taken within a seed, where both saw the same samples in the same order.
 """
-import argparse
 import itertools
 import math
 import sys
@@ -25,10 +24,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import ticker
 
-from model import UserError, errors_in_one_line, fail
-from plan import times_full
-from sweep import diverged
-from train import COLUMNS, read_csv
+from plumbing.cli import make_parser, run_command
+from plumbing.errors import UserError, errors_in_one_line
+from plumbing.records import COLUMNS, read_rows
+from verdicts import diverged, times_full
 
 plt.switch_backend("agg")       # no screen is needed
 np.seterr(invalid="ignore")     # the difference of two arms that diverged is nan
@@ -227,7 +226,7 @@ def read_runs(folder: Path) -> list[list[dict]]:
             ours = f.readline().strip().split(",") == COLUMNS
         if ours:
             try:
-                rows |= {(row["run"], float(row["step"])): row | {"test_nll": float(row["test_nll"])} for row in read_csv(path)}
+                rows |= {(row["run"], float(row["step"])): row | {"test_nll": float(row["test_nll"])} for row in read_rows(path)}
             except (ValueError, TypeError):
                 raise UserError(f"{path} is damaged; delete it, and let the sweep make it again") from None
         else:
@@ -615,8 +614,7 @@ def draw_all(sweep: Sweep, long: Sweep | None, out: Path, prefix: str = "") -> I
 # ----- the command ----------------------------------------------------------------------------------------------------
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(f"{message} (python plot.py --help lists the settings)")
+    parser = make_parser("plot.py", __doc__)
     parser.add_argument("folder", type=Path, help="folder with the CSV files")
     parser.add_argument("--out", type=Path, help="folder of the figures; default: that of the CSV files")
     parser.add_argument("--table", action="store_true", help="print Markdown instead of drawing")
@@ -634,5 +632,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")
-    main()
+    run_command(main)

@@ -12,13 +12,12 @@ scales and their statistics, computed on a CPU, are those of bitsandbytes 0.50 t
 Shapes: n weights of a tensor, flattened; K = ceil(n / 64) blocks; a last block that is not full counts as filled up with zeros.
 """
 import functools
-import json
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import DTYPES, ModelConfig, Transformer, UserError, read_json, read_weights, resolve, write_checkpoint
+from plumbing.errors import UserError
 
 # ----- eight bits, evenly spaced ------------------------------------------------------------------------------------
 
@@ -254,80 +253,3 @@ def quantize_layer(model: nn.Module, name: str, block_size=64, double_quant=True
     layer = model.get_submodule(name)
     if name and isinstance(layer, nn.Linear) and not layer.weight.is_meta and "lm_head" not in name.split("."):
         model.set_submodule(name, NF4Linear(quantize_nf4(layer.weight.detach(), block_size, double_quant), layer.bias))
-
-
-def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
-    """Transformer.from_pretrained with each weight quantized as it is read, so that no second layer is ever there in 16 bits.
-
-    A checkpoint that is in four bits already, of save_quantized or of bitsandbytes, is taken as it is. Raises UserError.
-    """
-    folder = resolve(name_or_path)
-    hf = read_json(folder / "config.json")
-    how = hf.pop("quantization_config", None)
-    if not how:
-        return Transformer.from_pretrained(folder, dtype, device, each=quantize_layer)
-    if how.get("quant_method") != "bitsandbytes" or how.get("bnb_4bit_quant_type") != "nf4":
-        raise UserError(f"{folder}: of quantized checkpoints only bitsandbytes' NF4 is read; give the model that it was made from")
-    with torch.device("meta"):
-        model = Transformer(ModelConfig.from_hf(hf))
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    parts = {name: tensor.to(device, copy=True) for _, name, tensor in read_weights(folder)}
-    known = (*(name + part for name in shapes for part in ("", *PARTS)), "lm_head.weight")
-    if extra := parts.keys() - known:
-        raise UserError(f"{folder}: {min(extra)} belongs to no model that config.json describes")
-    for name, shape in shapes.items():
-        try:
-            weight = assembled(parts, name)
-        except (KeyError, TypeError, ValueError) as e:
-            raise UserError(f"{folder}: {name} is missing, or not in bitsandbytes' form ({e}); fetch it again") from None
-        module = name.rpartition(".")[0]
-        if torch.is_tensor(weight):
-            model.put(name, weight.to(dtype), shape, folder)
-        elif weight.shape != shape:
-            raise UserError(f"{folder}: {name} has shape {tuple(weight.shape)}, config.json asks for {tuple(shape)}")
-        elif module == "lm_head" or not isinstance(model.get_submodule(module), nn.Linear):
-            raise UserError(f"{folder}: {name} is quantized, and only the layers' linear maps may be")
-        else:
-            weight.dtype = dtype or weight.dtype
-            model.set_submodule(module, NF4Linear(weight, model.get_submodule(module).bias))
-    if model.config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    return model
-
-
-# what bitsandbytes writes beside a weight's codes; the last is JSON, as bytes
-PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.bitsandbytes__nf4")
-STATE = PARTS[-1]
-
-
-def assembled(parts: dict, name: str):
-    """The tensor `name`, or the NF4Tensor that bitsandbytes' parts of that name make."""
-    tensor = parts[name]
-    if name + STATE not in parts:
-        return tensor
-    state = json.loads(bytes(parts[name + STATE].tolist()))
-    absmax, absmax2, n = parts[name + ".absmax"], parts.get(name + ".nested_absmax"), torch.Size(state["shape"]).numel()
-    packed = tensor.reshape(-1).view(torch.uint8)           # some recipes store the bytes as if they were bfloat16
-    if 2 * packed.numel() != n + n % 2 or absmax.numel() != -(-n // state["blocksize"]):
-        raise ValueError(f"{packed.numel()} bytes and {absmax.numel()} scales for {n} weights")
-    offset = None if absmax2 is None else torch.tensor(state["nested_offset"], device=tensor.device)
-    return NF4Tensor(packed, absmax, absmax2, offset, state["shape"], state["blocksize"], DTYPES[state["dtype"]])
-
-
-def save_quantized(model: Transformer, folder):
-    """Write a quantized model without its 16-bit form, as transformers and bitsandbytes write and read it."""
-    tensors = dict(model.named_parameters())
-    for name, w in model.named_modules():
-        if isinstance(w, NF4Tensor):
-            state = {"quant_type": "nf4", "blocksize": w.block_size, "dtype": str(w.dtype).removeprefix("torch."),
-                     "shape": list(w.shape)}
-            tensors |= {name: w.packed[:, None], f"{name}.absmax": w.absmax, f"{name}.quant_map": torch.tensor(NF4)}
-            if w.absmax2 is not None:
-                state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": w.offset.item()}
-                tensors |= {f"{name}.nested_absmax": w.absmax2, f"{name}.nested_quant_map": dynamic_code().clone()}
-            tensors[name + STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
-    how = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
-           "bnb_4bit_quant_storage": "uint8",
-           "bnb_4bit_compute_dtype": str(model.model.embed_tokens.weight.dtype).removeprefix("torch."),
-           "bnb_4bit_use_double_quant": any(name.endswith(".nested_absmax") for name in tensors)}
-    write_checkpoint(folder, tensors, model.config.hf | {"quantization_config": how})

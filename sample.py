@@ -8,7 +8,6 @@ An adapter goes by the last part of its folder's path, or by the name before "="
 the one that is asked for in place (lora.set_adapter). A question and a chat begin with the first of them.
 """
 import argparse
-import codecs
 import contextlib
 import itertools
 import math
@@ -23,11 +22,14 @@ from pathlib import Path
 import torch
 
 import dataset
-from lora import base_of, read_adapter, set_adapter
-from model import DTYPES, NANO, Transformer, UserError, errors_in_one_line, fail, replacing, resolve
-from quant import load_quantized
-from tokenizer import Tokenizer, stop_ids
-from train import device_and_dtype, interruption
+from engine import base_of, fit_prompt, generate_answers, open_model, room_for_prompt, stream_answer
+from lora import read_adapter, set_adapter
+from model import Transformer
+from plumbing.cli import make_parser, run_command
+from plumbing.device import DTYPES
+from plumbing.errors import UserError, errors_in_one_line, interruption
+from plumbing.files import NANO_BASE, replacing, resolve
+from tokenizer import Tokenizer
 
 HELP = """/reset          forget the conversation
 /adapter NAME   answer with this adapter, one of: {}
@@ -43,8 +45,7 @@ LETTERS = 1500      # of a cell in Markdown
 # ----- settings -----------------------------------------------------------------------------------------------------
 
 def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(f"{message} (python sample.py --help lists the settings)")
+    parser = make_parser("sample.py", __doc__)
     add = parser.add_argument
     add("question", nargs="?", help="answered once; without it: a chat, a line a turn")
     add("--model", help="folder, hub repository, or nano; default: the first adapter's base, else nano")
@@ -102,52 +103,10 @@ def check(args):
 
 # ----- a model and its answers --------------------------------------------------------------------------------------
 
-def load(name: str, device: str = "auto", dtype: str = "auto", nf4: bool = False) -> tuple[Transformer, Tokenizer]:
-    """The model called `name` (as --model of train.py has it) and its tokenizer, ready to answer; nf4: with its linear layers in
-    four bits, as --method qlora trains on them."""
-    device, dtype = device_and_dtype(device, dtype)
-    read = load_quantized if nf4 else Transformer.from_pretrained
-    model, tokenizer = read(name, DTYPES[dtype], torch.device(device)), Tokenizer.from_pretrained(name)
-    tokenizer.check_vocabulary(model.config.vocab_size, name)
-    return model.requires_grad_(False).eval(), tokenizer
-
-
 def generation(args, model) -> dict:
     """How to generate, for model.generate and model.stream; what is drawn begins anew with each call of this."""
     generator = torch.Generator(model.model.embed_tokens.weight.device).manual_seed(args.seed)
     return {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p, "generator": generator}
-
-
-def prompt_ids(messages: list[dict], tokenizer, room: float) -> list[int]:
-    """What the answer to `messages` begins with. Takes the oldest turns out of `messages` until that fits into `room` tokens."""
-    first = int(messages[0]["role"] == "system")
-    while len(ids := tokenizer.encode(dataset.prompt_of([*messages, {}], tokenizer))) > room:
-        if len(messages) - first < 3:
-            raise UserError(f"the question takes {len(ids)} tokens, and beside --max_new_tokens the model has room for {room}")
-        del messages[first:first + 2]
-    return ids
-
-
-def room_for_prompt(model, max_new_tokens: int) -> float:
-    room = (model.config.hf.get("max_position_embeddings") or math.inf) - max_new_tokens
-    if room < 1:
-        raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for a question in the model's context of "
-                        f"{room + max_new_tokens} tokens")
-    return room
-
-
-def pieces(tokens: Iterable[int], tokenizer) -> Iterator[str]:
-    """The text of `tokens` as they come, special ones left out; a character begun in one token waits for its end in another."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for token in tokens:
-        if token not in tokenizer.special_ids:
-            yield decoder.decode(tokenizer.to_bytes.get(token, b""))
-    yield decoder.decode(b"", final=True)
-
-
-def answer(model, tokenizer, ids: list[int], how: dict) -> Iterator[str]:
-    """The model's answer to the prompt `ids`, in pieces as they come."""
-    return pieces((new[0] for new in model.stream([ids], stop_ids=stop_ids(tokenizer), **how)), tokenizer)
 
 
 def show(piece: str):
@@ -206,11 +165,11 @@ def chat(model, tokenizer, adapters: dict, system: list[dict], how: dict, merge:
 def turn(model, tokenizer, messages: list[dict], question: str, how: dict):
     """Answer `question`, and put both at the end of `messages`, of which the oldest turns may have to go."""
     asked, said = [*messages, {"role": "user", "content": question}], []
-    ids = prompt_ids(asked, tokenizer, room_for_prompt(model, how["max_new_tokens"]))
+    ids = fit_prompt(asked, tokenizer, room_for_prompt(model, how["max_new_tokens"]))
     if forgotten := (len(messages) + 1 - len(asked)) // 2:
         note(f"(the context is full: {forgotten} of the oldest turns forgotten)")
     try:
-        for piece in answer(model, tokenizer, ids, how):
+        for piece in stream_answer(model, tokenizer, ids, **how):
             said.append(piece)
             show(piece)
         print()
@@ -224,7 +183,7 @@ def turn(model, tokenizer, messages: list[dict], question: str, how: dict):
 def compare(args, model, tokenizer, adapters: dict, system: list[dict]):
     """Answers of the base, of each adapter and of each model of --against, as a table for each question."""
     if args.data:
-        conversations = dataset.read(dataset.find(args.data) / "test.jsonl")[:args.n]
+        conversations = dataset.read_messages(dataset.find_dataset(args.data) / "test.jsonl")[:args.n]
         answers = {"reference": [messages[-1]["content"] for messages in conversations]}
     else:
         conversations, answers = [[*system, {"role": "user", "content": args.question}, {}]], {}
@@ -245,15 +204,14 @@ def sides(args, model, tokenizer, adapters: dict) -> Iterator[tuple[str, Transfo
     for name, adapter in ({"base": None} | adapters).items():
         yield name, set_adapter(model, adapter, merge=not args.nf4), tokenizer
     for name, folder in args.against.items():
-        yield name, *load(folder, args.device, args.dtype, args.nf4)
+        yield name, *open_model(folder, args.device, args.dtype, args.nf4)
 
 
 def answer_all(model, tokenizer, conversations: list[list[dict]], how: dict) -> list[str]:
     room = room_for_prompt(model, how["max_new_tokens"])
-    prompts, answers = [prompt_ids([*messages], tokenizer, room) for messages in conversations], []
+    prompts, answers = [fit_prompt([*messages], tokenizer, room) for messages in conversations], []
     for batch in (prompts[i:i + BATCH] for i in range(0, len(prompts), BATCH)):
-        rows = model.generate(batch, stop_ids=stop_ids(tokenizer), **how)
-        answers += [tokenizer.decode(row[len(ids):], skip_special=True).strip() for ids, row in zip(batch, rows)]
+        answers += [answer.text for answer in generate_answers(model, tokenizer, batch, **how)]
     return answers
 
 
@@ -308,7 +266,7 @@ def cut(lines: list[str]) -> list[str]:
 def markdown(args, names: list[str], questions: list[str], rows: list[tuple[str]]) -> str:
     drawn = f"drawn at temperature {args.temperature:g}, top_p {args.top_p:g}, seed {args.seed}" if args.temperature else "greedy"
     of = f" of {Path(args.data).resolve().name}" if args.data else ""
-    base = "nano" if resolve(args.model) == NANO else Path(args.model).name
+    base = "nano" if resolve(args.model) == NANO_BASE else Path(args.model).name
     lines = [f"# {len(rows)} test samples{of}, side by side" if args.data else "# Side by side", "",
              f"The base is {base}; answers are {drawn}, of at most {args.max_new_tokens} tokens.", ""]
     for number, (question, row) in enumerate(zip(questions, rows), 1):
@@ -332,7 +290,7 @@ def sample(args):
     for folder in args.against.values():
         resolve(folder)                 # what is not there is said before the others have answered
     args.model = args.model or (base_of(next(iter(args.adapter.values()))) if args.adapter else "nano")
-    model, tokenizer = load(args.model, args.device, args.dtype, args.nf4)
+    model, tokenizer = open_model(args.model, args.device, args.dtype, args.nf4)
     adapters = {name: read_adapter(folder, model) for name, folder in args.adapter.items()}
     system = [{"role": "system", "content": args.system}] if args.system else []
     if args.compare:
@@ -351,6 +309,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")        # a letter that cannot be read or shown is no reason to stop
-    main()
+    run_command(main)

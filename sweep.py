@@ -16,7 +16,6 @@ What a comparison of LoRA with full fine-tuning needs, and each of these has: th
 arm, float32 weights under full fine-tuning, a loss that weighs tokens alike, a sweep of the rate in every arm and, by --seeds,
 several seeds.
 """
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -39,7 +38,13 @@ from tqdm import tqdm
 
 import train
 from lora import matching
-from model import ModelConfig, Transformer, UserError, errors_in_one_line, fail, is_out_of_memory, read_json, resolve
+from model import ModelConfig, Transformer
+from plumbing.cli import make_parser, run_command
+from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
+from plumbing.files import make_folder, read_json, resolve
+from plumbing.records import read_rows, write_rows
+from settings import LESS_MEMORY, Config, check_config, parse as parse_run, settled
+from verdicts import diverged
 
 try:
     import fcntl
@@ -108,7 +113,6 @@ NANO = {
 
 PRESETS = {"tutorial": TUTORIAL, "nano": NANO}
 ALL = ("finding1", "finding2", "finding3", "finding4")
-DIVERGED = 2.0          # a run whose test NLL is above this many times that of the base has diverged: it is stopped
 
 
 # ----- from a grid to runs ------------------------------------------------------------------------------------------
@@ -141,7 +145,7 @@ def matched_ranks(model: str, attention: list[int], mlp: list[int]) -> dict[str,
     return dict(zip(("attention", "mlp"), pair, strict=True))
 
 
-def plan(sweeps, preset: str, common: train.Config, seeds: int) -> dict[str, train.Config]:
+def plan(sweeps, preset: str, common: Config, seeds: int) -> dict[str, Config]:
     """The distinct runs of `sweeps`, by their hash, the first seed's before the second's."""
     points = [point for sweep in sweeps for point in expand(PRESETS[preset][sweep], common.model)]
     runs = {}
@@ -149,33 +153,30 @@ def plan(sweeps, preset: str, common: train.Config, seeds: int) -> dict[str, tra
         if "alpha" in point:
             point = point | {"alpha": float(point["alpha"])}        # 32 and 32.0 are one run
         config = dataclasses.replace(common, **point, seed=seed)
-        train.check(config)
-        config = train.settled(config, 0)
+        check_config(config)
+        config = settled(config, 0)
         runs.setdefault(config.run, config)
     return runs
 
 
-def arm(config: train.Config) -> str:
+def arm(config: Config) -> str:
     lora = "" if config.method == "full" else f" {config.targets} r={config.rank} alpha={config.alpha:g}"
     return f"{config.method}{lora} lr={config.lr:g}"
 
 
-def label(config: train.Config) -> str:
+def label(config: Config) -> str:
     return f"{arm(config)} batch={config.batch_eff} steps={config.max_steps} seed={config.seed}"
 
 
 # ----- one run ------------------------------------------------------------------------------------------------------
 
-def diverged(rows: list[dict]) -> bool:
-    """Whether a run went where there is no way back: its test NLL is no number, or DIVERGED times what it was at the start."""
-    return any(not row["test_nll"] <= DIVERGED * rows[0]["test_nll"] for row in rows)       # nan is not <= anything
-
-
-def make(config: train.Config, data: train.Data, base: Transformer) -> list[dict]:
+def make(config: Config, data: train.Data, base: Transformer) -> list[dict]:
     """The rows of one run. One that diverges is stopped, and from there on its rows have no number (nan) for the NLL."""
-    run = train.set_up(config, data, base)
-    rows = run.progress["rows"]
-    for evaluated in train.steps(run, quiet=True):
+    model = train.model_for(config, base)
+    data.tokenizer.check_vocabulary(model.config.vocab_size, config.model)
+    run = train.set_up(config, data, model)
+    rows = run.progress.rows
+    for evaluated in train.training_steps(run, quiet=True):
         if evaluated and diverged(rows):
             for step in range(rows[-1]["step"] + 1, config.max_steps + 1):
                 if step % config.eval_steps == 0 or step == config.max_steps:
@@ -212,7 +213,7 @@ def claim(path: Path):
                 lock.unlink(missing_ok=True)
 
 
-def attempt(config: train.Config, path: Path, load) -> str:
+def attempt(config: Config, path: Path, load) -> str:
     """Make the run if it is not there and nobody is at it -> "made", "there", "busy", or what went wrong, with us or with
     another process of this sweep. Raises OSError for a full disk, which would take every other run too."""
     failed = path.with_suffix(".failed")
@@ -227,12 +228,12 @@ def attempt(config: train.Config, path: Path, load) -> str:
                 return "busy"
             for half in path.parent.glob(f"{path.name}.*.part"):        # of a process that was killed
                 half.unlink(missing_ok=True)
-            train.write_csv(path, make(config, *load()))
+            write_rows(path, make(config, *load()))
             return "made"
     except Exception as e:              # whatever else it is, the other runs are to go on
-        if isinstance(e, OSError) and "No space left" in str(e):
+        if is_disk_full(e):
             raise
-        why = f"out of memory: {train.LESS_MEMORY}" if is_out_of_memory(e) else f"{type(e).__name__}: {e}"
+        why = f"out of memory: {LESS_MEMORY}" if is_out_of_memory(e) else f"{type(e).__name__}: {e}"
         if not (isinstance(e, UserError) or is_out_of_memory(e)):
             traceback.print_exc()
         with contextlib.suppress(OSError):
@@ -262,7 +263,7 @@ def work(conn, number: int, threads: int, out: Path, data: train.Data, model: st
         conn.send(outcome)
 
 
-def placed(config: train.Config, number: int) -> train.Config:
+def placed(config: Config, number: int) -> Config:
     """`config` on the GPU of process `number`, where there are several."""
     if config.device != "cuda":
         return config
@@ -315,9 +316,9 @@ def outcomes(todo: deque, data: train.Data, jobs: int, number: int, out: Path):
         process.join()
 
 
-def run_all(runs: dict[str, train.Config], data: train.Data, jobs: int, out: Path, rank: int = 0, world: int = 1) -> dict[str, str]:
+def run_all(runs: dict[str, Config], data: train.Data, jobs: int, out: Path, rank: int = 0, world: int = 1) -> dict[str, str]:
     """Make what is missing of `runs`, and wait for what others are making -> {run: what went wrong}."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     finals = {}                     # {run: last row} of those that are there
     missing = remaining(runs, out, finals)
     cost, begun, failed = sum(map(samples, missing)), time.perf_counter(), {}
@@ -337,16 +338,16 @@ def run_all(runs: dict[str, train.Config], data: train.Data, jobs: int, out: Pat
     return failed
 
 
-def remaining(runs, out: Path, finals: dict) -> list[train.Config]:
+def remaining(runs, out: Path, finals: dict) -> list[Config]:
     """The runs that are not there yet; the last rows of the others are put into `finals`."""
     for run in runs:
         if run not in finals and (out / f"{run}.csv").exists():
-            rows = train.read_csv(out / f"{run}.csv")
+            rows = read_rows(out / f"{run}.csv")
             finals[run] = rows[-1] | {"diverged": diverged(rows)}
     return [config for run, config in runs.items() if run not in finals]
 
 
-def samples(config: train.Config) -> int:
+def samples(config: Config) -> int:
     """What a run costs, in samples that it trains on."""
     return config.max_steps * config.batch_eff
 
@@ -379,10 +380,8 @@ def show_plan(runs, jobs: int, out: Path):
 
 def parse(argv=None):
     """-> (our own settings, those of train.py that all runs share, which of them the grids set)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    parser = make_parser("sweep.py", __doc__, allow_abbrev=False,
         epilog="Every other flag is train.py's (--model, --data, --max_steps, --eval_samples, --device ...) and goes for all runs.")
-    parser.error = lambda message: fail(f"{message} (python sweep.py --help lists the settings)")
     parser.add_argument("sweep", choices=(*ALL, "all", "alpha", "capacity"), help="all: findings 1 to 4")
     parser.add_argument("--preset", choices=PRESETS, help="the grids; default: nano for the embedded model, else tutorial")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each run: --seed (default: 42) and those after it")
@@ -391,10 +390,10 @@ def parse(argv=None):
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the rows (default: out)")
     parser.add_argument("--dry_run", action="store_true", help="list the runs, and stop")
     args, rest = parser.parse_known_args(argv)
-    args.preset = args.preset or ("nano" if train.parse(rest).model == "nano" else "tutorial")
+    args.preset = args.preset or ("nano" if parse_run(rest).model == "nano" else "tutorial")
     args.sweeps = ALL if args.sweep == "all" else (args.sweep,)
     usual = shlex.split(SETTINGS[args.preset])
-    common, plain = train.parse([*usual, *rest]), train.parse(usual)
+    common, plain = parse_run([*usual, *rest]), parse_run(usual)
     set_here = {name for sweep in args.sweeps for arm in PRESETS[args.preset][sweep] for name in arm}
     for name in sorted(set_here | {"rank", "targets", "alpha", "epochs", "resume", "overwrite"}):
         if name != "match" and getattr(common, name) != getattr(plain, name):
@@ -404,7 +403,7 @@ def parse(argv=None):
     return args, common
 
 
-def usual_jobs(config: train.Config) -> int:
+def usual_jobs(config: Config) -> int:
     if config.device.startswith("cuda"):
         return torch.cuda.device_count() if config.device == "cuda" else 1
     return torch.get_num_threads() if config.model == "nano" else 1
@@ -434,5 +433,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")        # a terminal that cannot show a letter is no reason to stop
-    main()
+    run_command(main)

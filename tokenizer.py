@@ -22,9 +22,10 @@ import jinja2.ext
 import jinja2.sandbox
 import tiktoken
 
-from model import UserError, read_json, replacing, resolve
+from plumbing.errors import UserError
+from plumbing.files import read_json, replacing, resolve
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # GPT2 over pieces that end at each digit (SmolLM2): spaces before a digit end their piece, so they stay together
 GPT2_DIGITS = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
@@ -102,7 +103,7 @@ class Tokenizer:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as e:          # null, say, where a table should be
             raise UserError(f"{folder}: its files are not a byte-level BPE tokenizer's ({type(e).__name__}: {e})") from None
-        tokenizer.files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+        tokenizer.files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists()}
         return tokenizer
 
     def save_pretrained(self, folder):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import REPO
 
-import train
+from plumbing.records import read_rows
 
 
 def write_chat(folder, n_train=40, n_test=10):
@@ -43,7 +43,7 @@ def start(argv, **env):
 
 def numbers(out):
     """log.csv without what is the clock's and the machine's."""
-    return [{k: v for k, v in row.items() if k not in ("seconds", "peak_gb")} for row in train.read_csv(Path(out) / "log.csv")]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "peak_gb")} for row in read_rows(Path(out) / "log.csv")]
 
 
 def contents(*folders):

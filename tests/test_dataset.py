@@ -13,8 +13,10 @@ from runs import one_line, write_lines
 
 import dataset
 import train
+from settings import Config
+from settings import settled
 from dataset import Sample
-from model import UserError
+from plumbing.errors import UserError
 from tokenizer import Tokenizer
 
 LLAMA3 = ("{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
@@ -129,14 +131,14 @@ def test_samples_are_cut_at_the_right_end_dropped_and_counted(tokenizer, tmp_pat
     long = [{"role": "user", "content": "Lan có 12 quả táo? " * 10}, ANSWER]
     write_lines(tmp_path / "x.jsonl", [[ASK, ANSWER], long, [ASK, TELL]])
     whole = [dataset.encode(m, t) for m in ([ASK, ANSWER], long, [ASK, TELL])]
-    assert dataset.load(tmp_path / "x.jsonl", t, 10_000) == (whole, 0)
+    assert dataset.load_split(tmp_path / "x.jsonl", t, 10_000) == (whole, 0)
     fits = len(whole[0].ids)
     assert len(whole[2].ids) > fits and whole[1].start > fits
-    assert dataset.load(tmp_path / "x.jsonl", t, fits) == ([whole[0], Sample(whole[2].ids[:fits], whole[2].start)], 1)
+    assert dataset.load_split(tmp_path / "x.jsonl", t, fits) == ([whole[0], Sample(whole[2].ids[:fits], whole[2].start)], 1)
     one_left = whole[0].start + 1
-    assert dataset.load(tmp_path / "x.jsonl", t, one_left)[0][0] == (whole[0].ids[:one_left], whole[0].start)
+    assert dataset.load_split(tmp_path / "x.jsonl", t, one_left)[0][0] == (whole[0].ids[:one_left], whole[0].start)
     with pytest.raises(UserError, match=f"no sample has a supervised token within --max_length {one_left - 1}"):
-        dataset.load(tmp_path / "x.jsonl", t, one_left - 1)
+        dataset.load_split(tmp_path / "x.jsonl", t, one_left - 1)
 
 
 def test_only_a_line_feed_ends_a_line(tmp_path):
@@ -146,22 +148,22 @@ def test_only_a_line_feed_ends_a_line(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"messages": row}, ensure_ascii=False).encode() + b"\r\n\n"
                      + json.dumps({"messages": [ASK, ANSWER]}).encode())
-    assert dataset.read(path) == [row, [ASK, ANSWER]]
+    assert dataset.read_messages(path) == [row, [ASK, ANSWER]]
 
 
 def test_other_keys_are_passed_over(tmp_path):
     """data/e2e keeps all references of a prompt beside its messages."""
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"references": ["19.", "12 + 7 = 19."], "messages": [ASK, ANSWER], "id": 7}))
-    assert dataset.read(path) == [[ASK, ANSWER]]
+    assert dataset.read_messages(path) == [[ASK, ANSWER]]
 
 
 def test_a_data_set_is_a_folder_or_a_name(chat, tmp_path):
-    assert dataset.find(str(chat)) == chat
+    assert dataset.find_dataset(str(chat)) == chat
     with pytest.raises(UserError, match="the folder has no train.jsonl"):
-        dataset.find(str(tmp_path))
+        dataset.find_dataset(str(tmp_path))
     with pytest.raises(UserError, match="none of .*gsm8k.*nano.*vi_gsm8k"):
-        dataset.find("nowhere")
+        dataset.find_dataset("nowhere")
 
 
 # ----- python dataset.py check --------------------------------------------------------------------------------------
@@ -200,7 +202,7 @@ def test_check_measures_what_training_will_see(checkpoint, tmp_path, check, max_
     write_lines(path, conversations)
     samples = [dataset.encode(m, t) for m in conversations]
     max_length = max_length or samples[0].start         # None: not one token of the first answer is left
-    kept, dropped = dataset.load(path, t, max_length)
+    kept, dropped = dataset.load_split(path, t, max_length)
     out = check(path, f"--max_length={max_length}")
 
     assert f"{path}: 60 samples, wrong lines: 0\n" in out
@@ -318,7 +320,7 @@ def test_the_order_is_that_of_the_trainer(checkpoint, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(checkpoint())
     trainer = Trainer(model, arguments, collate, train_dataset=[{"index": i} for i in range(40)])
     trainer.train()
-    assert trainer.state.global_step == 6 == train.settled(train.Config(epochs=2), 40).max_steps
+    assert trainer.state.global_step == 6 == settled(Config(epochs=2), 40).max_steps
     assert seen == list(itertools.chain(*(dataset.window(40, 16, step, seed=42) for step in range(6))))
 
 

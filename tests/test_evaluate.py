@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 import dataset
 import evaluate
 import train
+from plumbing.records import read_rows
 from evaluate import Task, final_answer, label_in, label_nll
 from lora import apply_lora, lora_layers, save_adapter
 from model import Transformer
@@ -166,7 +167,7 @@ def test_accuracy_in_both_ways(checkpoint, tmp_path):
     data = write_task(tmp_path / "data", samples, metric="accuracy", labels=["no", "yes", "maybe"])
     result, rows = run(model=checkpoint(), data=data, out=tmp_path / "out.jsonl", batch=7, max_length=512)
     tokenizer = Tokenizer.from_pretrained(checkpoint())
-    tokens = sum(len(s.ids) - s.start for s in dataset.load(data / "test.jsonl", tokenizer, 512)[0])
+    tokens = sum(len(s.ids) - s.start for s in dataset.load_split(data / "test.jsonl", tokenizer, 512)[0])
     right = [answer for _, answer in samples]
     assert sum(row["nll"][label] for row, label in zip(rows, right)) / tokens == pytest.approx(result["test_nll"], abs=1e-5)
     assert all(row["likeliest"] == min(row["nll"], key=row["nll"].get) and len(row["nll"]) == 3 for row in rows)
@@ -259,7 +260,7 @@ def test_bleu_of_a_data_set(tmp_path):
 def test_batched_answers_are_those_of_one_at_a_time_and_come_faster(sums):
     """nano's base, prompts of many lengths, answers that end early and late."""
     model, tokenizer = Transformer.from_pretrained("nano", torch.float32), Tokenizer.from_pretrained("nano")
-    prompts = [tokenizer.encode(dataset.prompt_of(m, tokenizer)) for m in dataset.read(sums / "test.jsonl")[:16]]
+    prompts = [tokenizer.encode(dataset.prompt_of(m, tokenizer)) for m in dataset.read_messages(sums / "test.jsonl")[:16]]
     stop = evaluate.stop_ids(tokenizer)
     alone = [model.generate([prompt], 40, stop)[0] for prompt in prompts]
     assert model.generate(prompts, 40, stop) == alone
@@ -279,7 +280,7 @@ def test_answers_are_those_that_train_shows(sums, tmp_path):
     """A batch at a time, the longest prompt first, and written in the test set's order."""
     result, rows = run(model="nano", data=sums, limit=20, batch=8, max_new_tokens=30, out=tmp_path / "out.jsonl")
     model, tokenizer = Transformer.from_pretrained("nano", torch.float32), Tokenizer.from_pretrained("nano")
-    conversations = dataset.read(sums / "test.jsonl")[:20]
+    conversations = dataset.read_messages(sums / "test.jsonl")[:20]
     for i, (row, messages) in enumerate(zip(rows, conversations, strict=True)):
         assert row["index"] == i and row["question"] == messages[0]["content"] and row["references"] == [messages[1]["content"]]
         assert row["answer"] == train.answer(model, tokenizer, messages, contextlib.nullcontext, 30)
@@ -310,7 +311,7 @@ def test_the_test_nll_is_the_one_that_train_logged(checkpoint, chat, trained, tm
     argv = ["--model", folder] if method == "full" else ["--model", checkpoint(), "--adapter", folder]
     argv += ["--nf4"] if method == "qlora" else ["--limit", "6"] if method == "lora" else []
     result, rows = run(*argv, data=chat, out=tmp_path / "out.jsonl")
-    first, *_, last = train.read_csv(folder / "log.csv")
+    first, *_, last = read_rows(folder / "log.csv")
     assert result["test_nll"] == pytest.approx(last["test_nll"], abs=1e-5) and abs(first["test_nll"] - last["test_nll"]) > 0.01
     weights = folder / ("model.safetensors" if method == "full" else "adapter_model.safetensors")
     expected = {"method": method, "trainable": last["trainable"], "train_seconds": last["seconds"], "steps": 6,
@@ -325,7 +326,7 @@ def test_an_adapter_of_others_has_a_size_and_no_training_time(checkpoint, chat, 
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (adapter / name).write_bytes((trained("lora") / name).read_bytes())
     result, _ = run(model=checkpoint(), adapter=adapter, data=chat, out=tmp_path / "out.jsonl")
-    logged = train.read_csv(trained("lora") / "log.csv")[-1]
+    logged = read_rows(trained("lora") / "log.csv")[-1]
     assert (result["trainable"], result["rank"], result["method"]) == (logged["trainable"], 4, "lora")
     assert "train_seconds" not in result and "–" in evaluate.table([result])
 
@@ -382,7 +383,7 @@ def test_ctrl_c_in_the_middle(sums, tmp_path):
     assert process.returncode == 130 and "Traceback" not in error and shown == ""
     assert error.endswith(f"stopped with {len(there)} of 48 answers; the same command goes on\n") and 2 < len(there) < 48
     tokenizer = Tokenizer.from_pretrained("nano")
-    lengths = [len(tokenizer.encode(dataset.prompt_of(m, tokenizer))) for m in dataset.read(sums / "test.jsonl")]
+    lengths = [len(tokenizer.encode(dataset.prompt_of(m, tokenizer))) for m in dataset.read_messages(sums / "test.jsonl")]
     assert [lengths[i] for i in there] == sorted(lengths, reverse=True)[:len(there)]            # the longest first
     evaluate.main(argv)
     assert [json.loads(line)["index"] for line in out.open()] == list(range(48))
@@ -435,10 +436,10 @@ def test_the_table(checkpoint, chat, trained, tmp_path, capsys):
     assert head == ["data", "model", "trained", "parameters", "on disk", "training", "test NLL", "exact match", "answers"]
     nll = {name: f"{json.loads(path.read_text())['test_nll']:.4f}" for name in ("base", "full", "lora")
            if (path := tmp_path / f"{name}.json")}
-    n = {method: f"{train.read_csv(trained(method) / 'log.csv')[-1]['trainable']:,.0f}" for method in ("lora", "full")}
+    n = {method: f"{read_rows(trained(method) / 'log.csv')[-1]['trainable']:,.0f}" for method in ("lora", "full")}
     size = {folder: f"{sum(f.stat().st_size for f in folder.glob('*.safetensors')) / 1e6:.1f} MB"
             for folder in (checkpoint(), trained("full"), trained("lora"))}
-    base, seconds = checkpoint().name, train.read_csv(trained("lora") / "log.csv")[-1]["seconds"]
+    base, seconds = checkpoint().name, read_rows(trained("lora") / "log.csv")[-1]["seconds"]
     assert lines == [
         [chat.name, base, "pretrained", "–", size[checkpoint()], "–", nll["base"], "", ""],
         [chat.name, base, "full", n["full"], size[trained("full")], "1,234 s", nll["full"], "20.0 ± 2.0 %", "400"],

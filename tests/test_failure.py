@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 import lora
 import train
 from lora import apply_lora, load_adapter, save_adapter
-from model import Transformer, UserError
+from model import Transformer
+from plumbing.errors import UserError
 
 HI, YES = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
 

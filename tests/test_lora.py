@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, ViTConfig, ViTModel
 import lora
 from lora import (LoRALinear, apply_lora, load_adapter, lora_layers, merge_lora, read_adapter, remove_lora, save_adapter,
                   set_adapter, unmerge_lora)
-from model import ModelConfig, Transformer, UserError
+from model import ModelConfig, Transformer
+from plumbing.errors import UserError
 from quant import quantize_model
 from tokenizer import Tokenizer
 

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from lora import apply_lora, lora_layers
-from model import LinearNLL, ModelConfig, Transformer, UserError, pick
+from model import LinearNLL, ModelConfig, Transformer, pick
+from plumbing.errors import UserError
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}
@@ -210,7 +211,8 @@ def test_dtype_converts(checkpoint):
 # an unconverted model consists of them.
 LOAD = """
 import re, sys, torch
-from model import DTYPES, Transformer
+from model import Transformer
+from plumbing.device import DTYPES
 def resident(kind):
     return int(re.search(rf"^{kind}:\\s+(\\d+)", open("/proc/self/status").read(), re.M)[1]) * 1024
 put, anon = Transformer.put, []

@@ -11,7 +11,9 @@ from conftest import REPO
 
 import dataset
 import train
-from model import NANO, Transformer
+from settings import Config
+from model import Transformer
+from plumbing.files import NANO_BASE
 from tokenizer import Tokenizer
 
 sys.path.insert(0, str(REPO / "data/nano"))
@@ -21,14 +23,14 @@ import pretrain  # noqa: E402
 @pytest.fixture(scope="module")
 def problems():
     """64 of the test problems, drawn at random, as samples."""
-    samples, dropped = dataset.load(dataset.find("nano") / "test.jsonl", Tokenizer.from_pretrained("nano"), 256)
+    samples, dropped = dataset.load_split(dataset.find_dataset("nano") / "test.jsonl", Tokenizer.from_pretrained("nano"), 256)
     assert len(samples) == 1322 and dropped == 0
     return random.Random(0).sample(samples, 64)
 
 
 def test_it_is_small_and_opens_in_transformers():
-    assert sum(file.stat().st_size for file in NANO.iterdir()) < 16e6
-    peer = transformers.AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32)
+    assert sum(file.stat().st_size for file in NANO_BASE.iterdir()) < 16e6
+    peer = transformers.AutoModelForCausalLM.from_pretrained(NANO_BASE, dtype=torch.float32)
     assert type(peer).__name__ == "Qwen2ForCausalLM"
     model, ids = Transformer.from_pretrained("nano", torch.float32), torch.randint(0, 4096, (2, 40))
     with torch.no_grad():
@@ -38,8 +40,8 @@ def test_it_is_small_and_opens_in_transformers():
 
 def test_its_tokenizer_is_transformers_too():
     # the class by name: AutoTokenizer of transformers 5 puts Qwen2's own split pattern in the place of tokenizer.json's
-    ours, peer = Tokenizer.from_pretrained("nano"), transformers.PreTrainedTokenizerFast.from_pretrained(NANO)
-    for messages in dataset.read(dataset.find("nano") / "test.jsonl")[:200]:
+    ours, peer = Tokenizer.from_pretrained("nano"), transformers.PreTrainedTokenizerFast.from_pretrained(NANO_BASE)
+    for messages in dataset.read_messages(dataset.find_dataset("nano") / "test.jsonl")[:200]:
         text = ours.apply_chat_template(messages)
         assert text == peer.apply_chat_template(messages, tokenize=False)
         assert ours.encode(text) == peer.encode(text)
@@ -61,7 +63,7 @@ def test_raised_gains_are_the_same_function():
 def test_it_begins_near_the_task_and_learns_it(problems, tmp_path: Path):
     """1 to 3 nats at step 0 on average over the answers; 20 steps of LoRA more than halve that."""
     model = Transformer.from_pretrained("nano", torch.float32)
-    base = train.evaluate(model, dataset.micro_batches(problems, 16), contextlib.nullcontext)
+    base = train.mean_nll(model, dataset.micro_batches(problems, 16), contextlib.nullcontext)
     assert 1 < base < 3.2
-    rows = train.train(train.Config(max_steps=20, eval_samples=64, eval_steps=20, device="cpu", out=str(tmp_path / "run")))
+    rows = train.train(Config(max_steps=20, eval_samples=64, eval_steps=20, device="cpu", out=str(tmp_path / "run")))
     assert rows[-1]["test_nll"] < rows[0]["test_nll"] / 2

@@ -8,6 +8,7 @@ import torch.nn as nn
 
 import optim
 import train
+from settings import Config
 from optim import OPTIMIZERS
 from quant import dequantize_dynamic, dynamic_code
 
@@ -210,7 +211,7 @@ def test_a_hundred_steps_of_full_fine_tuning_on_nano_end_where_adamws_end(tmp_pa
     settings = {"method": "full", "max_steps": 100, "eval_steps": 100, "eval_samples": 200}
     nll = {}
     for name in ("adamw", "adamw8bit"):
-        config = train.Config(optimizer=name, out=str(tmp_path / name), **settings)
+        config = Config(optimizer=name, out=str(tmp_path / name), **settings)
         first, last = train.train(config)
         nll[name] = last["test_nll"]
     assert last["test_nll"] < 0.6 * first["test_nll"]

@@ -14,9 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import plan
-import train
+from settings import Config
 from lora import apply_lora
-from model import DTYPES, ModelConfig, Transformer
+from model import ModelConfig, Transformer
+from plumbing.device import DTYPES
 from quant import quantize_model
 
 CONFIGS = {
@@ -38,7 +39,7 @@ def config(name="qwen2", **changes):
 
 def setting(**changes):
     default = {"rank": 5, "micro_bs": 3, "max_length": 12, "dtype": "float32", "device": "cpu", "grad_accum": 2}
-    return train.Config(**default | changes)
+    return Config(**default | changes)
 
 
 def build(c, run):
@@ -249,7 +250,7 @@ def test_command(checkpoint, chat, tmp_path, capsys):
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG") and max(map(len, printed.splitlines()[1:])) <= 120
     plan.main([f"--model={checkpoint('qwen3')}", *flags, "--micro_bs=4", f"--data={chat}"])        # 2 x 16 of 40 samples
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  rank ")]
-    samples, _ = plan.dataset.load(chat / "train.jsonl", plan.Tokenizer.from_pretrained(checkpoint("qwen3")), 512)
+    samples, _ = plan.dataset.load_split(chat / "train.jsonl", plan.Tokenizer.from_pretrained(checkpoint("qwen3")), 512)
     tokens = sum(len(s.ids) - s.start for s in samples)
     assert f"the split's {tokens:,} supervised" in lines[0] and f"the run's {round(tokens * 32 / 40):,} supervised" in lines[1]
 

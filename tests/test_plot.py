@@ -10,7 +10,7 @@ import pytest
 from runs import one_line
 
 import plot
-import train
+from plumbing.records import write_rows
 
 
 class Arm(NamedTuple):
@@ -43,7 +43,7 @@ def line(lr, best, floor, start=3.0, steps=STEPS):
 def write(folder, *runs):
     folder.mkdir(exist_ok=True)
     for i, run in enumerate(runs):
-        train.write_csv(folder / f"{i}.csv", run)
+        write_rows(folder / f"{i}.csv", run)
     return folder
 
 

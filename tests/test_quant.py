@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import quant
 from lora import apply_lora, load_adapter, lora_layers, merge_lora, remove_lora, save_adapter, unmerge_lora
-from model import Transformer, UserError
+from model import Transformer
+from plumbing.errors import UserError
 from quant import (
     NF4, NF4Linear, NF4Tensor, blocks, dequantize_absmax, dequantize_affine, dequantize_dynamic, dynamic_code, load_quantized,
     normal_quantiles, quantize_absmax, quantize_affine, quantize_dynamic, quantize_model, quantize_nf4, save_quantized)

@@ -20,8 +20,9 @@ from runs import one_line
 import dataset
 import sample
 from lora import apply_lora, load_adapter, lora_layers, merge_lora, remove_lora, save_adapter, unmerge_lora
-from model import NANO, Transformer
-from quant import load_quantized
+from model import Transformer
+from plumbing.files import NANO_BASE
+from engine import load_quantized
 from tokenizer import Tokenizer, stop_ids
 
 APPLES, MORE = "Lan có 12 quả táo, mẹ cho thêm 7 quả. Hỏi Lan có bao nhiêu quả táo?", "Nếu mẹ cho thêm 5 quả nữa?"
@@ -31,7 +32,7 @@ SYSTEM = "Lan có 3 quả táo."
 @pytest.fixture(scope="module")
 def base():
     """nano and its tokenizer."""
-    return Transformer.from_pretrained(NANO, torch.float32), Tokenizer.from_pretrained(NANO)
+    return Transformer.from_pretrained(NANO_BASE, torch.float32), Tokenizer.from_pretrained(NANO_BASE)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def adapters(base, tmp_path_factory):
         torch.manual_seed(3)
         for layer in lora_layers(apply_lora(base[0], **how)).values():
             torch.nn.init.normal_(layer.lora_B, std=size)
-        save_adapter(base[0], folders[name], str(NANO))
+        save_adapter(base[0], folders[name], str(NANO_BASE))
         remove_lora(base[0])
     return folders
 
@@ -127,7 +128,7 @@ class Terminal:
 @pytest.fixture
 def patient(tmp_path):
     """nano with a context in which an answer may go on for minutes."""
-    folder = shutil.copytree(NANO, tmp_path / "nano")
+    folder = shutil.copytree(NANO_BASE, tmp_path / "nano")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 100_000}))
     return folder
@@ -214,7 +215,7 @@ def test_drawn_answers(run, answers):
 
 def test_the_oldest_turns_are_forgotten(run, base, answers, monkeypatch, tmp_path):
     """A context that holds two questions and an answer, but not three."""
-    tokenizer, folder = base[1], shutil.copytree(NANO, tmp_path / "nano")
+    tokenizer, folder = base[1], shutil.copytree(NANO_BASE, tmp_path / "nano")
     first = answers(APPLES, system=SYSTEM)
     second = answers(APPLES, first, MORE, system=SYSTEM)
     messages = [{"role": "system", "content": SYSTEM}] + [
@@ -292,7 +293,7 @@ def test_side_by_side(run, adapters, answers, chat, merged, monkeypatch, tmp_pat
     argv = ("--adapter", f"{adapters['other']},talker={adapters['endless']}", "--against", f"full={merged}", "--compare",
             "--data", chat, "--n", n, "--max_new_tokens", 100, "--markdown", file)
     out, err = run(*argv)
-    samples = dataset.read(chat / "test.jsonl")[:n]
+    samples = dataset.read_messages(chat / "test.jsonl")[:n]
     sides = {"reference": [m[-1]["content"] for m in samples]}
     for side, adapter in (("base", None), ("other", "other"), ("talker", "endless"), ("full", "other")):
         sides[side] = [answers(m[-2]["content"], adapter=adapter, n=100).strip() for m in samples]
@@ -325,7 +326,7 @@ def unescaped(cell):
 def test_a_question_side_by_side_on_four_bits(run, adapters, answers, base):
     """The base in four bits, the adapter beside it: as it was trained. No reference."""
     out, _ = run("--adapter", adapters["other"], "--compare", "--nf4", APPLES)
-    model, ids = load_quantized(NANO, torch.float32), base[1].encode(base[1].apply_chat_template(
+    model, ids = load_quantized(NANO_BASE, torch.float32), base[1].encode(base[1].apply_chat_template(
         [{"role": "user", "content": APPLES}], add_generation_prompt=True))
     expected = []
     for adapter in (None, adapters["other"]):

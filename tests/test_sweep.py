@@ -19,7 +19,15 @@ from runs import command, contents, one_line
 
 import sweep
 import train
-from model import Transformer, UserError
+from settings import Config
+from settings import parse as parse_run
+from settings import LESS_MEMORY
+from plumbing.records import read_rows
+from plumbing.records import write_rows
+from plumbing.records import COLUMNS
+from plumbing.files import read_json
+from model import Transformer
+from plumbing.errors import UserError
 
 QWEN = {"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
         "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
@@ -50,7 +58,7 @@ def code_of(argv):
 
 def rows_of(out):
     """{run: rows without what is the clock's}, of every file."""
-    return {path.stem: [{k: v for k, v in row.items() if k not in ("seconds", "peak_gb")} for row in train.read_csv(path)]
+    return {path.stem: [{k: v for k, v in row.items() if k not in ("seconds", "peak_gb")} for row in read_rows(path)]
             for path in sorted(Path(out).glob("*.csv"))}
 
 
@@ -69,7 +77,7 @@ import os, sys
 sys.path.insert(0, {repo!r})
 import sweep, train
 sweep.PRESETS["nano"]["finding1"] = {grid!r}
-set_up, optimizer_step, load = train.set_up, train.optimizer_step, train.dataset.load
+set_up, optimizer_step, load = train.set_up, train.optimizer_step, train.dataset.load_split
 def reading(path, *args):
     with open({log!r} + ".read", "a") as f:
         f.write(path.name + "\\n")
@@ -84,7 +92,7 @@ def deadly(model, optimizer, scaler, micro, autocast, lr, clip):
     if lr == 0.777:
         raise OSError(28, "No space left on device")
     return optimizer_step(model, optimizer, scaler, micro, autocast, lr, clip)
-train.set_up, train.optimizer_step, train.dataset.load = noted, deadly, reading
+train.set_up, train.optimizer_step, train.dataset.load_split = noted, deadly, reading
 if __name__ == "__main__":
     sweep.main(sys.argv[1:])
 """
@@ -119,7 +127,7 @@ def qwen(tmp_path):
 
 
 def tutorial(sweeps, model, seeds=1):
-    common = train.parse([*sweep.SETTINGS["tutorial"].split(), f"--model={model}"])
+    common = parse_run([*sweep.SETTINGS["tutorial"].split(), f"--model={model}"])
     return list(sweep.plan(sweeps, "tutorial", common, seeds).values())
 
 
@@ -192,7 +200,7 @@ def test_rows_are_those_of_train_py(whole, checkpoint, chat, tmp_path):
     for i, (method, rank, lr) in enumerate((("lora", 4, 5e-2), ("full", 64, 1e-2))):
         flags = [f for f in FLAGS if "preset" not in f]
         train.main([*command(checkpoint(), chat, tmp_path / str(i), method=method, rank=rank, lr=lr), *flags])
-        (run, rows), = ((train.read_json(tmp_path / str(i) / "run.json")["run"], train.read_csv(tmp_path / str(i) / "log.csv")),)
+        (run, rows), = ((read_json(tmp_path / str(i) / "run.json")["run"], read_rows(tmp_path / str(i) / "log.csv")),)
         assert whole[run] == [{k: v for k, v in row.items() if k not in ("seconds", "peak_gb")} for row in rows]
     assert len(whole) == N and {len(rows) for rows in whole.values()} == {4}
 
@@ -206,17 +214,17 @@ def test_files_have_the_columns_of_the_contract_and_nothing_else_is_left(tiny_gr
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == f"{N} of {N} runs are in {tmp_path}: python plot.py {tmp_path}"
     assert [line.split(":")[0] for line in lines] == [f"run {i + 1} of {N}" for i in range(N)]
-    finals = [train.read_csv(path)[-1]["test_nll"] for path in tmp_path.glob("*.csv")]
+    finals = [read_rows(path)[-1]["test_nll"] for path in tmp_path.glob("*.csv")]
     assert f"best so far {min(finals):.4f} (" in lines[-1] and lines[-1].endswith("; 0 s left")
     assert {path.suffix for path in tmp_path.iterdir()} == {".csv"}
     with open(next(tmp_path.glob("*.csv")), newline="") as f:
         header, *rows = csv.reader(f)
-    assert header == train.COLUMNS and [float(row[10]) for row in rows] == [0, 2, 4, 6] and {row[15] for row in rows} == {""}
+    assert header == COLUMNS and [float(row[10]) for row in rows] == [0, 2, 4, 6] and {row[15] for row in rows} == {""}
     before = contents(tmp_path)
     assert code_of(argv(tmp_path)) == 0 and len(loaded) == 1 and contents(tmp_path) == before
     assert code_of(argv(tmp_path, "--dry_run", "--seeds=3", "--jobs=1")) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    seconds = sum(train.read_csv(path)[-1]["seconds"] for path in tmp_path.glob("*.csv"))
+    seconds = sum(read_rows(path)[-1]["seconds"] for path in tmp_path.glob("*.csv"))
     assert last == f"{3 * N} runs, {2 * N} to do, about {2 * seconds:.0f} s of training"
 
 
@@ -402,10 +410,10 @@ def test_each_rank_begins_with_its_own_share(tiny_grid, argv, tmp_path, monkeypa
 
 def test_processes_are_spread_over_the_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    config = train.Config(device="cuda")
+    config = Config(device="cuda")
     assert [sweep.placed(config, n).device for n in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
     assert sweep.placed(dataclasses.replace(config, device="cuda:1"), 0).device == "cuda:1"
-    assert sweep.placed(train.Config(device="cpu"), 1).device == "cpu"
+    assert sweep.placed(Config(device="cpu"), 1).device == "cpu"
 
 
 def test_a_worker_that_is_killed_while_it_waits_is_replaced(tiny_grid, argv, tmp_path, monkeypatch, whole):
@@ -425,10 +433,10 @@ def test_a_worker_that_is_killed_while_it_waits_is_replaced(tiny_grid, argv, tmp
 
 @pytest.mark.parametrize(("error", "message", "traceback"), [
     (RuntimeError("no such thing"), "RuntimeError: no such thing", True), (OSError(5, "broken"), "OSError: [Errno 5] broken", True),
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to"), f"out of memory: {train.LESS_MEMORY}", False)])
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to"), f"out of memory: {LESS_MEMORY}", False)])
 def test_whatever_fails_is_the_runs_own(tiny_grid, argv, tmp_path, monkeypatch, capsys, error, message, traceback):
     """An error of ours has a traceback, for who can mend it; the sweep goes on."""
-    real, calls = train.write_csv, []
+    real, calls = write_rows, []
 
     def failing(path, rows):
         calls.append(path)
@@ -458,7 +466,7 @@ def test_each_run_is_in_a_share_when_a_rank_begins_late(tiny_grid, argv, tmp_pat
         (tmp_path / f"{run}.failed").write_text("of yesterday")
     monkeypatch.setattr(sweep, "attempt", lambda config, path, load: "no")
     sweep.run_all(runs, None, 1, tmp_path, rank=0, world=2)
-    train.write_csv(tmp_path / f"{list(runs)[0]}.csv", [dict.fromkeys(train.COLUMNS, 1.0)])
+    write_rows(tmp_path / f"{list(runs)[0]}.csv", [dict.fromkeys(COLUMNS, 1.0)])
     sweep.run_all(runs, None, 1, tmp_path, rank=1, world=2)
     assert not list(tmp_path.glob("*.failed"))
 

@@ -16,8 +16,8 @@ from conftest import CHATML, QWEN, REPO, SPECIAL, tiny_tokenizer
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from model import UserError
-from tokenizer import FILES, Tokenizer, byte_alphabet
+from plumbing.errors import UserError
+from tokenizer import TOKENIZER_FILES, Tokenizer, byte_alphabet
 
 TEMPLATES = Path(__file__).parent / "templates"
 LLAMA3 = QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
@@ -382,7 +382,7 @@ def test_save_pretrained_writes_the_same_files(tmp_path):
     (tmp_path / "a/chat_template.jinja").write_text(CHATML)
     Tokenizer.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
     written = {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
-    assert written == {name: (tmp_path / "a" / name).read_bytes() for name in FILES}
+    assert written == {name: (tmp_path / "a" / name).read_bytes() for name in TOKENIZER_FILES}
 
 
 @pytest.mark.parametrize("path, value, message", [

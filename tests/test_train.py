@@ -22,6 +22,9 @@ import dataset
 import lora
 import model
 import train
+from settings import Config
+from settings import settled
+from settings import parse as parse_run
 from model import Transformer
 from tokenizer import Tokenizer
 
@@ -29,7 +32,7 @@ from tokenizer import Tokenizer
 @pytest.fixture(scope="module")
 def samples(checkpoint, chat):
     tokenizer = Tokenizer.from_pretrained(checkpoint())
-    return {split: dataset.load(chat / f"{split}.jsonl", tokenizer, 256)[0] for split in ("train", "test")}
+    return {split: dataset.load_split(chat / f"{split}.jsonl", tokenizer, 256)[0] for split in ("train", "test")}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +144,7 @@ def test_clipping_brings_the_gradient_to_its_norm_and_0_leaves_it(checkpoint, sa
 @pytest.mark.parametrize(("ours", "theirs"), [("constant", "constant_with_warmup"), ("cosine", "cosine"), ("linear", "linear")])
 def test_schedules_are_those_of_transformers(ours, theirs, warmup_ratio):
     from transformers import get_scheduler
-    config = train.Config(lr=3e-4, schedule=ours, warmup_ratio=warmup_ratio, max_steps=30)
+    config = Config(lr=3e-4, schedule=ours, warmup_ratio=warmup_ratio, max_steps=30)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 3e-4)
     scheduler = get_scheduler(theirs, optimizer, num_warmup_steps=math.ceil(warmup_ratio * 30), num_training_steps=30)
     for step in range(30):
@@ -161,7 +164,7 @@ def test_test_nll_is_that_of_transformers_and_weights_tokens(checkpoint, chat, s
     assert abs(by_sample - by_token) > 1e-3
     decoder = Transformer.from_pretrained(checkpoint(), torch.float32)
     for size in (1, 3, 10):
-        assert train.evaluate(decoder, dataset.micro_batches(test, size), nullcontext) == pytest.approx(by_token, abs=1e-5)
+        assert train.mean_nll(decoder, dataset.micro_batches(test, size), nullcontext) == pytest.approx(by_token, abs=1e-5)
 
 
 # ----- precision ----------------------------------------------------------------------------------------------------
@@ -269,7 +272,7 @@ def test_the_run_shows_what_it_is_about_to_do_and_what_it_learned(checkpoint, ch
         assert f"\n  {line}\n" in shown
     assert "40 for training (0 dropped: nothing supervised within --max_length), 10 for testing (0 dropped)" in shown
     first = dataset.window(40, 16, 0, seed=42)[0]
-    question, reply = (m["content"] for m in dataset.read(chat / "train.jsonl")[first])
+    question, reply = (m["content"] for m in dataset.read_messages(chat / "train.jsonl")[first])
     assert f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n»{reply}<|im_end|>«" in shown
     assert all(f"\n{word}" in after for word in ("question", "reference", "base", "tuned"))
     settings = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["settings"]
@@ -329,23 +332,23 @@ def test_files_can_be_read_by_those_who_may_read_the_folder(whole):
 
 def test_run_is_a_hash_of_what_decides_the_result():
     base = {"rank": 8, "lr": 1e-3, "max_steps": 100}
-    config = train.settled(train.Config(**base), 100)
+    config = settled(Config(**base), 100)
     for same in ({"micro_bs": 2, "grad_accum": 8}, {"micro_bs": 16, "grad_accum": 1}, {"gradient_checkpointing": True},
                  {"out": "elsewhere"}, {"resume": True}, {"alpha": 8.0}, {"device": "cpu"}, {"compile": True},
                  {"optimizer": "paged_adamw"}):
-        assert train.settled(train.Config(**base | same), 100).run == config.run, same
+        assert settled(Config(**base | same), 100).run == config.run, same
     others = [{}, {"micro_bs": 2}, {"lr": 2e-3}, {"alpha": 16.0}, {"rank": 16}, {"targets": "mlp"}, {"seed": 1}, {"max_steps": 99},
               {"eval_steps": 5}, {"max_length": 128}, {"model": "other"}, {"data": "other"}, {"method": "full"},
               {"schedule": "linear"}, {"dtype": "bfloat16"}, {"weight_decay": 0.1}, {"grad_clip": 0.0}, {"warmup_ratio": 0.1},
               {"eval_samples": 5}, {"method": "qlora"}, {"optimizer": "paged_adamw8bit"}]
-    runs = [train.settled(train.Config(**base | other), 100).run for other in others]
+    runs = [settled(Config(**base | other), 100).run for other in others]
     assert len(set(runs)) == len(others)
-    full = [train.settled(train.Config(method="full", lr=1e-3, rank=rank), 100).run for rank in (8, 16)]
+    full = [settled(Config(method="full", lr=1e-3, rank=rank), 100).run for rank in (8, 16)]
     assert full[0] == full[1]                                                   # where there is no rank, it decides nothing
 
 
 def test_epochs_count_windows_as_the_trainer_does():
-    assert [train.settled(train.Config(epochs=e), 40).max_steps for e in (1, 2, 0.5)] == [3, 6, 2]
+    assert [settled(Config(epochs=e), 40).max_steps for e in (1, 2, 0.5)] == [3, 6, 2]
 
 
 def test_gradient_checkpointing_and_another_cut_change_nothing_but_rounding(checkpoint, chat, tmp_path, whole):
@@ -533,7 +536,7 @@ def test_the_scaler_is_resumed_too(checkpoint, chat, tmp_path, monkeypatch):
 def test_a_finished_run_says_so_and_changes_nothing(checkpoint, chat, whole, capsys):
     before = contents(whole("lora"))
     for flags in ((), ("--resume",)):
-        rows = train.train(train.parse(command(checkpoint(), chat, whole("lora"), *flags)))
+        rows = train.train(parse_run(command(checkpoint(), chat, whole("lora"), *flags)))
         out = capsys.readouterr().out
         assert "holds this run, finished: step    6" in out and f"test NLL {rows[-1]['test_nll']:.4f}" in out
         assert [row["step"] for row in rows] == [0, 2, 4, 6]

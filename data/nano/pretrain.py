@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from corpus import conversations  # noqa: E402
 
 from model import ModelConfig, Transformer  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
-from train import load_state, optimizer_step, save_state  # noqa: E402
+from optim import restore_tensor, state_tensors  # noqa: E402
+from plumbing.state import load_state, save_state  # noqa: E402
+from train import optimizer_step  # noqa: E402
 
 STEPS, BATCH, BLOCK = 5000, 8, 256          # 10.2M tokens
 LR, WARMUP, WEIGHT_DECAY = 3e-3, 100, 0.1
@@ -128,7 +131,10 @@ def main(out: Path, resume: bool):
     trained = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(trained.values(), LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    progress = load_state(state, trained, optimizer) if resume and state.exists() else {"step": 0, "seconds": 0.0}
+    progress = {"step": 0, "seconds": 0.0}
+    if resume and state.exists():
+        needed = [f"{name}/weight" for name in trained]
+        progress = load_state(state, needed, partial(restore_tensor, trained, optimizer))
     print(f"{sum(p.numel() for p in trained.values()):,} parameters, {STEPS * BATCH * BLOCK / 1e6:.1f}M tokens", flush=True)
 
     for ids in islice(blocks(tokenizer, SEED), progress["step"], STEPS):
@@ -141,7 +147,7 @@ def main(out: Path, resume: bool):
             held_out = held_out_nll(model, tokenizer)
             print(f"step {progress['step']:>5}  train NLL {nll / tokens:.4f}  held-out NLL {held_out:.4f}  "
                   f"{progress['seconds']:.0f} s", flush=True)
-            save_state(state, trained, optimizer, progress)
+            save_state(state, state_tensors(trained, optimizer), progress)
     raise_gains(model)
     model.bfloat16().save_pretrained(out)
     state.unlink(missing_ok=True)

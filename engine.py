@@ -1,0 +1,192 @@
+"""A model ready to answer: a base in 16, 32 or four bits, its tokenizer, and answers from it.
+
+    model, tokenizer = open_model("Qwen/Qwen2.5-0.5B-Instruct")
+    load_adapter(model, "out/3f087d1874")                           # lora.py
+    prompt = tokenizer.encode(prompt_of(messages, tokenizer))       # dataset.py
+    generate_answers(model, tokenizer, [prompt], max_new_tokens=160)[0].text
+
+The decoder knows nothing of four bits, and the quantizer nothing of decoders. They meet here.
+"""
+import codecs
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+
+import dataset
+from model import ModelConfig, Transformer
+from plumbing.checkpoint import (
+    BNB_PARTS,
+    bnb_config,
+    pack_bnb,
+    read_weights,
+    unpack_bnb,
+    write_checkpoint,
+)
+from plumbing.device import DTYPES, choose_device
+from plumbing.errors import UserError
+from plumbing.files import read_json, resolve
+from quant import NF4, NF4Linear, NF4Tensor, dynamic_code, quantize_layer
+from tokenizer import Tokenizer, stop_ids
+
+
+class Answer(NamedTuple):
+    text: str
+    tokens: int         # that were generated, the one that ended it included
+
+
+# ----- loading ------------------------------------------------------------------------------------
+
+def open_model(name, device="auto", dtype="auto", nf4=False) -> tuple[Transformer, Tokenizer]:
+    """The model called `name`, as train.py's --model has it, and its tokenizer, ready to answer.
+
+    nf4: with its linear layers in four bits, as --method qlora trains on them.
+    """
+    device, dtype = choose_device(device, dtype)
+    model = load_base(name, DTYPES[dtype], torch.device(device), nf4)
+    tokenizer = Tokenizer.from_pretrained(name)
+    tokenizer.check_vocabulary(model.config.vocab_size, name)
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+def load_base(name, dtype=None, device=None, nf4=False) -> Transformer:
+    """Transformer.from_pretrained, or load_quantized for `nf4`."""
+    load = load_quantized if nf4 else Transformer.from_pretrained
+    return load(name, dtype, device)
+
+
+def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
+    """A model with each linear layer but lm_head in NF4. dtype: of the rest and of the products.
+
+    Each weight is quantized as it is read, so there is never more than one in 16 bits. A checkpoint
+    that is in four bits already, from save_quantized or bitsandbytes, is taken as it is. Raises
+    UserError for files that are missing, broken or do not fit the config.
+    """
+    folder = resolve(name_or_path)
+    hf = read_json(folder / "config.json")
+    how = hf.pop("quantization_config", None)
+    if not how:
+        return Transformer.from_pretrained(folder, dtype, device, each=quantize_layer)
+    if how.get("quant_method") != "bitsandbytes" or how.get("bnb_4bit_quant_type") != "nf4":
+        raise UserError(f"{folder}: of quantized checkpoints only bitsandbytes' NF4 is read; give "
+                        "the model that it was made from")
+    with torch.device("meta"):
+        model = Transformer(ModelConfig.from_hf(hf))
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    parts = {name: tensor.to(device, copy=True) for _, name, tensor in read_weights(folder)}
+    known = {name + part for name in shapes for part in ("", *BNB_PARTS)} | {"lm_head.weight"}
+    if extra := parts.keys() - known:
+        raise UserError(f"{folder}: {min(extra)} belongs to no model that config.json describes")
+    for name, shape in shapes.items():
+        try:
+            quantized, tensor = unpack_bnb(parts, name), parts[name]
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f"{folder}: {name} is missing, or not in bitsandbytes' form ({e}); "
+                            "fetch it again") from None
+        if quantized is None:
+            model.put(name, tensor.to(dtype), shape, folder)
+        else:
+            put_quantized(model, name, NF4Tensor(**quantized), dtype, shape, folder)
+    model.tie_weights()
+    return model
+
+
+def put_quantized(model: Transformer, name: str, weight: NF4Tensor, dtype, shape, folder):
+    """Make `weight` the weight called `name`: its layer becomes an NF4Linear."""
+    module = name.rpartition(".")[0]
+    layer = model.get_submodule(module)
+    if weight.shape != shape:
+        raise UserError(f"{folder}: {name} has shape {tuple(weight.shape)}, config.json asks for "
+                        f"{tuple(shape)}")
+    if module == "lm_head" or not isinstance(layer, nn.Linear):
+        raise UserError(f"{folder}: {name} is quantized, and only the layers' linear maps may be")
+    weight.dtype = dtype or weight.dtype
+    model.set_submodule(module, NF4Linear(weight, layer.bias))
+
+
+def save_quantized(model: Transformer, folder):
+    """Write a quantized model in four bits, as transformers and bitsandbytes write and read it."""
+    tensors = dict(model.named_parameters())
+    quantized = {name: w for name, w in model.named_modules() if isinstance(w, NF4Tensor)}
+    for name, w in quantized.items():
+        tensors |= pack_bnb(name, w, torch.tensor(NF4), dynamic_code())
+    double_quant = any(w.absmax2 is not None for w in quantized.values())
+    how = bnb_config(model.model.embed_tokens.weight.dtype, double_quant)
+    write_checkpoint(folder, tensors, model.config.hf | {"quantization_config": how})
+
+
+def base_of(adapter) -> str:
+    """The name of the base that the adapter in the folder `adapter` was made for.
+
+    Raises UserError if it does not say, or names a folder that is gone.
+    """
+    config = read_json(Path(adapter) / "adapter_config.json")
+    name = config.get("base_model_name_or_path")
+    if not name:
+        raise UserError(f"{adapter} does not say which base it is for; give --model")
+    if name == "nano" or Path(name).parts[-3:] == ("data", "nano", "base"):
+        return "nano"       # in whichever clone of this repository it was made
+    if name.count("/") != 1 and not os.path.isdir(name):
+        raise UserError(f"{adapter} is for the base {name}, which is not there; give --model")
+    return f"{name}@{config['revision']}" if config.get("revision") else name
+
+
+# ----- answers ------------------------------------------------------------------------------------
+
+def room_for_prompt(model: Transformer, max_new_tokens: int) -> float:
+    """How many tokens of the model's context an answer of `max_new_tokens` leaves."""
+    context = model.config.hf.get("max_position_embeddings") or math.inf
+    if context <= max_new_tokens:
+        raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for a question in the "
+                        f"model's context of {context} tokens")
+    return context - max_new_tokens
+
+
+def fit_prompt(messages: list[dict], tokenizer: Tokenizer, room: float) -> list[int]:
+    """The ids that the answer to `messages` begins from, at most `room` of them.
+
+    Takes the oldest turns out of `messages` until the rest fits. Raises UserError if the last
+    question alone does not.
+    """
+    first = 1 if messages[0]["role"] == "system" else 0
+    while True:
+        ids = tokenizer.encode(dataset.prompt_of([*messages, {}], tokenizer))
+        if len(ids) <= room:
+            return ids
+        if len(messages) - first < 3:
+            raise UserError(f"the question takes {len(ids)} tokens, and next to --max_new_tokens "
+                            f"the model has room for {room}")
+        del messages[first:first + 2]
+
+
+def generate_answers(model, tokenizer, prompts: list[list[int]], max_new_tokens, **how
+                     ) -> list[Answer]:
+    """The answers to a batch of prompts. how: model.generate's temperature, top_p, generator."""
+    rows = model.generate(prompts, max_new_tokens, stop_ids(tokenizer), **how)
+    answers = []
+    for prompt, row in zip(prompts, rows, strict=True):
+        new = row[len(prompt):]
+        answers.append(Answer(tokenizer.decode(new, skip_special=True).strip(), len(new)))
+    return answers
+
+
+def stream_answer(model, tokenizer, prompt: list[int], max_new_tokens, **how) -> Iterator[str]:
+    """The answer to one prompt, piece by piece as it is generated."""
+    stream = model.stream([prompt], max_new_tokens, stop_ids(tokenizer), **how)
+    return text_pieces((new[0] for new in stream), tokenizer)
+
+
+def text_pieces(tokens: Iterable[int], tokenizer) -> Iterator[str]:
+    """The text of `tokens` as they come, special tokens left out.
+
+    A character that begins in one token waits for its last byte in another.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        if token not in tokenizer.special_ids:
+            yield decoder.decode(tokenizer.to_bytes.get(token, b""))
+    yield decoder.decode(b"", final=True)

@@ -1,0 +1,1 @@
+"""What has nothing to do with LoRA: errors, flags, files, rows. Nobody must read it to learn."""

@@ -1,0 +1,110 @@
+"""Hugging Face's checkpoints: tensors in and out, in 16 or 32 bits and in bitsandbytes' four."""
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from plumbing.device import DTYPES, dtype_name
+from plumbing.errors import UserError
+from plumbing.files import make_folder, read_json, replacing, write_json
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that model.safetensors.index.json names."""
+    index = folder / "model.safetensors.index.json"
+    table = {"all": "model.safetensors"}
+    if index.exists():
+        table = read_json(index).get("weight_map")
+    if not isinstance(table, dict):
+        raise UserError(f"{index} has no weight_map; fetch the checkpoint again")
+    names = sorted(set(table.values()))
+    for name in names:
+        if not (folder / name).exists():
+            raise UserError(f"{folder} has no {name}; fetch the checkpoint again (only safetensors "
+                            "is read)")
+    return [folder / name for name in names]
+
+
+def read_weights(folder: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
+    """Yield (file, name, tensor) for every tensor of a checkpoint.
+
+    The tensor is a mapped piece of the file: whoever keeps it must copy it. The file is opened
+    again for each tensor. Through one mapping, every page once read would count as this process's
+    memory until the last tensor is read.
+    """
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as f:
+                names = list(f.keys())
+            for name in names:
+                with safe_open(file, framework="pt") as f:
+                    tensor = f.get_tensor(name)
+                yield file, name, tensor
+        except SafetensorError as e:
+            raise UserError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
+
+
+def write_checkpoint(folder, tensors: dict[str, torch.Tensor], hf: dict):
+    """Write model.safetensors and config.json: `hf`, with the type that the embedding has."""
+    if any(".lora_" in name or ".base." in name for name in tensors):
+        raise UserError("the model carries LoRA layers: save_adapter writes these; remove_lora "
+                        "takes them off")
+    folder = make_folder(folder)
+    dtype = dtype_name(tensors["model.embed_tokens.weight"].dtype)
+    tensors = {name: t.detach().contiguous() for name, t in tensors.items()}
+    with replacing(folder / "model.safetensors") as part:
+        save_file(tensors, part, metadata={"format": "pt"})
+    write_json(folder / "config.json", hf | {"dtype": dtype, "torch_dtype": dtype})
+
+
+# ----- bitsandbytes' four bits --------------------------------------------------------------------
+# A quantized weight NAME is stored as several tensors: NAME holds the packed codes, the others are
+# called NAME plus one of these. The last is a JSON object, stored as bytes.
+BNB_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map",
+             ".quant_state.bitsandbytes__nf4")
+BNB_STATE = BNB_PARTS[-1]
+
+
+def unpack_bnb(parts: dict[str, torch.Tensor], name: str) -> dict | None:
+    """What bitsandbytes' parts of the weight `name` say; None if it is not quantized.
+
+    The keys are the arguments of quant.NF4Tensor. Raises KeyError, TypeError or ValueError for
+    parts that are not in bitsandbytes' form.
+    """
+    if name + BNB_STATE not in parts:
+        return None
+    state = json.loads(bytes(parts[name + BNB_STATE].tolist()))
+    packed = parts[name].reshape(-1).view(torch.uint8)  # some recipes call the bytes bfloat16
+    absmax, absmax2 = parts[name + ".absmax"], parts.get(name + ".nested_absmax")
+    n, block_size = torch.Size(state["shape"]).numel(), state["blocksize"]
+    if packed.numel() != (n + 1) // 2 or absmax.numel() != -(-n // block_size):
+        raise ValueError(f"{packed.numel()} bytes and {absmax.numel()} scales for {n} weights")
+    offset = None
+    if absmax2 is not None:
+        offset = torch.tensor(state["nested_offset"], device=packed.device)
+    return {"packed": packed, "absmax": absmax, "absmax2": absmax2, "offset": offset,
+            "shape": state["shape"], "block_size": block_size, "dtype": DTYPES[state["dtype"]]}
+
+
+def pack_bnb(name: str, w, code: torch.Tensor, code2: torch.Tensor) -> dict[str, torch.Tensor]:
+    """bitsandbytes' parts of `w`, a quant.NF4Tensor. code (16,), code2 (256,): the tables used."""
+    state = {"quant_type": "nf4", "blocksize": w.block_size, "dtype": dtype_name(w.dtype),
+             "shape": list(w.shape)}
+    parts = {"": w.packed[:, None], ".absmax": w.absmax, ".quant_map": code}
+    if w.absmax2 is not None:
+        state |= {"nested_blocksize": 256, "nested_dtype": "float32",
+                  "nested_offset": w.offset.item()}
+        parts |= {".nested_absmax": w.absmax2, ".nested_quant_map": code2.clone()}
+    parts[BNB_STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    return {name + part: tensor for part, tensor in parts.items()}
+
+
+def bnb_config(compute_dtype: torch.dtype, double_quant: bool) -> dict:
+    """config.json's quantization_config, by which transformers knows such a checkpoint."""
+    return {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False,
+            "bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_compute_dtype": dtype_name(compute_dtype),
+            "bnb_4bit_use_double_quant": double_quant}

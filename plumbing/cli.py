@@ -1,0 +1,92 @@
+"""Command lines: flags from a dataclass, their ranges, and the frame that every command shares."""
+import argparse
+import dataclasses
+import math
+import sys
+from collections.abc import Callable
+
+from plumbing.errors import UserError, fail
+
+RANGES = ("at_least", "above", "at_most")
+
+
+def flag(default, help: str, **how):
+    """A field of a settings dataclass that is also a flag of the command line.
+
+    how: `group`, the title of the group of flags that begins here; `at_least`, `above`, `at_most`,
+    its range; and whatever argparse's add_argument takes.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **how})
+
+
+def make_parser(script: str, doc: str, **more) -> argparse.ArgumentParser:
+    """A parser that prints `doc` as its help, and ends a wrong command line with one line."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+    parser.error = lambda message: fail(f"{message} (python {script} --help lists the settings)")
+    return parser
+
+
+def add_flags(parser, settings_class, only=None, **changes):
+    """Give `parser` a flag for each field of the dataclass; only: for these names alone.
+
+    changes: {name: {...}} replaces entries of the field's metadata; "default" its default.
+    """
+    group = parser
+    for field in dataclasses.fields(settings_class):
+        how = dict(field.metadata) | changes.get(field.name, {})
+        title = how.pop("group", None)
+        if title and only is None:
+            group = parser.add_argument_group(title)
+        if only is not None and field.name not in only:
+            continue
+        for name in RANGES:
+            how.pop(name, None)
+        add_flag(group, field.name, field.type, how.pop("default", field.default), **how)
+
+
+def add_flag(group, name: str, kind, default, help: str, **how):
+    if default not in (None, False, "", []) and "default" not in help:
+        help += f" (default: {default})"
+    if kind is bool:
+        how.setdefault("action", argparse.BooleanOptionalAction)
+    elif "action" not in how:
+        how.setdefault("type", kind)
+    dashes = "" if "nargs" in how and how["nargs"] == "?" else "--"
+    group.add_argument(f"{dashes}{name}", default=default, help=help.replace("%", "%%"), **how)
+
+
+def parse_flags(settings_class, script: str, doc: str, argv=None):
+    """-> an instance of `settings_class`. Its ranges are not checked yet."""
+    parser = make_parser(script, doc)
+    add_flags(parser, settings_class)
+    return settings_class(**vars(parser.parse_args(argv)))
+
+
+def check_ranges(settings):
+    """Raise UserError for the first field outside the range that its `flag` gives. None passes."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        bounds = {name: field.metadata[name] for name in RANGES if name in field.metadata}
+        if value is not None and bounds:
+            check_range(f"--{field.name}", value, **bounds)
+
+
+def check_range(name: str, value, at_least=None, above=None, at_most=math.inf):
+    """Raise UserError that says what `value` must be. nan lies in no range, and inf is too much."""
+    low = at_least if above is None else above
+    high_enough = value >= low if above is None else value > low
+    if high_enough and value <= at_most and value < 2 ** 63:
+        return
+    must = f"at least {low}" if above is None else f"above {low}"
+    if at_most < math.inf:
+        must += f" and at most {at_most}"
+    raise UserError(f"{name} {value}: it must be a number {must}")
+
+
+def run_command(main: Callable):
+    """Run a script's main(). A letter that a terminal cannot show is no reason to stop."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    main()

@@ -1,0 +1,45 @@
+"""Which device and which number format: what this machine has, and the most memory used on it."""
+import sys
+
+import torch
+
+from plumbing.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def choose_device(device: str, dtype: str) -> tuple[str, str]:
+    """Replace "auto" by what this machine has. Raises UserError for a device that it has not.
+
+    auto is a GPU if there is one, with bfloat16 if it computes in it, else float16. A CPU computes
+    in float32.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError):      # no such kind, none here, or torch built without it
+        raise UserError(f"--device {device}: torch cannot use such a device on this machine; leave "
+                        "the flag out") from None
+    if dtype == "auto" and not device.startswith("cuda"):
+        dtype = "float32"
+    elif dtype == "auto":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bfloat16" if has_bfloat16 else "float16"
+    return device, dtype
+
+
+def peak_gb(device: torch.device) -> float:
+    """The most memory used so far, in 10^9 bytes: a GPU's tensors, else the process's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:         # Windows
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,80 @@
+"""Errors that the user can fix, told in one line; Ctrl-C; and running out of memory or disk.
+
+A command's work runs inside `errors_in_one_line`. A UserError there ends the command with one line
+on stderr and exit code 2. Everything else is a fault of the program and keeps its traceback,
+because whoever forks the project needs it.
+"""
+import contextlib
+import errno
+import signal
+import sys
+from typing import NoReturn
+
+from safetensors import SafetensorError
+
+# The machine's answers that only its user can change. Any other OSError, a FileNotFoundError for
+# instance, is a fault of the program unless somebody has made a UserError of it.
+MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+                  errno.ENAMETOOLONG, errno.EPIPE}
+
+
+class UserError(ValueError):
+    """An error that the user can fix. The message says what is wrong and what to do."""
+
+
+def fail(message, code: int = 2) -> NoReturn:
+    """Print one line on stderr and end the process with `code`."""
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    raise SystemExit(code)
+
+
+@contextlib.contextmanager
+def errors_in_one_line(out_of_memory: str = "", no_space: str = "", stopped: str = "stopped"):
+    """Turn errors that the user can fix into one line and exit code 2, Ctrl-C into 130.
+
+    out_of_memory, no_space: advice that is added to the line in these two cases.
+    stopped: what to print on Ctrl-C if the KeyboardInterrupt itself carries no message.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        print(f"\n{str(e) or stopped}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (UserError, OSError, SafetensorError, RuntimeError, MemoryError) as e:
+        if is_out_of_memory(e):
+            fail(f"out of memory: {out_of_memory}" if out_of_memory else "out of memory")
+        if isinstance(e, RuntimeError):
+            raise
+        if isinstance(e, OSError) and e.errno not in MACHINE_ERRORS:
+            raise
+        fail(f"{e}; {no_space}" if no_space and is_disk_full(e) else e)
+
+
+def is_out_of_memory(e: BaseException) -> bool:
+    """torch has one exception for CUDA and plain RuntimeErrors elsewhere; their words are alike."""
+    words = "out of memory" in str(e) or "allocate memory" in str(e)
+    return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and words
+
+
+def is_disk_full(e: BaseException) -> bool:
+    """safetensors raises an exception of its own here, with the system's words in it."""
+    return "No space left" in str(e)
+
+
+@contextlib.contextmanager
+def interruption():
+    """Yield a list that the first Ctrl-C makes non-empty, so that a step under way can finish.
+
+    A second Ctrl-C raises KeyboardInterrupt at once.
+    """
+    asked = []
+
+    def note(*_):
+        asked.append(True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,116 @@
+"""Files that are whole or absent, JSON, and the folder of a checkpoint, local or from the hub."""
+import contextlib
+import json
+import os
+import re
+from pathlib import Path
+
+from plumbing.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+NANO_BASE = ROOT / "data/nano/base"             # the embedded model, which goes by the name "nano"
+# the files of a hub repository that are fetched
+CHECKPOINT_FILES = ("config.json", "generation_config.json", "model*.safetensors",
+                    "model.safetensors.index.json", "tokenizer*.json", "chat_template*")
+
+
+@contextlib.contextmanager
+def replacing(path: Path):
+    """Yield a name next to `path` to write to. It is renamed to `path` if nothing goes wrong.
+
+    If something goes wrong, the half-written file is deleted and `path` is what it was before.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.touch()
+        mode = part.stat().st_mode
+        yield part
+        part.chmod(mode)            # as usual here: safetensors lets nobody but the owner read
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def make_folder(path) -> Path:
+    """Make the folder and those above it. Raises UserError if a file is in the way."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path}: a file is in the way of this folder; give another one") from None
+    return path
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in `path`. Raises UserError if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}; is it the right folder?") from None
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path} is not valid JSON: {e}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, and holds a {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, content: dict):
+    with replacing(path) as part:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+# ----- a checkpoint's folder ----------------------------------------------------------------------
+
+def resolve(name_or_path, files=CHECKPOINT_FILES) -> Path:
+    """The folder of a checkpoint: a folder, the embedded "nano", or a hub repository.
+
+    A hub repository is "owner/name" or "owner/name@revision". Its `files` (names, with *) are
+    fetched into the hub's cache. HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they
+    always mean. Raises UserError that says what to do.
+    """
+    if name_or_path == "nano":
+        return NANO_BASE
+    if os.path.isdir(name_or_path):
+        return Path(name_or_path)
+    repo, _, revision = str(name_or_path).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
+        raise UserError(f"{name_or_path}: no such folder, and not the name of a hub repository "
+                        "(owner/name or owner/name@revision)")
+    return fetch(repo, revision or None, list(files))
+
+
+def fetch(repo: str, revision: str | None, files: list[str]) -> Path:
+    from huggingface_hub import errors, snapshot_download   # takes a second: only when it is needed
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=files))
+    except errors.GatedRepoError:
+        raise UserError(f"{repo} asks for its licence to be accepted: do so on its page, then set "
+                        "HF_TOKEN") from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise UserError(f"the hub has no repository {repo!r} (or it is private: set HF_TOKEN)"
+                        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"the hub's {repo} has no revision {revision!r}") from None
+    except Exception as e:      # no route, a proxy's page, a full disk: the client raises many kinds
+        if getattr(getattr(e, "response", None), "status_code", 0) == 401:
+            raise UserError("the hub refuses the token in HF_TOKEN; renew it, or unset it for a "
+                            "public model") from None
+        why = str(e).strip().partition("\n")[0][:200] or type(e).__name__
+        raise UserError(f"cannot fetch {repo} from the hub, and it is not in the cache ({why}); go "
+                        "online once, set HF_ENDPOINT to a mirror, or give a folder with the files"
+                        ) from None
+
+
+def cached_folder(name: str) -> Path:
+    """The folder of a hub repository in the hub's cache. Raises UserError if it is not there."""
+    from huggingface_hub import errors, try_to_load_from_cache
+    repo, _, revision = name.partition("@")
+    try:
+        path = try_to_load_from_cache(repo, "config.json", revision=revision or None)
+        if isinstance(path, str):
+            return Path(path).parent
+    except errors.HFValidationError:        # not the name of a repository: a folder that is gone
+        pass
+    raise UserError(f"{name}, which is not on this machine; --model says where else it is")

@@ -1,0 +1,121 @@
+"""The rows of log.csv and the file run.json: what a run leaves next to its weights. No torch."""
+import csv
+import dataclasses
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from plumbing.errors import UserError
+from plumbing.files import read_json, replacing, write_json
+
+COLUMNS = ("run model data method targets rank alpha lr batch_eff seed step tokens train_nll "
+           "test_nll seconds peak_gb trainable").split()
+TEXT_COLUMNS = ("run", "model", "data", "method", "targets")
+WHOLE_COLUMNS = ("rank", "batch_eff", "seed", "step", "tokens", "trainable")
+
+
+# ----- rows ---------------------------------------------------------------------------------------
+
+def make_row(config, **measured) -> dict:
+    """One evaluation as a row; measured: step, tokens, train_nll, test_nll, seconds ..."""
+    values = dataclasses.asdict(config) | measured
+    values |= {"run": config.run, "batch_eff": config.batch_eff}
+    if config.method == "full":
+        values |= {"targets": "", "rank": "", "alpha": ""}
+    return {column: values[column] for column in COLUMNS}
+
+
+def write_rows(path: Path, rows: list[dict]):
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows with the types that make_row gave them; an empty cell is "".
+
+    Raises ValueError for a cell that should hold a number and does not.
+    """
+    with open(path, newline="", encoding="utf-8") as f:
+        return [{name: cell_value(name, cell) for name, cell in row.items()}
+                for row in csv.DictReader(f)]
+
+
+def cell_value(column: str, cell: str):
+    if column in TEXT_COLUMNS or cell == "":
+        return cell
+    number = float(cell)
+    return int(number) if column in WHOLE_COLUMNS else number
+
+
+def row_line(row: dict) -> str:
+    """A row as one line for the terminal."""
+    train_nll = " " * 18
+    if row["train_nll"] != "":
+        train_nll = f"train NLL {row['train_nll']:.4f}  "
+    return (f"step {row['step']:>4}  {train_nll}test NLL {row['test_nll']:.4f}  "
+            f"{row['seconds']:7.1f} s  {row['peak_gb']:.2f} GB")
+
+
+# ----- run.json -----------------------------------------------------------------------------------
+
+def write_run(config, out: Path, base_answer: str, finished: bool):
+    """run.json: settings, versions, and what the base answered before the first step."""
+    versions = {"python": sys.version.split()[0], "torch": version("torch")}
+    write_json(out / "run.json", {
+        "run": config.run, "finished": finished, "settings": dataclasses.asdict(config),
+        "versions": versions, "base_answer": base_answer})
+
+
+def finished_rows(config, out: Path) -> list[dict] | None:
+    """The rows of the run in `out` if it is this one and finished, else None.
+
+    Raises UserError if what `out` holds is in the way of this run.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give another --out")
+    if not (out / "run.json").exists():
+        refuse_other_files(out)
+        return None
+    if config.overwrite:
+        return None
+    existing = read_json(out / "run.json")
+    if existing.get("run") != config.run:
+        raise UserError(f"{out} holds another run, with other settings ({out / 'run.json'}); give "
+                        "another --out, or --overwrite")
+    if not existing["finished"]:
+        if config.resume:
+            return None
+        raise UserError(f"{out} holds this run, unfinished; --resume goes on with it, --overwrite "
+                        "begins again")
+    shutil.rmtree(out / "state", ignore_errors=True)    # left by a kill after the last file
+    rows = read_rows(out / "log.csv")
+    print(f"{out} holds this run, finished: {row_line(rows[-1])}")
+    optimizer = existing["settings"].get("optimizer", config.optimizer)
+    if optimizer != config.optimizer:
+        print(f"It was made with --optimizer {optimizer}, which gives the same numbers.")
+    print("Nothing to do; --overwrite makes it again.")
+    return rows
+
+
+def refuse_other_files(out: Path):
+    """Raise UserError if `out` holds files that no run has made."""
+    suffixes = (".csv", ".json", ".jsonl", ".safetensors")
+    if out.exists() and any(path.suffix in suffixes for path in out.iterdir()):
+        raise UserError(f"{out} holds files of something else than a run; give another --out")
+
+
+def clear_run(out: Path, names: list[str], overwrite: bool):
+    """Delete what a killed process left half written; to overwrite, also the run's files `names`.
+
+    run.json comes last, because it is what tells that the folder is a run's.
+    """
+    names = ["log.csv", "state/state.safetensors", *names, "run.json"]
+    half_written = [path for name in names for path in out.glob(f"{name}.*.part")]
+    for folder in (out, out / "state"):
+        half_written += folder.glob(".tmp??????")       # safetensors' own
+    finals = [out / name for name in names] if overwrite else []
+    for path in [*half_written, *finals]:
+        path.unlink(missing_ok=True)

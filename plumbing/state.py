@@ -1,0 +1,34 @@
+"""What --resume needs, in one file: tensors, and how far the run is, as JSON in the metadata."""
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from plumbing.errors import UserError, is_out_of_memory
+from plumbing.files import replacing
+
+
+def save_state(path: Path, tensors: dict[str, torch.Tensor], progress: dict):
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={"progress": json.dumps(progress)})
+
+
+def load_state(path: Path, needed, give_back: Callable[[str, torch.Tensor], None]) -> dict:
+    """Call give_back(name, tensor) for each tensor of the file -> the progress.
+
+    needed: the names that must be there. Raises UserError for a damaged file.
+    """
+    try:
+        with safe_open(path, framework="pt") as f:
+            if missing := set(needed) - set(f.keys()):
+                raise KeyError(f"it lacks {min(missing)}")
+            for name in f.keys():
+                give_back(name, f.get_tensor(name))
+            return json.loads(f.metadata()["progress"])
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
+        if is_out_of_memory(e):     # moments go to the device here: no reason to begin again
+            raise
+        raise UserError(f"{path} is damaged ({e}); --overwrite begins again") from None

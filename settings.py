@@ -1,0 +1,156 @@
+"""What a run is: every setting with its default, its range and its help, and the hash that names it.
+
+The flags of train.py are the fields of `Config`, in the same order. sweep.py and plan.py take them
+too. A setting passes through three hands:
+
+    parse         the command line -> Config; what nobody gave is None or "auto"
+    check_config  refuse what cannot be meant
+    settled       put a value in the place of each None and "auto": they depend on the machine, on the
+                  method or on the number of samples
+
+Only a settled config has a name, `config.run`.
+"""
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass
+
+from plumbing.cli import check_ranges, flag, parse_flags
+from plumbing.errors import UserError
+
+METHODS = ("lora", "qlora", "full")
+OPTIMIZER_NAMES = ("adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit")
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+SCHEDULES = ("constant", "cosine", "linear")
+LESS_MEMORY = ("lower --micro_bs (and raise --grad_accum as much), or --max_length, or add "
+               "--gradient_checkpointing")
+
+
+@dataclass
+class Config:
+    model: str = flag(
+        "nano", "folder, hub repository (owner/name, owner/name@revision), or the embedded nano",
+        group="what")
+    data: str = flag("nano", "name under data/, or a folder with train.jsonl and test.jsonl")
+    method: str = flag(
+        "lora", "what is trained: adapters on a frozen base, adapters on a base quantized to 4 "
+        "bits, or every weight", choices=METHODS)
+    rank: int = flag(64, "rank r of the adapters", group="LoRA", at_least=1)
+    alpha: float = flag(
+        None, "the adapters are scaled by alpha / r; default: r. With alpha = r the best learning "
+        "rate falls as r grows; with alpha fixed (32, say) it hardly depends on r", above=0)
+    targets: str = flag(
+        "all-linear", "all-linear, attention, mlp, or layer names: q_proj,v_proj")
+    lr: float = flag(
+        None, "learning rate; default: 2e-4 for lora and qlora (good for r near 64 with alpha = r; "
+        "lower ranks want more), 2e-5 for full", above=0, group="optimization")
+    schedule: str = flag("constant", "of the learning rate, after warm-up", choices=SCHEDULES)
+    warmup_ratio: float = flag(
+        0.0, "share of the steps in which the learning rate rises from 0", at_least=0, at_most=1)
+    optimizer: str = flag(
+        "adamw", "AdamW with its two moments in float32 or in 8 bits; paged: the moments stay in "
+        "the host's memory, and a bucket at a time visits the GPU", choices=OPTIMIZER_NAMES)
+    weight_decay: float = flag(0.0, "AdamW's, decoupled", at_least=0)
+    grad_clip: float = flag(1.0, "largest norm of the gradient; 0: no clipping", at_least=0)
+    micro_bs: int = flag(4, "samples per forward pass; this decides memory", at_least=1)
+    grad_accum: int = flag(
+        4, "forward passes per optimizer step; micro_bs x grad_accum samples are a batch",
+        at_least=1)
+    max_steps: int = flag(None, "optimizer steps; default: 200, or what --epochs says", above=0)
+    epochs: float = flag(None, "passes over the training data, instead of --max_steps", above=0)
+    eval_steps: int = flag(
+        None, "steps between two evaluations; step 0 and the last step are always evaluated; "
+        "default: 10, or a fifth of the steps if there are more than 100", above=0)
+    eval_samples: int = flag(0, "evaluate on the first N test samples; 0: on all", at_least=0)
+    max_length: int = flag(256, "tokens; longer samples are cut at their right end", at_least=1)
+    seed: int = flag(
+        42, "of the order of the data and of A. Epoch e is in the order of seed + e, so seed 42's "
+        "second epoch has the order of seed 43's first", at_least=0)
+    dtype: str = flag(
+        "auto", "of the computation; auto: bfloat16 on a GPU that has it, float16 on one that has "
+        "not, float32 on a CPU. Adapters, optimizer and, in full fine-tuning, the weights are "
+        "float32 throughout", choices=("auto", *DTYPE_NAMES), group="machine")
+    device: str = flag("auto", "one device: cpu, cuda, cuda:1, mps ...; auto: cuda, else cpu")
+    compile: bool = flag(
+        False, "torch.compile the layers: slower to start, faster per step; needs a C++ compiler")
+    gradient_checkpointing: bool = flag(
+        False, "keep only the layers' inputs: a third more computation, much less memory")
+    out: str = flag(None, "folder of the run; default: out/<run>", group="files")
+    resume: bool = flag(False, "go on where the run in --out stopped; begin if there is none")
+    overwrite: bool = flag(False, "delete the run that is in --out, and begin again")
+
+    @property
+    def batch_eff(self) -> int:
+        """Samples per optimizer step."""
+        return self.micro_bs * self.grad_accum
+
+    @property
+    def run(self) -> str:
+        """The name of a settled run: a short hash of the settings that decide its result.
+
+        It promises that two runs with one name were asked for the same result. Left out is what
+        should not change a result beyond rounding: how a batch is cut into micro-batches, the
+        device, compilation, checkpointing, where the optimizer's moments are kept. It does not
+        see what the settings do not say: the content behind a model's or data set's name, the
+        version of torch, the processor.
+        """
+        unsettled = [name for name in ("alpha", "lr", "max_steps", "eval_steps")
+                     if getattr(self, name) is None]
+        assert not unsettled and self.dtype != "auto", f"not settled yet: {unsettled or 'dtype'}"
+        named = {name: getattr(self, name) for name in HASHED} | {"batch_eff": self.batch_eff}
+        named["optimizer"] = self.optimizer.removeprefix("paged_")
+        if self.method == "full":
+            named |= {"rank": None, "alpha": None, "targets": None}
+        for field in dataclasses.fields(self):
+            known = field.name in HASHED or field.name in NOT_HASHED
+            if not known and getattr(self, field.name) != field.default:
+                named[field.name] = getattr(self, field.name)
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:10]
+
+
+# The settings that the first edition hashed, whatever their value. A field that is added to Config
+# later belongs in neither tuple: it enters the hash only where it differs from its default, so that
+# the runs that do not use it keep their names.
+HASHED = ("model", "data", "method", "rank", "alpha", "targets", "lr", "schedule", "warmup_ratio",
+          "optimizer", "weight_decay", "grad_clip", "max_steps", "eval_steps", "eval_samples",
+          "max_length", "seed", "dtype")
+NOT_HASHED = ("micro_bs", "grad_accum", "device", "compile", "gradient_checkpointing", "out",
+              "resume", "overwrite", "epochs")
+
+
+def parse(argv=None, doc: str = "") -> Config:
+    return parse_flags(Config, "train.py", doc, argv)
+
+
+def check(config: Config):
+    """Raise UserError for a setting that cannot be meant."""
+    check_ranges(config)
+    if config.max_steps and config.epochs:
+        raise UserError("--max_steps and --epochs both say how long to train; give one of them")
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++", "cl")
+    if config.compile and not any(map(shutil.which, compilers)):
+        raise UserError("--compile needs a C++ compiler, and there is none on the PATH; install "
+                        "one, or leave the flag out")
+    if config.resume and config.overwrite:
+        raise UserError("--resume and --overwrite contradict each other; give one of them")
+
+
+def settled(config: Config, n_train: int) -> Config:
+    """`config` with a value in the place of every None and "auto".
+
+    n_train: the number of training samples, from which --epochs follow.
+    """
+    from plumbing.device import choose_device   # here, because whoever only reads CSV needs no torch
+    device, dtype = choose_device(config.device, config.dtype)
+    steps = config.max_steps or 200
+    if config.epochs:
+        steps = math.ceil(config.epochs * math.ceil(n_train / config.batch_eff))
+    config = dataclasses.replace(
+        config, device=device, dtype=dtype, max_steps=steps,
+        eval_steps=config.eval_steps or (10 if steps <= 100 else steps // 5),
+        alpha=config.alpha or float(config.rank),
+        lr=config.lr or (2e-5 if config.method == "full" else 2e-4))
+    return dataclasses.replace(config, out=config.out or f"out/{config.run}")
