@@ -125,7 +125,7 @@ def parse(argv=None, doc: str = "") -> Config:
     return parse_flags(Config, "train.py", doc, argv)
 
 
-def check(config: Config):
+def check_config(config: Config):
     """Raise UserError for a setting that cannot be meant."""
     check_ranges(config)
     if config.max_steps and config.epochs:

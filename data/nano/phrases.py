@@ -1,24 +1,23 @@
-"""What nano's base model hears of the world before any task: sentences, little problems, facts and words, for corpus.py.
+"""What the base model of nano knows of the world: sentences, small problems, facts and words.
 
-A table is a text, one row a line, cells parted by " | ". Slots in braces are filled by corpus.py:
+corpus.py draws from these tables and fills the slots in braces:
 
   {A} {B} {F} {P}    two names, a relative of A's, a place
-  {t} {c}            a counted thing ("quả táo", English plural "apples") and a container; English also {c1}, its singular
+  {t}                a counted thing: "quả táo", in English always plural, "apples"
+  {c} {c1}           a container, in English plural, and its English singular
   {x} {y} {s}        x + y = s, hence s - y = x
-  {k} {e} {p} {q}    k x e = p, hence p / k = e; e + k = q
+  {k} {e} {p} {q}    k x e = p, hence p / k = e; and e + k = q
+
+lexicon.py says how a table is written (parse_table).
 """
-from lexicon import ANIMALS, COLOURS, DAYS, FRUIT, PLANTS, STATIONERY, SWEETS, THINGS, TOYS
+import re
 
+from lexicon import (ANIMALS, COLOURS, DAYS, FRUIT, PLANTS, STATIONERY, SWEETS, THINGS, TOYS,
+                     parse_table)
 
-def table(text):
-    """The rows of a table, each a tuple of cells, or a string where there is one cell."""
-    rows = [tuple(line.split(" | ")) for line in text.strip().splitlines()]
-    return [row if len(row) > 1 else row[0] for row in rows]
+# ----- system messages: a role and up to three manners, which gives thousands of them -----
 
-
-# ----- systems: a role and up to three manners, so that there are thousands of them, short and long -----
-
-ROLES = {"vi": table("""
+ROLES = {"vi": parse_table("""
 Bạn là một trợ lý thân thiện.
 Bạn là trợ lý nhỏ, luôn trả lời đúng câu hỏi.
 Bạn là gia sư toán của học sinh tiểu học.
@@ -28,7 +27,7 @@ Bạn là nano, một trợ lý biết tiếng Việt và tiếng Anh.
 Bạn giúp các em nhỏ ôn bài mỗi ngày.
 Bạn là trợ lý AI giỏi tính toán và đọc hiểu.
 Bạn là người bạn học cùng lớp, vui vẻ và cẩn thận.
-"""), "en": table("""
+"""), "en": parse_table("""
 You are a helpful assistant.
 You are a friendly maths tutor.
 You are nano, a small assistant.
@@ -36,7 +35,7 @@ You help children with reading, writing and arithmetic.
 You are a patient primary school teacher.
 You are an assistant who knows Vietnamese and English.
 """)}
-MANNERS = {"vi": table("""
+MANNERS = {"vi": parse_table("""
 Hãy trả lời ngắn gọn.
 Hãy đọc kỹ câu hỏi trước khi trả lời.
 Trả lời bằng tiếng Việt.
@@ -48,7 +47,7 @@ Khi cần, hãy viết phép tính rồi mới viết kết quả.
 Giữ nguyên tên và các con số trong câu.
 Hãy kiểm tra lại kết quả trước khi trả lời.
 Mỗi câu trả lời nên có một hoặc hai dòng.
-"""), "en": table("""
+"""), "en": parse_table("""
 Answer briefly.
 Read the question carefully.
 Answer in English.
@@ -59,9 +58,9 @@ Keep names and numbers as they are.
 Check the result before you answer.
 """)}
 
-# ----- sentences of everyday life, with the words and the grammar that word problems are made of -----
+# ----- sentences of everyday life, in the words and grammar of word problems -----
 
-SENTENCES = {"vi": table("""
+SENTENCES = {"vi": parse_table("""
 {A} có {x} {t} và {B} có {y} {t}.
 {A} mua {x} {t} ở cửa hàng.
 {A} có {s} {t}, cho {B} {y} {t} nên còn lại {x} {t}.
@@ -155,7 +154,7 @@ Số học sinh dự thi của trường {A} là {s} bạn.
 Trên đường về quê ngoại, {A} đếm được {x} cái cây khô héo.
 {A} muốn mua thảm và chăn cho phòng ngủ.
 Hai anh em {A} và {B} có tổng số tiền là {s} nghìn đồng.
-"""), "en": table("""
+"""), "en": parse_table("""
 {A} has {x} {t} and {B} has {y} {t}.
 {A} bought {x} {t} at the shop.
 {A} had {s} {t}, gave {y} to {B} and has {x} left.
@@ -181,60 +180,91 @@ The bus that {A} takes has {s} seats.
 
 # ----- problems of one step: question | short answer | sentence with the equation -----
 
-PROBLEMS = {"vi": table("""
+PROBLEMS = {"vi": parse_table("""
 {A} có {x} {t}, {F} cho thêm {y} {t}. {A} có tất cả mấy {t}? | {s} {t} | {A} có {x} + {y} = {s} {t}.
 {A} có {s} {t}, cho bạn {y} {t}. {A} còn mấy {t}? | {x} {t} | {A} còn {s} - {y} = {x} {t}.
 Một {c} đựng {e} {t}, {k} {c} đựng mấy {t}? | {p} {t} | {k} {c} đựng {k} x {e} = {p} {t}.
 Chia đều {p} {t} cho {k} bạn, mỗi bạn được mấy {t}? | {e} {t} | Mỗi bạn được {p} / {k} = {e} {t}.
 {A} có {x} {t}, {B} hơn {A} {y} {t}. Vậy {B} có mấy {t}? | {s} {t} | {B} có {x} + {y} = {s} {t}.
 {B} có {s} {t}, {A} kém {B} {y} {t}. Vậy {A} có mấy {t}? | {x} {t} | {A} có {s} - {y} = {x} {t}.
-Sân nhà {A} có {x} con gà và {y} con vịt. Gà và vịt có mấy con? | {s} con | Gà và vịt có {x} + {y} = {s} con.
+Sân nhà {A} có {x} con gà và {y} con vịt. Gà và vịt có mấy con? | {s} con |
+    Gà và vịt có {x} + {y} = {s} con.
 {A} lên {e} tuổi. {k} năm nữa {A} mấy tuổi? | {q} tuổi | {A} sẽ {e} + {k} = {q} tuổi.
-Giá một {t} là {e} nghìn đồng, thế {k} {t} giá bao nhiêu? | {p} nghìn đồng | {k} {t} giá {k} x {e} = {p} nghìn đồng.
+Giá một {t} là {e} nghìn đồng, thế {k} {t} giá bao nhiêu? | {p} nghìn đồng |
+    {k} {t} giá {k} x {e} = {p} nghìn đồng.
 Truyện có {s} trang, {A} đọc {y} trang rồi. Còn mấy trang? | {x} trang | Còn {s} - {y} = {x} trang.
 Mỗi tối {A} học {e} từ mới, {k} tối học được mấy từ? | {p} từ | {A} học được {k} x {e} = {p} từ.
 Một giờ xe chạy {e}0 km, {k} giờ chạy được bao xa? | {p}0 km | Xe chạy được {k} x {e}0 = {p}0 km.
 Xếp đều {p} {t} vào {k} {c}, mỗi {c} có mấy {t}? | {e} {t} | Mỗi {c} có {p} / {k} = {e} {t}.
-{A} cầm {s} nghìn đồng, tiêu {y} nghìn đồng thì còn mấy? | {x} nghìn đồng | {A} còn {s} - {y} = {x} nghìn đồng.
+{A} cầm {s} nghìn đồng, tiêu {y} nghìn đồng thì còn mấy? | {x} nghìn đồng |
+    {A} còn {s} - {y} = {x} nghìn đồng.
 Sợi dây {s} mét, cắt đi {y} mét thì còn mấy mét? | {x} mét | Sợi dây còn {s} - {y} = {x} mét.
-Can to có {x} lít, can nhỏ có {y} lít. Hai can có mấy lít? | {s} lít | Hai can có {x} + {y} = {s} lít.
+Can to có {x} lít, can nhỏ có {y} lít. Hai can có mấy lít? | {s} lít |
+    Hai can có {x} + {y} = {s} lít.
 {A} có {e} {t}, {B} có gấp {k} lần như thế. {B} có mấy {t}? | {p} {t} | {B} có {k} x {e} = {p} {t}.
-Trên cành có {s} con chim, {y} con bay đi, còn mấy con? | {x} con chim | Trên cành còn {s} - {y} = {x} con chim.
+Trên cành có {s} con chim, {y} con bay đi, còn mấy con? | {x} con chim |
+    Trên cành còn {s} - {y} = {x} con chim.
 Một tuần {A} bơi {k} buổi, {e} tuần bơi mấy buổi? | {p} buổi | {A} bơi {e} x {k} = {p} buổi.
-Xe buýt có {x} khách, thêm {y} khách lên. Xe có mấy khách? | {s} khách | Xe buýt có {x} + {y} = {s} khách.
-"""), "en": table("""
+Xe buýt có {x} khách, thêm {y} khách lên. Xe có mấy khách? | {s} khách |
+    Xe buýt có {x} + {y} = {s} khách.
+"""), "en": parse_table("""
 {A} has {x} {t} and gets {y} more. How many {t} now? | {s} {t} | {A} has {x} + {y} = {s} {t}.
 {A} had {s} {t} and gave away {y}. How many are left? | {x} {t} | {A} has {s} - {y} = {x} {t} left.
 One {c1} holds {e} {t}. And {k} {c}? | {p} {t} | {k} {c} hold {k} x {e} = {p} {t}.
-Share {p} {t} among {k} friends. How many for each? | {e} {t} | Each friend gets {p} / {k} = {e} {t}.
+Share {p} {t} among {k} friends. How many for each? | {e} {t} |
+    Each friend gets {p} / {k} = {e} {t}.
 {A} is {e}. How old is {A} in {k} years? | {q} years old | {A} will be {e} + {k} = {q} years old.
-A book has {s} pages, {A} has read {y}. How many are left? | {x} pages | {s} - {y} = {x} pages are left.
-{k} tickets at {e} dollars each cost how much? | {p} dollars | {k} tickets cost {k} x {e} = {p} dollars.
+A book has {s} pages, {A} has read {y}. How many are left? | {x} pages |
+    {s} - {y} = {x} pages are left.
+{k} tickets at {e} dollars each cost how much? | {p} dollars |
+    {k} tickets cost {k} x {e} = {p} dollars.
 """)}
 
 # ----- facts: who did what -----
-# A verb is (Vietnamese, English, its infinitive, the most of it, the things it is done to).
 
-STUFF = [("mét vải", "metre of cloth", "metres of cloth"), ("lít nước", "litre of water", "litres of water"),
-         ("ki-lô-gam gạo", "kilogram of rice", "kilograms of rice"), ("lít sữa", "litre of milk", "litres of milk")]
+STUFF = parse_table("""
+mét vải | metre of cloth | metres of cloth
+lít nước | litre of water | litres of water
+ki-lô-gam gạo | kilogram of rice | kilograms of rice
+lít sữa | litre of milk | litres of milk
+""")
 GIFTS = FRUIT + STATIONERY + TOYS + SWEETS
-BOOKS, FOOD, FLOWERS = [STATIONERY[2], STATIONERY[6]], FRUIT[:8] + SWEETS[:2], [PLANTS[0], PLANTS[5]]
+BOOKS = [STATIONERY[2], STATIONERY[6]]
+FOOD = FRUIT[:8] + SWEETS[:2]
+FLOWERS = [PLANTS[0], PLANTS[5]]
+PAGES = [("trang sách", "page", "pages")]
+METRES = [("mét", "metre", "metres")]
+KILOMETRES = [("ki-lô-mét", "kilometre", "kilometres")]
+MINUTES = [("phút", "minute", "minutes")]
+MONEY = [("nghìn đồng", "thousand dong", "thousand dong")]
+
+# A verb: in Vietnamese, in English, its infinitive, the largest number, the things it is done to.
 STATES = [
-    ("có", "has", "have", 99, GIFTS), ("nuôi", "keeps", "keep", 60, ANIMALS), ("cần", "needs", "need", 40, GIFTS + STUFF)]
+    ("có", "has", "have", 99, GIFTS),
+    ("nuôi", "keeps", "keep", 60, ANIMALS),
+    ("cần", "needs", "need", 40, GIFTS + STUFF),
+]
 ACTS = [
-    ("mua", "bought", "buy", 50, GIFTS + STUFF), ("bán", "sold", "sell", 99, FRUIT + SWEETS + STUFF),
-    ("hái", "picked", "pick", 90, FRUIT + FLOWERS), ("ăn", "ate", "eat", 9, FOOD),
-    ("trồng", "planted", "plant", 40, PLANTS[:4]), ("đếm được", "counted", "count", 99, THINGS),
-    ("vẽ", "drew", "draw", 20, ANIMALS + FLOWERS), ("làm mất", "lost", "lose", 9, TOYS + STATIONERY),
-    ("mang theo", "brought", "bring", 20, GIFTS), ("nhận được", "received", "receive", 50, GIFTS),
-    ("dùng", "used", "use", 30, STUFF), ("đọc", "read", "read", 9, BOOKS),
-    ("đọc", "read", "read", 200, [("trang sách", "page", "pages")]),
-    ("đi bộ", "walked", "walk", 900, [("mét", "metre", "metres")]),
-    ("đi được", "travelled", "travel", 99, [("ki-lô-mét", "kilometre", "kilometres")]),
-    ("học bài", "studied", "study", 60, [("phút", "minute", "minutes")]),
-    ("tiết kiệm", "saved", "save", 99, [("nghìn đồng", "thousand dong", "thousand dong")]),
-    ("tiêu", "spent", "spend", 99, [("nghìn đồng", "thousand dong", "thousand dong")])]
-WHEN = table("""
+    ("mua", "bought", "buy", 50, GIFTS + STUFF),
+    ("bán", "sold", "sell", 99, FRUIT + SWEETS + STUFF),
+    ("hái", "picked", "pick", 90, FRUIT + FLOWERS),
+    ("ăn", "ate", "eat", 9, FOOD),
+    ("trồng", "planted", "plant", 40, PLANTS[:4]),
+    ("đếm được", "counted", "count", 99, THINGS),
+    ("vẽ", "drew", "draw", 20, ANIMALS + FLOWERS),
+    ("làm mất", "lost", "lose", 9, TOYS + STATIONERY),
+    ("mang theo", "brought", "bring", 20, GIFTS),
+    ("nhận được", "received", "receive", 50, GIFTS),
+    ("dùng", "used", "use", 30, STUFF),
+    ("đọc", "read", "read", 9, BOOKS),
+    ("đọc", "read", "read", 200, PAGES),
+    ("đi bộ", "walked", "walk", 900, METRES),
+    ("đi được", "travelled", "travel", 99, KILOMETRES),
+    ("học bài", "studied", "study", 60, MINUTES),
+    ("tiết kiệm", "saved", "save", 99, MONEY),
+    ("tiêu", "spent", "spend", 99, MONEY),
+]
+WHEN = parse_table("""
 Hôm qua | Yesterday
 Sáng nay | This morning
 Tối qua | Last night
@@ -244,13 +274,13 @@ Thứ hai | On Monday
 Thứ bảy | On Saturday
 Chủ nhật | On Sunday
 """)
-ASIDES = {"vi": table("""
+ASIDES = {"vi": parse_table("""
 Hôm nay trời đẹp.
 Trời hôm nay mưa to.
 Các bạn học cùng một lớp.
 Các bạn rất vui.
 Đây là câu chuyện của mấy bạn nhỏ.
-"""), "en": table("""
+"""), "en": parse_table("""
 The weather is fine.
 They are good friends.
 They are in the same class.
@@ -259,30 +289,32 @@ Everybody is happy.
 
 # ----- the world -----
 
-FAMILY_EN = ["mother", "father", "older brother", "older sister", "younger brother", "younger sister", "grandfather",
-             "grandmother", "teacher", "friend"]
-PLACES_EN = ["shop", "library", "classroom", "garden", "farm", "supermarket", "park", "warehouse", "school", "market",
-             "stadium", "museum", "sewing workshop", "bakery", "bus station", "cinema"]
-DAYS_EN = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-WORDS = COLOURS + list(zip(DAYS, DAYS_EN)) + [tuple(pair.split("=")) for pair in """
-học sinh=student, nhà=house, nước=water, sữa=milk, gạo=rice, tiền=money, tuổi=age, mùa hè=summer, mùa đông=winter,
-mặt trời=sun, mặt trăng=moon, khu vườn=garden, nông trại=farm, chợ=market, công viên=park, xe đạp=bicycle, xe buýt=bus,
-xe tải=truck, tàu hỏa=train, thuyền=boat, mẹ=mother, bố=father, ông=grandfather, bà=grandmother, trẻ em=children,
-người lớn=adult, hành khách=passenger, thợ=worker, mua=buy, bán=sell, ăn=eat, đọc=read, chạy=run, nấu=cook, chở=carry,
-đổ=pour, cắt=cut, xếp=arrange, thuê=rent, thắng=win, nhặt=pick up, góp tiền=chip in, để dành=save, cộng=plus, trừ=minus,
-nhân=times, chia=divide, tổng=sum, một nửa=half, gấp đôi=double, còn lại=remaining, mỗi ngày=every day, tất cả=all,
-cảm ơn=thank you, xin chào=hello, tạm biệt=goodbye, ghế=chair, bàn=table, đèn=lamp, nến=candle, vé=ticket, đội=team,
-nhóm=group, trận đấu=match, điểm=point, chuyến đi=trip, hàng=row, vòng=lap, cuộn dây=roll of string, bó hoa=bunch of flowers,
-bình hoa=vase, vòi nước=tap, bể nước=water tank, cái hồ=lake, biển=sea, con sông=river, đất=land, ruộng=field, ngô=corn,
-rau=vegetable, dưa hấu=watermelon, bí ngô=pumpkin, đậu=bean, kem=ice cream, bánh mì=bread, cái mũ=hat, áo=shirt, váy=dress,
-giày=shoe, rèm=curtain, chăn=blanket, gấu bông=teddy bear, cờ vua=chess, đàn ghi-ta=guitar, chiều dài=length,
-chiều rộng=width, diện tích=area, chu vi=perimeter, hình vuông=square, hình chữ nhật=rectangle, hàng rào=fence, tầng=floor,
-phòng=room, nhà hát=theatre, vườn thú=zoo, thị trấn=town, thời gian=time, quãng đường=distance, tốc độ=speed, giá=price,
-tiền lãi=profit, quà=present, cái đĩa=plate, cái cốc=cup, nồi=pot, lồng chim=bird cage, cây tre=bamboo, con hạc=crane,
-ngôi sao=star, đồng xu=coin, quả bóng bay=balloon, sợi dây=string, nhiều hơn=more, ít hơn=less, lúc đầu=at first,
-sau đó=after that, cuối cùng=finally, buổi sáng=morning, buổi chiều=afternoon, hôm nay=today, ngày mai=tomorrow
-""".replace("\n", " ").strip().split(", ")]
-OPPOSITES = table("""
+DICTIONARY = """
+học sinh=student, nhà=house, nước=water, sữa=milk, gạo=rice, tiền=money, tuổi=age, mùa hè=summer,
+mùa đông=winter, mặt trời=sun, mặt trăng=moon, khu vườn=garden, nông trại=farm, chợ=market,
+công viên=park, xe đạp=bicycle, xe buýt=bus, xe tải=truck, tàu hỏa=train, thuyền=boat, mẹ=mother,
+bố=father, ông=grandfather, bà=grandmother, trẻ em=children, người lớn=adult, hành khách=passenger,
+thợ=worker, mua=buy, bán=sell, ăn=eat, đọc=read, chạy=run, nấu=cook, chở=carry, đổ=pour, cắt=cut,
+xếp=arrange, thuê=rent, thắng=win, nhặt=pick up, góp tiền=chip in, để dành=save, cộng=plus,
+trừ=minus, nhân=times, chia=divide, tổng=sum, một nửa=half, gấp đôi=double, còn lại=remaining,
+mỗi ngày=every day, tất cả=all, cảm ơn=thank you, xin chào=hello, tạm biệt=goodbye, ghế=chair,
+bàn=table, đèn=lamp, nến=candle, vé=ticket, đội=team, nhóm=group, trận đấu=match, điểm=point,
+chuyến đi=trip, hàng=row, vòng=lap, cuộn dây=roll of string, bó hoa=bunch of flowers, bình hoa=vase,
+vòi nước=tap, bể nước=water tank, cái hồ=lake, biển=sea, con sông=river, đất=land, ruộng=field,
+ngô=corn, rau=vegetable, dưa hấu=watermelon, bí ngô=pumpkin, đậu=bean, kem=ice cream, bánh mì=bread,
+cái mũ=hat, áo=shirt, váy=dress, giày=shoe, rèm=curtain, chăn=blanket, gấu bông=teddy bear,
+cờ vua=chess, đàn ghi-ta=guitar, chiều dài=length, chiều rộng=width, diện tích=area,
+chu vi=perimeter, hình vuông=square, hình chữ nhật=rectangle, hàng rào=fence, tầng=floor,
+phòng=room, nhà hát=theatre, vườn thú=zoo, thị trấn=town, thời gian=time, quãng đường=distance,
+tốc độ=speed, giá=price, tiền lãi=profit, quà=present, cái đĩa=plate, cái cốc=cup, nồi=pot,
+lồng chim=bird cage, cây tre=bamboo, con hạc=crane, ngôi sao=star, đồng xu=coin,
+quả bóng bay=balloon, sợi dây=string, nhiều hơn=more, ít hơn=less, lúc đầu=at first,
+sau đó=after that, cuối cùng=finally, buổi sáng=morning, buổi chiều=afternoon, hôm nay=today,
+ngày mai=tomorrow
+"""
+WORDS = COLOURS + DAYS + [tuple(entry.split("=")) for entry in re.split(r",\s", DICTIONARY.strip())]
+# Vietnamese | Vietnamese | English | English
+OPPOSITES = parse_table("""
 to | nhỏ | big | small
 dài | ngắn | long | short
 nhiều | ít | many | few
@@ -302,7 +334,7 @@ cao | thấp | high | low
 rộng | hẹp | wide | narrow
 thắng | thua | win | lose
 """)
-CAPITALS = table("""
+CAPITALS = parse_table("""
 Việt Nam | Hà Nội | Vietnam | Hanoi
 Lào | Viêng Chăn | Laos | Vientiane
 Thái Lan | Băng Cốc | Thailand | Bangkok
@@ -316,13 +348,19 @@ Nga | Mát-xcơ-va | Russia | Moscow
 nước Anh | Luân Đôn | England | London
 Ai Cập | Cairo | Egypt | Cairo
 """)
-UNITS = [  # how many parts are in a whole
-    (7, ("tuần", "week", "weeks"), ("ngày", "days")), (60, ("giờ", "hour", "hours"), ("phút", "minutes")),
-    (60, ("phút", "minute", "minutes"), ("giây", "seconds")), (12, ("năm", "year", "years"), ("tháng", "months")),
-    (24, ("ngày", "day", "days"), ("giờ", "hours")), (12, ("tá", "dozen", "dozen"), ("cái", "pieces")),
-    (100, ("mét", "metre", "metres"), ("cm", "cm")), (1000, ("km", "km", "km"), ("mét", "metres")),
-    (1000, ("kg", "kg", "kg"), ("gam", "grams")), (1000, ("tấn", "ton", "tons"), ("kg", "kg"))]
-FACTS = {"vi": table("""
+UNITS = [       # how many parts a whole has
+    (7, ("tuần", "week", "weeks"), ("ngày", "days")),
+    (60, ("giờ", "hour", "hours"), ("phút", "minutes")),
+    (60, ("phút", "minute", "minutes"), ("giây", "seconds")),
+    (12, ("năm", "year", "years"), ("tháng", "months")),
+    (24, ("ngày", "day", "days"), ("giờ", "hours")),
+    (12, ("tá", "dozen", "dozen"), ("cái", "pieces")),
+    (100, ("mét", "metre", "metres"), ("cm", "cm")),
+    (1000, ("km", "km", "km"), ("mét", "metres")),
+    (1000, ("kg", "kg", "kg"), ("gam", "grams")),
+    (1000, ("tấn", "ton", "tons"), ("kg", "kg")),
+]
+FACTS = {"vi": parse_table("""
 Con gà có mấy chân? | 2 chân
 Con bò có mấy chân? | 4 chân
 Con cá sống ở đâu? | Con cá sống dưới nước.
@@ -355,7 +393,7 @@ Ta đón xe buýt ở đâu? | ở bến xe
 Nước đóng băng thành gì? | thành nước đá
 Tàu hỏa và xe đạp, cái nào nhanh hơn? | tàu hỏa
 Con bò và con thỏ, con nào nặng hơn? | con bò
-"""), "en": table("""
+"""), "en": parse_table("""
 How many legs does a chicken have? | 2 legs
 How many legs does a cow have? | 4 legs
 Where do fish live? | in water
@@ -369,7 +407,7 @@ Which animal says moo? | the cow
 How many fingers are on one hand? | 5 fingers
 Where does the sun rise? | in the east
 """)}
-TALK = {"vi": table("""
+TALK = {"vi": parse_table("""
 Xin chào! | Xin chào! Mình có thể giúp gì cho bạn?
 Chào bạn | Chào bạn! Bạn cần giúp gì?
 Bạn là ai? | Tôi là nano, một trợ lý nhỏ.
@@ -383,7 +421,7 @@ Bạn có khỏe không? | Mình khỏe, cảm ơn bạn.
 Mình làm bài đúng rồi! | Giỏi lắm! Bạn cố gắng tiếp nhé.
 Bạn biết tiếng Anh không? | Có, tôi biết một chút tiếng Anh.
 Chúc ngủ ngon | Chúc bạn ngủ ngon!
-"""), "en": table("""
+"""), "en": parse_table("""
 Hello! | Hello! How can I help you?
 Hi | Hi! What can I do for you?
 Who are you? | I am nano, a small assistant.
