@@ -8,6 +8,7 @@
 The decoder knows nothing of four bits, and the quantizer nothing of decoders. They meet here.
 """
 import codecs
+import contextlib
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -133,6 +134,26 @@ def base_of(adapter) -> str:
     if name.count("/") != 1 and not os.path.isdir(name):
         raise UserError(f"{adapter} is for the base {name}, which is not there; give --model")
     return f"{name}@{config['revision']}" if config.get("revision") else name
+
+
+# ----- the loss on a test set ---------------------------------------------------------------------
+
+@torch.no_grad()
+def mean_nll(model: Transformer, micro_batches, autocast=contextlib.nullcontext) -> float:
+    """The mean of -log p(token | the tokens before it) over all supervised tokens, in nats.
+
+    micro_batches: pairs of ids and labels (B, T), as dataset.micro_batches gives them. Every token
+    weighs the same, so how the samples are cut into batches does not matter. A mean of the batches'
+    means would give the tokens of short answers more weight.
+    """
+    device = model.model.embed_tokens.weight.device
+    nll_sum, n_tokens = 0.0, 0
+    with autocast():
+        for ids, labels in micro_batches:
+            nll, n = model.loss(ids.to(device), labels.to(device))
+            nll_sum += nll.item()
+            n_tokens += n
+    return nll_sum / n_tokens
 
 
 # ----- answers ------------------------------------------------------------------------------------

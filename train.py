@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 import dataset
-from engine import generate_answers, load_base
+from engine import generate_answers, load_base, mean_nll
 from lora import apply_lora, save_adapter
 from model import Transformer
 from optim import OPTIMIZERS, restore_tensor, state_tensors
@@ -215,17 +215,6 @@ def answer_question(run: Run, messages: list[dict]) -> str:
 
 
 # ----- 6. the loop --------------------------------------------------------------------------------
-
-@torch.no_grad()
-def mean_nll(model: Transformer, micro_batches, autocast) -> float:
-    """Nats per supervised token over all of `micro_batches`; every token weighs the same."""
-    device, nll_sum, tokens = model.model.embed_tokens.weight.device, 0.0, 0
-    with autocast():
-        for ids, labels in micro_batches:
-            nll, n = model.loss(ids.to(device), labels.to(device))
-            nll_sum, tokens = nll_sum + nll.item(), tokens + n
-    return nll_sum / tokens
-
 
 def lr_at(step: int, config: Config) -> float:
     """The learning rate of optimizer step `step`, counted from 0.
