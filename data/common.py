@@ -17,9 +17,9 @@ import urllib.request
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from plumbing.cli import make_parser  # noqa: E402
-from plumbing.errors import fail  # noqa: E402
-from plumbing.files import replacing  # noqa: E402
+from plumbing.cli import make_parser
+from plumbing.errors import fail
+from plumbing.files import replacing
 
 
 def parse_raw_folder(doc: str) -> Path | None:
@@ -120,7 +120,7 @@ def read_raw_json(path: Path) -> list:
 
 
 def read_raw_fields(path: Path, fields: list[str]) -> list[dict[str, str]]:
-    """The `fields` of each record of a raw file, as text. A number counts as text, null does not."""
+    """The `fields` of each record of a raw file, as text. They may be numbers, but not null."""
     records = read_raw_json(path)
     for index, record in enumerate(records):
         for field in fields:

@@ -1,4 +1,4 @@
-"""The text of nano's base model: true, the same everywhere, and without the task."""
+"""The corpus of the nano base: true, the same everywhere, and without the task."""
 import hashlib
 import json
 import operator
@@ -28,20 +28,22 @@ def messages(talks):
 
 
 def test_same_seed_same_text():
-    """The bytes are those of Python 3.10 to 3.13; a change of the corpus changes the sum, and calls for a new base model."""
-    text = json.dumps(list(islice(conversations(seed=1), 1000)), ensure_ascii=False)
-    assert hashlib.sha256(text.encode()).hexdigest() == "72266548cc6e1b1967a07a794fd5f7c5763f7dc059287be38ed7ffd85095210c"
-    assert text != json.dumps(list(islice(conversations(seed=2), 1000)), ensure_ascii=False)
+    """The bytes are the same in Python 3.10 to 3.13. If they change, train the base again."""
+    talks, others = (list(islice(conversations(seed), 1000)) for seed in (1, 2))
+    sha256 = hashlib.sha256(json.dumps(talks, ensure_ascii=False).encode()).hexdigest()
+    assert sha256 == "72266548cc6e1b1967a07a794fd5f7c5763f7dc059287be38ed7ffd85095210c"
+    assert talks != others
 
 
 def test_turns(talks):
     for talk in talks:
         roles = [message["role"] for message in talk]
-        turns = roles[roles[0] == "system":]
+        turns = roles[1:] if roles[0] == "system" else roles
         assert turns == ["user", "assistant"] * (len(turns) // 2) and 2 <= len(turns) <= 10, roles
         for message in talk:
-            assert message["content"] and message["content"] == message["content"].strip(), message
-            assert not re.search(r"[{}|]|None|  ", message["content"]), message  # a template's bones
+            text = message["content"]
+            assert text and text == text.strip(), message
+            assert not re.search(r"[{}|]|None|  ", text), message       # what a template leaves
 
 
 def test_equations_are_true(messages):
@@ -54,34 +56,45 @@ def test_equations_are_true(messages):
 
 
 def test_shares(talks):
-    """Three conversations of four are Vietnamese, six of ten have a system message; the shares of the kinds are percents."""
+    """Three conversations in four are Vietnamese, six in ten have a system message."""
     systems = [talk[0]["content"] for talk in talks if talk[0]["role"] == "system"]
+    vietnamese = [text for text in systems if not text.isascii()]
     assert 0.58 < len(systems) / len(talks) < 0.62
-    assert 0.73 < sum(not text.isascii() for text in systems) / len(systems) < 0.77
+    assert 0.73 < len(vietnamese) / len(systems) < 0.77
     assert len(set(systems)) > 1000
-    assert sum(KINDS.values()) == 100
+    assert sum(KINDS.values()) == 100       # percent
 
 
 def test_number_words():
-    for n, vi, en in ((0, "không", "zero"), (10, "mười", "ten"), (15, "mười lăm", "fifteen"), (40, "bốn mươi", "forty"),
-                      (21, "hai mươi mốt", "twenty-one"), (105, "một trăm linh năm", "one hundred and five"),
-                      (111, "một trăm mười một", "one hundred and eleven"), (100, "một trăm", "one hundred"),
-                      (995, "chín trăm chín mươi lăm", "nine hundred and ninety-five")):
+    for n, vi, en in (
+        (0, "không", "zero"),
+        (10, "mười", "ten"),
+        (15, "mười lăm", "fifteen"),
+        (21, "hai mươi mốt", "twenty-one"),
+        (40, "bốn mươi", "forty"),
+        (100, "một trăm", "one hundred"),
+        (105, "một trăm linh năm", "one hundred and five"),
+        (111, "một trăm mười một", "one hundred and eleven"),
+        (995, "chín trăm chín mươi lăm", "nine hundred and ninety-five"),
+    ):
         assert (spell_vi(n), spell_en(n)) == (vi, en)
-    assert len({spell_vi(n) for n in range(1000)}) == len({spell_en(n) for n in range(1000)}) == 1000
+    for spell in (spell_vi, spell_en):
+        assert len({spell(n) for n in range(1000)}) == 1000
 
 
 def test_the_task_is_not_in_it(messages):
-    """Nothing is thought between <think> and </think>, and neither the task's system message nor a test question is there."""
+    """No thoughts in <think>, and neither the system message of the task nor a test question."""
     texts = {message["content"] for message in messages}
     assert not any("Bạn là trợ lý AI chuyên giải toán" in text for text in texts)
     for text in texts:
         thoughts = re.findall(r"<think>(.*?)</think>", text)
         assert len(thoughts) * 2 == text.count("think>"), text
-        assert all(re.fullmatch(r"[^\W\d]+ [^\W\d]+", two_words) for two_words in thoughts), text
+        for thought in thoughts:
+            assert re.fullmatch(r"[^\W\d]+ [^\W\d]+", thought), text       # two words, no number
     if not (NANO / "test.jsonl").exists():
-        pytest.skip("data/nano/test.jsonl is not there: python data/nano/prepare.py")
-    samples = [json.loads(line)["messages"] for line in open(NANO / "test.jsonl", encoding="utf-8")]
+        pytest.skip("data/nano/test.jsonl is missing: python data/nano/prepare.py")
     everything = "\n".join(texts)
-    for message in (message for sample in samples for message in sample if message["role"] != "assistant"):
-        assert message["content"] not in everything, message
+    for line in (NANO / "test.jsonl").read_text(encoding="utf-8").splitlines():
+        system, question, _ = json.loads(line)["messages"]
+        assert system["content"] not in everything
+        assert question["content"] not in everything, question

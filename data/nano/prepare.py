@@ -25,13 +25,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent))
-sys.path.append(str(HERE))
-import lexicon  # noqa: E402
-from common import fail, make_sample, write_splits  # noqa: E402
-from templates import SCENARIOS  # noqa: E402
+import lexicon
+from templates import SCENARIOS
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from common import fail, make_sample, write_splits
+
+HERE = Path(__file__).resolve().parent
 SEED = 1337
 SIZES = {"train": 7470, "test": 1322}       # those of vi_gsm8k
 SHA256 = {"train": "194c760fec5cd616bbaa97488a6c46085148069fab80edc33798e8727059431a",
