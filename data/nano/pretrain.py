@@ -1,9 +1,12 @@
-"""Make nano's base model, data/nano/base/, from nothing: a tokenizer and a Qwen2-architecture decoder, trained on corpus.py.
+"""Make the base model of nano, data/nano/base/, from nothing.
 
-    pip install tokenizers && python data/nano/pretrain.py          # --resume goes on where it was stopped
+    pip install tokenizers
+    python data/nano/pretrain.py        # about half an hour; --resume continues after a stop
 
-The model is this project's own (model.py), and so is its optimizer step (train.py). What differs from fine-tuning is stated
-here: weights begin at random, every token is supervised, text is an endless stream cut into blocks, and the rate decays.
+A tokenizer is learned from the corpus (corpus.py), then a decoder of Qwen2's architecture is
+trained on it. The decoder (model.py) and the optimizer step (train.py) are those that fine-tuning
+uses. Four things differ, and they are here: the weights start at random, every token is supervised,
+the text is an endless stream cut into blocks, and the learning rate decays.
 """
 import argparse
 import json
@@ -32,39 +35,74 @@ STEPS, BATCH, BLOCK = 5000, 8, 256          # 10.2M tokens
 LR, WARMUP, WEIGHT_DECAY = 3e-3, 100, 0.1
 SEED, HELD_OUT_SEED = 1, 2
 VOCAB = 4096
-SPECIAL, ADDED = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ["<think>", "</think>"]     # as in Qwen3
-# Qwen2's way to cut a text into words: contractions, words with the character before them, single digits, symbols, spaces
-SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+ADDED = ["<think>", "</think>"]             # ordinary tokens, not special ones, as in Qwen3
+SPLIT = "|".join((                          # what is a word, as in Qwen2 but for the digits:
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",        # an English contraction
+    r"[^\r\n\p{L}\p{N}]?\p{L}+",            # letters, with one character before them
+    r" ?\p{N}",                             # a single digit, with the space before it
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*",           # symbols
+    r"\s*[\r\n]+",                          # line ends
+    r"\s+(?!\S)|\s+",                       # spaces, but not the one before a word
+))
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 CONFIG = {
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": VOCAB, "hidden_size": 192,
-    "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_act": "silu",
-    "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True,
-    "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0,
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "vocab_size": VOCAB,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "hidden_act": "silu",
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
 }
 
 
+# ----- tokenizer -----
+
 def make_tokenizer(folder: Path):
-    """A byte-level BPE in Qwen2's manner, learned from the corpus, as tokenizer.json and tokenizer_config.json."""
+    """Learn a byte-level BPE from the corpus; write tokenizer.json and tokenizer_config.json."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
     bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB - len(ADDED), special_tokens=SPECIAL, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator((m["content"] for c in islice(conversations(SEED), 40_000) for m in c), trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB - len(ADDED), special_tokens=SPECIAL, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    some = islice(conversations(SEED), 40_000)
+    bpe.train_from_iterator((message["content"] for talk in some for message in talk), trainer)
     bpe.add_tokens(ADDED)
     bpe.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1024, "chat_template": TEMPLATE,
-              "bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1024,
+        "chat_template": TEMPLATE,
+        "bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
+    }
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "tokenizer_config.json").write_text(text)
 
 
-def blocks(tokenizer, seed):
-    """The corpus as one stream of ids, conversation after conversation, cut into batches (BATCH, BLOCK)."""
+# ----- text -----
+
+def cut_batches(tokenizer, seed: int):
+    """Yield batches of ids (BATCH, BLOCK), cut from all conversations in one endless stream."""
     stream = []
     for messages in conversations(seed):
         stream += tokenizer.encode(tokenizer.apply_chat_template(messages))
@@ -73,88 +111,118 @@ def blocks(tokenizer, seed):
             stream = stream[BATCH * BLOCK:]
 
 
-def initialize(model: Transformer):
-    """N(0, 0.02^2), the projections back into the residual stream smaller by sqrt(2 L), biases 0 (GPT-2's)."""
+# ----- weights -----
+
+def initialize_weights(model: Transformer):
+    """GPT-2's start: weights from N(0, 0.02^2), biases 0.
+
+    Each of the L layers adds two outputs to the residual stream. So the projections that write
+    them start smaller by sqrt(2 L), and their sum has the same size for every L.
+    """
     for name, p in model.named_parameters():
+        std = 0.02
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            std /= math.sqrt(2 * model.config.num_hidden_layers)
         if p.dim() == 2:
-            shrink = math.sqrt(2 * model.config.num_hidden_layers) if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
-            nn.init.normal_(p, std=0.02 / shrink)
+            nn.init.normal_(p, std=std)
         elif name.endswith("bias"):
             nn.init.zeros_(p)
 
 
 @torch.no_grad()
 def raise_gains(model: Transformer, c: float = 64.0, d: float = 8.0):
-    """The same function, to the last bit in float32 and bfloat16, with larger activations and smaller weights.
+    """Make activations larger and weights smaller, so that learning rates of large models suit.
 
-    What norms give is multiplied by c, what v_proj and up_proj give by d, and the weights that read it are divided by it.
+    The outputs of norms are multiplied by c, those of v_proj and up_proj by d, and the weights that
+    read them are divided by the same number. Powers of two change no digit of a float, so the
+    function stays the same to the last bit in float32 and bfloat16.
 
-    AdamW moves a weight by about the learning rate, whatever the weight's size, and what that does to an output grows with
-    the number of inputs and their size. This model has a fifth of the inputs of one of half a billion parameters; larger
-    inputs make up for it, so that the rates of such models (2e-4 for LoRA, 2e-5 for full fine-tuning) suit this one too.
+    AdamW moves a weight by about the learning rate, however large the weight is. How much that
+    changes an output grows with the number of inputs and with their size. This model has a fifth of
+    the inputs of one with half a billion parameters. Larger inputs make up for it, and 2e-4 for
+    LoRA or 2e-5 for full fine-tuning suit this model too.
     """
+    def scale_down(factor, layers):
+        for layer in layers:
+            layer.weight.div_(factor)
+
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        for norm, readers in ((layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
-                              (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj))):
-            norm.weight.mul_(c)
-            for reader in readers:
-                reader.weight.div_(c)
-        for writer, reader in ((attention.v_proj, attention.o_proj), (mlp.up_proj, mlp.down_proj)):
-            for p in writer.parameters():
-                p.mul_(d)
-            reader.weight.div_(d)
+        layer.input_layernorm.weight.mul_(c)
+        scale_down(c, (attention.q_proj, attention.k_proj, attention.v_proj))
+        layer.post_attention_layernorm.weight.mul_(c)
+        scale_down(c, (mlp.gate_proj, mlp.up_proj))
+        for p in (*attention.v_proj.parameters(), *mlp.up_proj.parameters()):
+            p.mul_(d)
+        scale_down(d, (attention.o_proj, mlp.down_proj))
 
 
-def lr_at(step):
-    """Linear warm-up, then a cosine down to a twentieth."""
+# ----- training -----
+
+def schedule_lr(step: int) -> float:
+    """Linear warm-up, then a cosine down to a twentieth of LR."""
     if step < WARMUP:
         return LR * (step + 1) / WARMUP
-    return LR * (0.05 + 0.95 * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP))) / 2)
+    progress = (step - WARMUP) / (STEPS - WARMUP)           # 0 ... 1
+    return LR * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
 
 
 @torch.no_grad()
-def held_out_nll(model, tokenizer):
-    sums = [model.loss(ids, ids) for ids in islice(blocks(tokenizer, HELD_OUT_SEED), 8)]
-    return sum(nll.item() for nll, _ in sums) / sum(n for _, n in sums)
+def measure_held_out_nll(model, tokenizer) -> float:
+    """Nats per token on eight batches that are never trained on."""
+    total, tokens = 0.0, 0
+    for ids in islice(cut_batches(tokenizer, HELD_OUT_SEED), 8):
+        nll, n = model.loss(ids, ids)
+        total += nll.item()
+        tokens += n
+    return total / tokens
 
 
 def main(out: Path, resume: bool):
+    # ----- tokenizer, model, optimizer -----
     out.mkdir(parents=True, exist_ok=True)
     state = out / "state.safetensors"
-    if not (resume and state.exists()):
+    resume = resume and state.exists()
+    if not resume:
         make_tokenizer(out)
     tokenizer = Tokenizer.from_pretrained(out)
     torch.manual_seed(SEED)
     model = Transformer(ModelConfig.from_hf(CONFIG))
-    initialize(model)
+    initialize_weights(model)
     trained = dict(model.named_parameters())
-    optimizer = torch.optim.AdamW(trained.values(), LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True)
+    optimizer = torch.optim.AdamW(
+        trained.values(), LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     progress = {"step": 0, "seconds": 0.0}
-    if resume and state.exists():
+    if resume:
         needed = [f"{name}/weight" for name in trained]
         progress = load_state(state, needed, partial(restore_tensor, trained, optimizer))
-    print(f"{sum(p.numel() for p in trained.values()):,} parameters, {STEPS * BATCH * BLOCK / 1e6:.1f}M tokens", flush=True)
+    parameters = sum(p.numel() for p in trained.values())
+    print(f"{parameters:,} parameters, {STEPS * BATCH * BLOCK / 1e6:.1f}M tokens", flush=True)
 
-    for ids in islice(blocks(tokenizer, SEED), progress["step"], STEPS):
+    # ----- train -----
+    for ids in islice(cut_batches(tokenizer, SEED), progress["step"], STEPS):
         start = time.perf_counter()
-        micro = [(ids, ids)]
-        nll, tokens = optimizer_step(model, optimizer, scaler, micro, nullcontext, lr_at(progress["step"]), grad_clip=1.0)
+        nll, tokens = optimizer_step(
+            model, optimizer, scaler, [(ids, ids)], nullcontext, schedule_lr(progress["step"]),
+            grad_clip=1.0)
         progress["step"] += 1
         progress["seconds"] += time.perf_counter() - start
         if progress["step"] % 200 == 0 or progress["step"] == STEPS:
-            held_out = held_out_nll(model, tokenizer)
-            print(f"step {progress['step']:>5}  train NLL {nll / tokens:.4f}  held-out NLL {held_out:.4f}  "
-                  f"{progress['seconds']:.0f} s", flush=True)
+            held_out = measure_held_out_nll(model, tokenizer)
+            print(f"step {progress['step']:>5}  train NLL {nll / tokens:.4f}  "
+                  f"held-out NLL {held_out:.4f}  {progress['seconds']:.0f} s", flush=True)
             save_state(state, state_tensors(trained, optimizer), progress)
+
+    # ----- save -----
     raise_gains(model)
     model.bfloat16().save_pretrained(out)
     state.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "base", help="folder of the checkpoint")
-    parser.add_argument("--resume", action="store_true", help="go on where it was stopped")
+    parser.add_argument("--resume", action="store_true", help="continue where it stopped")
     main(**vars(parser.parse_args()))
