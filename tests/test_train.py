@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from peers import use_dequantized_weights
 from runs import command, contents, numbers, start
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import dataset
 import lora
-import model
+import plumbing.checkpoint
+import plumbing.state
 import train
 from settings import Config
 from settings import settled
@@ -164,7 +167,7 @@ def test_test_nll_is_that_of_transformers_and_weights_tokens(checkpoint, chat, s
     assert abs(by_sample - by_token) > 1e-3
     decoder = Transformer.from_pretrained(checkpoint(), torch.float32)
     for size in (1, 3, 10):
-        assert train.mean_nll(decoder, dataset.micro_batches(test, size), nullcontext) == pytest.approx(by_token, abs=1e-5)
+        assert mean_nll(decoder, dataset.micro_batches(test, size), nullcontext) == pytest.approx(by_token, abs=1e-5)
 
 
 # ----- precision ----------------------------------------------------------------------------------------------------
@@ -296,30 +299,37 @@ def peers_test_nll(peer, samples):
     return sum(peers_nll(peer, s).item() for s in samples["test"]) / sum(len(s.ids) - s.start for s in samples["test"])
 
 
-def test_qlora_stopped_and_resumed_is_what_peft_reads_on_bitsandbytes(checkpoint, chat, samples, tmp_path, monkeypatch):
-    """With 8-bit moments, which are paged at first and on the device after it: that is not part of the run's hash."""
+def test_qlora_stopped_and_resumed_is_what_peft_reads_on_bitsandbytes(
+        checkpoint, chat, samples, tmp_path, monkeypatch):
+    """With 8-bit moments, paged before it stops and not after: the run's hash leaves that out."""
     import peft
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-    base = checkpoint("qwen2", hidden_size=64, intermediate_size=128)       # bitsandbytes' CPU kernel needs rows of whole blocks
-    argv = command(base, chat, tmp_path / "out", method="qlora", rank=64)       # 64 x 64: large enough for 8 bits
+    # bitsandbytes needs rows of whole blocks on a CPU, and 64 x 64 is large enough for 8 bits.
+    base = checkpoint("qwen2", hidden_size=64, intermediate_size=128)
+    argv = command(base, chat, tmp_path / "out", method="qlora", rank=64)
     train.main([*argv, "--optimizer=adamw8bit", f"--out={tmp_path / 'whole'}"])
     first, *_, last = numbers(tmp_path / "whole")
     step, calls = train.optimizer_step, []
 
-    def pressed(*args):
-        calls.append(len(calls) == 2 and signal.raise_signal(signal.SIGINT))
+    def press_ctrl_c(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
         return step(*args)
 
     with monkeypatch.context() as m, pytest.raises(SystemExit, match="130"):
-        m.setattr(train, "optimizer_step", pressed)
+        m.setattr(train, "optimizer_step", press_ctrl_c)
         train.main([*argv, "--optimizer=paged_adamw8bit"])
     train.main([*argv, "--optimizer=adamw8bit", "--resume"])
     assert len(calls) == 3
     same_result(tmp_path / "out", tmp_path / "whole")
-    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-    peer = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, quantization_config=four_bits)
-    assert first["test_nll"] == pytest.approx(peers_test_nll(peer, samples), abs=1e-4)
-    peer = peft.PeftModel.from_pretrained(peer, tmp_path / "out")
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                                   bnb_4bit_use_double_quant=True)
+    peer = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32,
+                                                quantization_config=four_bits)
+    peer = use_dequantized_weights(peft.PeftModel.from_pretrained(peer, tmp_path / "out"))
+    with peer.disable_adapter():
+        assert first["test_nll"] == pytest.approx(peers_test_nll(peer, samples), abs=1e-4)
     assert last["test_nll"] == pytest.approx(peers_test_nll(peer, samples), abs=1e-4)
     assert last["test_nll"] < first["test_nll"] - 0.05
     assert first["trainable"] == 2 * 64 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
@@ -408,13 +418,13 @@ def snapshots(out, into, monkeypatch):
 
     for module, name in ((builtins, "open"), (io, "open"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir")):
         monkeypatch.setattr(module, name, after(getattr(module, name)))
-    for module in (train, lora, model):
+    for module in (plumbing.state, lora, plumbing.checkpoint):
         monkeypatch.setattr(module, "save_file", halved(module.save_file))
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_resumed_from_any_state_its_folder_was_ever_in_ends_the_same(checkpoint, chat, tmp_path, whole, monkeypatch, method):
-    monkeypatch.setattr(train, "answer", lambda *_: "")                         # what is said is not at stake here
+    monkeypatch.setattr(train, "answer_question", lambda *_: "")                         # what is said is not at stake here
     out, into = tmp_path / "out", tmp_path / "snapshots"
     with monkeypatch.context() as watch:
         clock = (30.0 ** i for i in range(200))                                 # so slow that saving never takes too much of it
@@ -477,7 +487,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(checkpoint, chat, tmp_path, whole):
     assert process.returncode == 130 and "Traceback" not in error
     assert len(error.split("\n")) == 3 and "add --resume" in error and str(tmp_path) in error
     step = int(error.split("stopped after step ")[1].split(";")[0])
-    with model.safe_open(tmp_path / "state/state.safetensors", framework="pt") as f:
+    with safe_open(tmp_path / "state/state.safetensors", framework="pt") as f:
         assert json.loads(f.metadata()["progress"])["step"] == step and 0 < step < 60
     train.main(command(checkpoint(), chat, tmp_path, "--resume", **LONG))
     same_result(tmp_path, whole("lora", **LONG))
@@ -524,7 +534,7 @@ def test_the_scaler_is_resumed_too(checkpoint, chat, tmp_path, monkeypatch):
         m.setattr(train, "optimizer_step", lambda *a: (next(steps) == 2 and signal.raise_signal(signal.SIGINT), step(*a))[1])
         with pytest.raises(SystemExit):
             train.main(command(checkpoint(), chat, tmp_path / "out", **settings))
-    with model.safe_open(tmp_path / "out/state/state.safetensors", framework="pt") as f:
+    with safe_open(tmp_path / "out/state/state.safetensors", framework="pt") as f:
         scaler = json.loads(f.metadata()["progress"])["scaler"]
     assert (scaler["scale"], scaler["_growth_tracker"]) == (2.0, 1)
     train.main(command(checkpoint(), chat, tmp_path / "out", "--resume", **settings))
