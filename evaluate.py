@@ -1,28 +1,45 @@
-r"""Measure a model by the test split of a data set: the test NLL, and the metric of the task.
+r"""Measure a model on the test split of a data set: the test NLL, and the metric of the task.
 
     python evaluate.py --adapter out/3f087d1874 --data nano
-    python evaluate.py --table out/eval_*.json              # several models side by side, as Markdown
+    python evaluate.py --table out/eval_*.json          # several models side by side, in Markdown
 
-    test NLL      nats a supervised token, as train.py logs it (in 16 bits to rounding: adapters are merged, nothing is autocast)
-    exact_match   maths: the share of answers whose final number is the reference's (final_answer has the rule)
-    accuracy      classification: the share of right labels, once as the model writes them and once as it thinks them likely
-                  (behind ± the standard error of a share)
-    bleu          corpus BLEU against several references, to the last digit sacrebleu's
+    test NLL      nats per supervised token, as train.py logs it. In 16 bits it is the same up to
+                  rounding, because adapters are merged here and nothing is autocast
+    exact_match   maths: the share of answers whose final number is the reference's
+    accuracy      classification: the share of right labels, counted in two ways
+    bleu          corpus BLEU against any number of references, as sacrebleu has it
 
-The folder of a data set says in task.json which of them is its own: {"metric": "exact_match"}, {"metric": "accuracy", "labels":
-["negative", "positive"]}, {"metric": "bleu"}, or null: the NLL alone. A line of test.jsonl may have beside its "messages"
-"references": ["...", "..."], all the right answers; else the assistant's message is the one right answer.
+metrics.py has the rules of each. The folder of a data set names its metric in task.json:
 
---out, FILE.jsonl, has a line for each answer, so that one can read the mistakes, and FILE.json the result. Each batch is added
-to the file when it is done: the same command goes on where a stopped one was.
+    {"metric": "exact_match"}
+    {"metric": "accuracy", "labels": ["negative", "positive"]}
+    {"metric": "bleu"}
+    {"metric": null}                                    the NLL alone; so it is without task.json
+
+A line of test.jsonl may hold "references": ["...", "..."] next to its "messages": all the right
+answers. Without it, the assistant's message is the one right answer.
+
+Why accuracy is counted in two ways. The written label is the first one in the model's answer: it is
+what a user gets. The likeliest label is the one with the largest p(label | question): it is what
+the model thinks, even where it would rather write a sentence, or anything that is not a label. A
+base model often knows more than it writes. Fine-tuning teaches the task and also the form of the
+answer, and the two numbers tell these apart.
+
+How sure a share is. With n answers, of which the share p is right, the table writes p ± its
+standard error sqrt(p (1 - p) / n). For p = 0.2 and n = 400: sqrt(0.2 * 0.8 / 400) = 0.02, so
+20.0 ± 2.0 %. Two models whose shares differ by one standard error may well be equally good.
+
+--out FILE.jsonl gets a line for each answer, so that one can read the mistakes, and FILE.json the
+result. Each batch is added to the file when it is done. If the program is stopped, the same command
+continues where it was.
 """
-import contextlib
 import hashlib
 import json
 import math
 import sys
 import time
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,62 +47,72 @@ import torch
 from tqdm import tqdm
 
 import dataset
-import train
-from engine import base_of, generate_answers, open_model, room_for_prompt
+from engine import base_of, generate_answers, mean_nll, open_model, room_for_prompt
 from lora import load_adapter, merge_lora, read_tensors, remove_lora
-from metrics import VIETNAMESE, confusion, corpus_bleu, final_answer, label_in
+from metrics import Task, judge_answer, summarize_answers
 from plumbing.checkpoint import weight_files
-from plumbing.cli import make_parser, run_command
+from plumbing.cli import check_ranges, flag, parse_flags, run_command
 from plumbing.device import DTYPES, choose_device
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import NANO_BASE, make_folder, read_json, replacing, resolve, write_json
-from plumbing.records import read_rows as read_log
+from plumbing.records import read_rows
+from plumbing.text import markdown_table
 
-METRICS = {"exact_match": 256, "accuracy": 16, "bleu": 96}          # and how many tokens an answer may have
+# Each metric, and how many tokens an answer may have: a calculation, a label, a sentence or two.
+METRICS = {"exact_match": 256, "accuracy": 16, "bleu": 96}
 
 
-class Task(NamedTuple):
-    metric: str | None
-    labels: list[str]           # of accuracy; else none
+# ----- settings -----------------------------------------------------------------------------------
 
+@dataclass
+class Settings:
+    model: str = flag(
+        None, "folder, hub repository, or nano; default: the adapter's base, else nano")
+    adapter: str = flag(None, "folder of an adapter for it")
+    data: str = flag("nano", "name under data/, or a folder with train.jsonl and test.jsonl")
+    limit: int = flag(
+        None, "the first N test samples (for the NLL, of those that fit --max_length); "
+        "default: all", at_least=1)
+    batch: int = flag(16, "answers generated together", at_least=1)
+    max_new_tokens: int = flag(
+        None, "longest answer, in tokens; default: "
+        + ", ".join(f"{most} for {metric}" for metric, most in METRICS.items()), at_least=1)
+    max_length: int = flag(
+        256, "tokens; for the test NLL longer samples are cut, as in train.py", at_least=1)
+    metric: str = flag(
+        None, "default: what the data set's task.json says", choices=tuple(METRICS))
+    labels: str = flag(None, "of accuracy, separated by commas; default: those of task.json")
+    out: str = flag(
+        None, "FILE.jsonl for the answers, FILE.json next to it for the result; "
+        "default: out/eval_<settings>.jsonl")
+    device: str = flag("auto", "cpu, cuda, cuda:1, mps ...; auto: cuda if there is one, else cpu")
+    dtype: str = flag(
+        "auto", "of the computation; auto: as in train.py, float32 on a CPU",
+        choices=("auto", *DTYPES))
+    nf4: bool = flag(
+        False, "the base in four bits, as --method qlora trains on it; the adapter is not merged",
+        action="store_true")
+    table: list = flag(
+        None, "print these results side by side, and nothing else",
+        nargs="+", type=str, metavar="FILE.json")
+
+
+def parse_evaluation(argv=None) -> Settings:
+    settings = parse_flags(Settings, "evaluate.py", __doc__, argv)
+    if settings.model is None:
+        settings.model = base_of(settings.adapter) if settings.adapter else "nano"
+    return settings
+
+
+# ----- the questions ------------------------------------------------------------------------------
 
 class Question(NamedTuple):
     index: int                  # its place in test.jsonl, counted from 0
-    messages: list[dict]
+    messages: list[dict]        # the whole conversation; its last message is the reference answer
     references: list[str]       # the right answers
 
 
-# ----- accuracy: labels weighed ---
-
-@torch.no_grad()
-def label_nll(model, prompts: list[list[int]], answers: list[list[list[int]]]) -> torch.Tensor:
-    """-log p(answer | prompt) in nats, (B, n), of n possible answers to each of B prompts, all of them lists of ids.
-
-    A sequence holds the prompt and all its answers, one behind the other. Each of them has the positions that follow the
-    prompt's, and sees the prompt and itself: as if it stood there alone, at the price of one pass over the prompt, not n.
-    """
-    T = max(len(p) + sum(map(len, some)) for p, some in zip(prompts, answers))
-    ids, positions, part = (torch.zeros(len(prompts), T, dtype=torch.long) for _ in range(3))
-    scored = []                                     # (sequence, answer, place before the token, token)
-    for b, (prompt, some) in enumerate(zip(prompts, answers)):
-        end = P = len(prompt)
-        ids[b, :P], positions[b, :P] = torch.tensor(prompt), torch.arange(P)
-        for k, answer in enumerate(some):
-            here = slice(end, end + len(answer))
-            ids[b, here], positions[b, here], part[b, here] = torch.tensor(answer), torch.arange(P, P + len(answer)), k + 1
-            scored += [(b, k, end + j - 1 if j else P - 1, token) for j, token in enumerate(answer)]
-            end += len(answer)
-    device = model.model.embed_tokens.weight.device
-    mask = (part[:, None] == 0) | (part[:, None] == part[..., None])                            # (B, T, T); part 0: the prompt
-    h = model.hidden(ids.to(device), positions.to(device), mask.tril()[:, None].to(device))     # (B, T, C)
-    b, k, before, token = torch.tensor(scored, device=device).T
-    logp = model.lm_head(h[b, before]).float().log_softmax(-1).gather(1, token[:, None])[:, 0]  # of the scored places alone
-    return torch.zeros(len(prompts), len(answers[0]), device=device).index_put_((b, k), -logp, accumulate=True)
-
-
-# ----- the questions ------------------------------------------------------------------------------------------------
-
-def task_of(folder: Path, metric: str | None = None, labels: str | None = None) -> Task:
+def read_task(folder: Path, metric: str | None = None, labels: str | None = None) -> Task:
     """What the data set's task.json says, unless the command line says otherwise."""
     path = folder / "task.json"
     given = read_json(path) if path.exists() else {}
@@ -94,188 +121,318 @@ def task_of(folder: Path, metric: str | None = None, labels: str | None = None) 
         raise UserError(f"{path}: the metric {metric!r} is none of {', '.join(METRICS)}, nor null")
     if metric != "accuracy":
         return Task(metric, [])
-    names = [label.strip() for label in labels.split(",")] if labels else given.get("labels")
-    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(label, str) and label.strip() for label in names):
-        raise UserError("accuracy needs at least two labels: --labels negative,positive, or in the data set's task.json")
-    return Task(metric, [unicodedata.normalize("NFC", label) for label in names])
+    names = labels.split(",") if labels else given.get("labels")
+    if not is_list_of_texts(names) or len(names) < 2:
+        raise UserError("accuracy needs at least two labels: --labels negative,positive, or in the "
+                        "data set's task.json")
+    if labels:
+        names = [name.strip() for name in names]
+    return Task(metric, [unicodedata.normalize("NFC", name) for name in names])
+
+
+def is_list_of_texts(value) -> bool:
+    """At least one string, and none of them blank."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(text, str) and text.strip() for text in value)
 
 
 def read_questions(path: Path, task: Task, limit: int | None) -> list[Question]:
+    """The first `limit` test samples. Raises UserError, with the line, for a wrong reference."""
     questions = []
-    for index, (messages, (number, line)) in enumerate(zip(dataset.read_messages(path), dataset.numbered(path))):
+    lines = zip(dataset.read_messages(path), dataset.numbered_lines(path))
+    for index, (messages, (number, line)) in enumerate(lines):
         references = json.loads(line).get("references", [messages[-1]["content"]])
-        if not isinstance(references, list) or not references or not all(isinstance(r, str) and r.strip() for r in references):
-            raise UserError(f"{path}, line {number}: the references (else the assistant's message is the one) have to be a list of "
-                            "one text or more, none of them empty")
+        if not is_list_of_texts(references):
+            raise UserError(f"{path}, line {number}: the references (else the assistant's message "
+                            "is the one) must be a list of at least one text, none of them empty")
         if task.metric == "accuracy":
-            references = [unicodedata.normalize("NFC", r.strip()) for r in references]
+            references = [unicodedata.normalize("NFC", text.strip()) for text in references]
             if not set(references) <= set(task.labels):
-                raise UserError(f"{path}, line {number}: the answer {references[0][:60]!r} is none of the labels "
-                                f"{', '.join(task.labels)}")
+                raise UserError(f"{path}, line {number}: the answer {references[0][:60]!r} is none "
+                                f"of the labels {', '.join(task.labels)}")
         questions.append(Question(index, messages, references))
     return questions[:limit]
 
 
-def judged(task: Task, question: Question, answer: str) -> dict:
-    """What an answer is worth by itself; BLEU is of all of them together."""
-    if task.metric == "exact_match":
-        vietnamese = any(VIETNAMESE.search(unicodedata.normalize("NFC", m["content"]).lower()) for m in question.messages)
-        got = final_answer(answer, vietnamese)
-        return {"pred": str(got), "correct": any(got == final_answer(r, vietnamese) for r in question.references)}
-    if task.metric == "accuracy":
-        label = label_in(answer, task.labels)
-        return {"pred": label, "correct": label in question.references}
-    return {}
+# ----- the answers --------------------------------------------------------------------------------
 
+def answer_questions(model, tokenizer, task: Task, questions: list[Question],
+                     rows: dict[int, dict], out: Path, settings: Settings):
+    """Answer the questions that `rows` lacks. Add each batch to `rows` and to the file `out`.
 
-# ----- the answers --------------------------------------------------------------------------------------------------
+    Answers are greedy: at each step the likeliest token, so the same model gives the same answers.
 
-def answer_all(model, tokenizer, task: Task, questions: list[Question], rows: dict[int, dict], out: Path, args):
-    """Answer, greedily, the questions that `rows` lacks, and add each batch to `rows` and to the file `out`.
-
-    The longest prompts go first, so that what does not fit shows at once, and neighbours in a batch need little padding.
+    The longest prompts go first. If something does not fit into memory, it shows at once and not
+    after an hour. And the prompts of a batch are padded to the longest of them: neighbors in this
+    order have similar lengths and need little padding.
     """
-    todo = [(q, tokenizer.encode(dataset.prompt_of(q.messages, tokenizer))) for q in questions if q.index not in rows]
-    todo.sort(key=lambda pair: len(pair[1]), reverse=True)
-    if todo and len(todo[0][1]) > (room := room_for_prompt(model, args.max_new_tokens)):
-        raise UserError(f"test sample {todo[0][0].index + 1} takes {len(todo[0][1])} tokens, and beside --max_new_tokens the model "
-                        f"has room for {room}")
+    todo = [question for question in questions if question.index not in rows]
+    prompts = {question.index: tokenizer.encode(dataset.prompt_of(question.messages, tokenizer))
+               for question in todo}
+    todo.sort(key=lambda question: len(prompts[question.index]), reverse=True)
+    if todo:
+        check_room(model, todo[0], prompts[todo[0].index], settings.max_new_tokens)
     with (open(out, "a", encoding="utf-8", errors="backslashreplace") as file,
-          tqdm(total=len(questions), initial=len(rows), unit="answer", disable=None, dynamic_ncols=True) as bar):
-        for i in range(0, len(todo), args.batch):
+          tqdm(total=len(questions), initial=len(rows), unit="answer", disable=None,
+               dynamic_ncols=True) as bar):
+        for i in range(0, len(todo), settings.batch):
+            batch = todo[i:i + settings.batch]
             start = time.perf_counter()
-            batch = answered(model, tokenizer, task, *zip(*todo[i:i + args.batch]), args.max_new_tokens)
+            new = answer_batch(model, tokenizer, task, batch,
+                               [prompts[question.index] for question in batch],
+                               settings.max_new_tokens)
             seconds = (time.perf_counter() - start) / len(batch)
-            batch = [row | {"seconds": round(seconds, 4)} for row in batch]
-            file.write("".join(map(line_of, batch)))
+            for row in new:
+                row["seconds"] = round(seconds, 4)          # an equal share of the batch's time
+            file.write("".join(map(answer_line, new)))
             file.flush()
-            rows |= {row["index"]: row for row in batch}
-            bar.update(len(batch))
-            if "correct" in batch[0]:
-                bar.set_postfix_str(f"{sum(row['correct'] for row in rows.values()) / len(rows):.1%} right")
+            rows |= {row["index"]: row for row in new}
+            bar.update(len(new))
+            if "correct" in new[0]:
+                right = sum(row["correct"] for row in rows.values())
+                bar.set_postfix_str(f"{right / len(rows):.1%} right")
 
 
-def line_of(row: dict) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def check_room(model, question: Question, prompt: list[int], max_new_tokens: int):
+    """Raise UserError if the longest prompt and an answer exceed the model's context."""
+    room = room_for_prompt(model, max_new_tokens)
+    if len(prompt) > room:
+        raise UserError(f"test sample {question.index + 1} takes {len(prompt)} tokens, and next to "
+                        f"--max_new_tokens the model has room for {room}")
 
 
-def answered(model, tokenizer, task: Task, questions: list[Question], prompts: list[list[int]], max_new_tokens: int) -> list[dict]:
-    """A row for each question of a batch."""
+def answer_batch(model, tokenizer, task: Task, questions: list[Question],
+                 prompts: list[list[int]], max_new_tokens: int) -> list[dict]:
+    """A row of FILE.jsonl for each question, but for its seconds."""
     rows = []
-    for q, answer in zip(questions, generate_answers(model, tokenizer, prompts, max_new_tokens)):
-        rows.append({"index": q.index, "question": q.messages[-2]["content"], "references": q.references, "answer": answer.text}
-                    | judged(task, q, answer.text) | {"tokens": answer.tokens})
+    answers = generate_answers(model, tokenizer, prompts, max_new_tokens)
+    for question, answer in zip(questions, answers, strict=True):
+        row = {"index": question.index, "question": question.messages[-2]["content"],
+               "references": question.references, "answer": answer.text}
+        row |= judge_answer(task, question.messages, question.references, answer.text)
+        row["tokens"] = answer.tokens
+        rows.append(row)
     if task.metric == "accuracy":
-        said = [[dataset.encode([*q.messages[:-1], {"role": "assistant", "content": label}], tokenizer) for label in task.labels]
-                for q in questions]
-        nlls = label_nll(model, prompts, [[s.ids[s.start:] for s in some] for some in said]).tolist()
-        for row, nll in zip(rows, nlls):
-            row |= {"nll": dict(zip(task.labels, nll)), "likeliest": task.labels[nll.index(min(nll))]}
+        nlls = label_nll(model, prompts, encode_labels(questions, task.labels, tokenizer))
+        for row, nll in zip(rows, nlls.tolist()):
+            row["nll"] = dict(zip(task.labels, nll))
+            row["likeliest"] = task.labels[nll.index(min(nll))]
     return rows
 
 
-def measured(task: Task, rows: list[dict]) -> dict:
-    """The metric over all answers, shares being between 0 and 1."""
-    result = {"n": len(rows)} | {f"answer_{key}": round(sum(row[key] for row in rows), 3) for key in ("tokens", "seconds")}
-    if task.metric == "bleu":
-        return result | {"bleu": corpus_bleu([row["answer"] for row in rows], [row["references"] for row in rows])}
-    result[task.metric] = sum(row["correct"] for row in rows) / len(rows)
-    if task.metric == "accuracy":
-        written, likeliest = ([(row[key] if row[key] in row["references"] else row["references"][0], row[key]) for row in rows]
-                              for key in ("pred", "likeliest"))             # (what was right, what was said)
-        result |= {"accuracy_by_likelihood": sum(right == said for right, said in likeliest) / len(rows), "labels": task.labels,
-                   "confusion": confusion(task.labels, written), "confusion_by_likelihood": confusion(task.labels, likeliest)}
-    return result
+def answer_line(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-# ----- one evaluation -----------------------------------------------------------------------------------------------
+# ----- accuracy: how likely each label is ---------------------------------------------------------
 
-def evaluate(args) -> dict:
-    """Measure what `args` describes -> the content of FILE.json. Raises UserError for what the user can mend."""
+def encode_labels(questions: list[Question], labels: list[str], tokenizer
+                  ) -> list[list[list[int]]]:
+    """For each question and label the ids of the label as an answer, with the end of the turn.
+
+    The end belongs to it. Otherwise "good" would always be likelier than "good enough", because
+    p(good enough) = p(good) p(enough | good).
+    """
+    encoded = []
+    for question in questions:
+        answers = []
+        for label in labels:
+            messages = [*question.messages[:-1], {"role": "assistant", "content": label}]
+            sample = dataset.encode_sample(messages, tokenizer)
+            answers.append(sample.ids[sample.start:])
+        encoded.append(answers)
+    return encoded
+
+
+@torch.no_grad()
+def label_nll(model, prompts: list[list[int]], answers: list[list[list[int]]]) -> torch.Tensor:
+    """-log p(answer | prompt) in nats, for n possible answers to each of B prompts: (B, n).
+
+    All prompts and answers are lists of ids. The answer's tokens are summed, not averaged:
+    log p(a0 a1 | prompt) = log p(a0 | prompt) + log p(a1 | prompt a0).
+
+    Each answer could be scored behind a copy of its prompt. But prompts are long and labels short,
+    so the prompt is computed once, and all answers follow it in one sequence. The mask keeps them
+    from seeing each other, and each has the positions that follow the prompt's: to the model every
+    answer stands directly behind the prompt. With a prompt of 3 tokens and two answers of 2, the
+    rows see the columns marked x:
+
+                          p0  p1  p2  a0  a1  b0  b1
+        position           0   1   2   3   4   3   4        where RoPE thinks that the token is
+        part               0   0   0   1   1   2   2        0: the prompt; k + 1: answer k
+
+        p0                 x
+        p1                 x   x
+        p2                 x   x   x                        predicts a0, and also b0
+        a0                 x   x   x   x                    predicts a1
+        a1                 x   x   x   x   x
+        b0                 x   x   x   .   .   x            predicts b1
+        b1                 x   x   x   .   .   x   x
+
+    It is the causal triangle without the dots: a token sees the prompt and its own part. Sequences
+    are padded on the right to the longest. No token before the padding sees it.
+    """
+    device = model.model.embed_tokens.weight.device
+    ids, positions, part, targets = pack_answers(prompts, answers)
+    prompt_or_own = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])    # (B, T, T)
+    mask = prompt_or_own.tril()[:, None]                                        # (B, 1, T, T)
+    h = model.hidden(ids.to(device), positions.to(device), mask.to(device))     # (B, T, C)
+
+    # The unembedding is applied to the N places that predict a token of an answer, not to all B T.
+    b, k, predictor, token = torch.tensor(targets, device=device).T             # (N,) each
+    logits = model.lm_head(h[b, predictor]).float()                             # (N, V)
+    logp = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]               # (N,)
+    nll = torch.zeros(len(prompts), len(answers[0]), device=device)             # (B, n)
+    return nll.index_put_((b, k), -logp, accumulate=True)       # adds up the tokens of each answer
+
+
+def pack_answers(prompts: list[list[int]], answers: list[list[list[int]]]):
+    """Each prompt and its answers as one sequence -> ids, positions, part, all (B, T), and targets.
+
+    targets: (b, k, predictor, token) for each token of answer k of sequence b. The hidden state at
+    the place `predictor` predicts it.
+    """
+    B = len(prompts)
+    T = max(len(prompt) + sum(map(len, some)) for prompt, some in zip(prompts, answers))
+    ids, positions, part = torch.zeros(3, B, T, dtype=torch.long)
+    targets = []
+    for b, (prompt, some) in enumerate(zip(prompts, answers)):
+        P = len(prompt)
+        ids[b, :P] = torch.tensor(prompt)
+        positions[b, :P] = torch.arange(P)
+        start = P
+        for k, answer in enumerate(some):
+            end = start + len(answer)
+            ids[b, start:end] = torch.tensor(answer)
+            positions[b, start:end] = torch.arange(P, P + len(answer))
+            part[b, start:end] = k + 1
+            predictors = [P - 1, *range(start, end - 1)]        # the prompt's last, then its own
+            for predictor, token in zip(predictors, answer, strict=True):
+                targets.append((b, k, predictor, token))
+            start = end
+    return ids, positions, part, targets
+
+
+# ----- one evaluation -----------------------------------------------------------------------------
+
+def run_evaluation(settings: Settings) -> dict:
+    """Measure what `settings` say -> the content of FILE.json. Raises UserError."""
     # ----- what is asked -----
-    args.device, args.dtype = choose_device(args.device, args.dtype)
-    folder = dataset.find_dataset(args.data)
-    task = task_of(folder, args.metric, args.labels)
-    questions = read_questions(folder / "test.jsonl", task, args.limit)
-    args.max_new_tokens = args.max_new_tokens or METRICS.get(task.metric)
-    settings = settings_of(args, task, folder)
-    out = Path(args.out or f"out/eval_{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]}.jsonl")
-    result = begun(settings, out)
+    settings.device, settings.dtype = choose_device(settings.device, settings.dtype)
+    folder = dataset.find_dataset(settings.data)
+    task = read_task(folder, settings.metric, settings.labels)
+    questions = read_questions(folder / "test.jsonl", task, settings.limit)
+    settings.max_new_tokens = settings.max_new_tokens or METRICS.get(task.metric)
+    identity = describe_evaluation(settings, task, folder)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    out = Path(settings.out or f"out/eval_{digest[:10]}.jsonl")
+
+    # ----- what has been done already -----
+    result = read_earlier_result(out, identity)
     if result["finished"]:
-        print(f"{out.with_suffix('.json')} holds this evaluation, finished; delete it and {out.name} to make it anew")
+        print(f"{out.with_suffix('.json')} holds this evaluation, finished; delete it and "
+              f"{out.name} to make it again")
         return result
-    rows = read_rows(out)
+    rows = read_answers(out)
 
     # ----- the model -----
-    model, tokenizer = open_model(args.model, args.device, args.dtype, args.nf4)
-    if args.adapter:
-        load_adapter(model, args.adapter)
-        if not args.nf4:            # merged, a token costs no more than the base's; four bits would have to become sixteen
-            merge_lora(model)
-            remove_lora(model)
-    result |= weights_of(args.model, args.adapter)
+    model, tokenizer = open_adapted_model(settings)
+    result |= describe_weights(settings.model, settings.adapter)
     make_folder(out.parent)
 
-    # ----- what it does -----
+    # ----- test NLL, then answers -----
     try:
         if "test_nll" not in result:
-            samples, result["test_dropped"] = dataset.load_split(folder / "test.jsonl", tokenizer, args.max_length)
-            batches = dataset.micro_batches(samples[:args.limit], args.batch)
-            result["test_nll"] = train.mean_nll(model, batches, contextlib.nullcontext)
+            samples, result["test_dropped"] = dataset.load_split(
+                folder / "test.jsonl", tokenizer, settings.max_length)
+            batches = dataset.micro_batches(samples[:settings.limit], settings.batch)
+            result["test_nll"] = mean_nll(model, batches)
             write_result(result, out)
         if task.metric:
-            answer_all(model, tokenizer, task, questions, rows, out, args)
-            rows = {q.index: rows[q.index] for q in questions}                                  # in the order of the test set
+            answer_questions(model, tokenizer, task, questions, rows, out, settings)
+            in_order = [rows[question.index] for question in questions]
             with replacing(out) as part:
-                part.write_text("".join(map(line_of, rows.values())), "utf-8", "backslashreplace")
-            result |= measured(task, list(rows.values()))
+                text = "".join(map(answer_line, in_order))
+                part.write_text(text, encoding="utf-8", errors="backslashreplace")
+            result |= summarize_answers(task, in_order)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped with {len(rows)} of {len(questions)} answers; the same command goes on") from None
+        raise KeyboardInterrupt(f"stopped with {len(rows)} of {len(questions)} answers; the same "
+                                "command continues") from None
     result["finished"] = True
     write_result(result, out)
     return result
 
 
-def settings_of(args, task: Task, folder: Path) -> dict:
-    """What decides the answers, the content of the test file and of the weights included (of a model's, size and date)."""
+def open_adapted_model(settings: Settings):
+    """The base, with the adapter merged: W + (alpha / r) B A is one matrix.
+
+    Then a token costs no more than the base's, where B A apart would be two more products in every
+    layer. A base in four bits is not merged. The sum would have to be rounded to four bits again,
+    which loses most of B A, or be kept in 16 bits, which is no longer the model that was asked for.
+    """
+    model, tokenizer = open_model(settings.model, settings.device, settings.dtype, settings.nf4)
+    if settings.adapter:
+        load_adapter(model, settings.adapter)
+        if not settings.nf4:
+            merge_lora(model)
+            remove_lora(model)
+    return model, tokenizer
+
+
+# ----- what an evaluation is, and how far it has come ---------------------------------------------
+
+def describe_evaluation(settings: Settings, task: Task, folder: Path) -> dict:
+    """All that decides the answers. Two evaluations with the same description are the same.
+
+    The test file and the adapter count by their content. The weights of a model, which may have
+    gigabytes, count by size and date.
+    """
     names = ("model", "adapter", "data", "limit", "max_length", "max_new_tokens", "dtype", "nf4")
-    weights = [(f.name, f.stat().st_size, f.stat().st_mtime) for f in weight_files(resolve(args.model))]
-    return {name: getattr(args, name) for name in names} | task._asdict() | {
-        "weights": hashlib.sha256(repr(weights).encode()).hexdigest(),
-        "adapter_sha256": args.adapter and sha256(Path(args.adapter) / "adapter_model.safetensors"),
-        "test_sha256": sha256(folder / "test.jsonl")}
+    description = {name: getattr(settings, name) for name in names} | task._asdict()
+    weights = []
+    for file in weight_files(resolve(settings.model)):
+        weights.append((file.name, file.stat().st_size, file.stat().st_mtime))
+    description["weights"] = hashlib.sha256(repr(weights).encode()).hexdigest()
+    description["adapter_sha256"] = settings.adapter and hash_file(
+        Path(settings.adapter) / "adapter_model.safetensors")
+    description["test_sha256"] = hash_file(folder / "test.jsonl")
+    return description
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}; is it the right folder?") from None
 
 
-def begun(settings: dict, out: Path) -> dict:
-    """The result as far as it is there. Raises UserError if `out` holds another evaluation."""
+def read_earlier_result(out: Path, identity: dict) -> dict:
+    """The result so far. Raises UserError if `out` holds another evaluation than `identity`."""
     path = out.with_suffix(".json")
-    if path.exists():
-        result = read_json(path)
-        there = result.get("settings", {})
-        if differ := [name for name in settings if there.get(name) != settings[name]]:
-            raise UserError(f"{path} holds another evaluation, with another {', '.join(differ)}; give another --out, or delete it "
-                            f"and {out.name}")
-        return result
-    if out.exists():
-        raise UserError(f"{out} is there, and no {path.name} that says what made it; give another --out")
-    return {"settings": settings, "finished": False}
+    if not path.exists():
+        if out.exists():
+            raise UserError(f"{out} exists, but no {path.name} says what made it; give another "
+                            "--out")
+        return {"settings": identity, "finished": False}
+    result = read_json(path)
+    existing = result.get("settings", {})
+    different = [name for name in identity if existing.get(name) != identity[name]]
+    if different:
+        raise UserError(f"{path} holds another evaluation, with another {', '.join(different)}; "
+                        f"give another --out, or delete it and {out.name}")
+    return result
 
 
-def read_rows(path: Path) -> dict[int, dict]:
-    """The answers that are there, by index. A last line that a killed process left half written is taken off the file."""
+def read_answers(path: Path) -> dict[int, dict]:
+    """The answers so far, by index. A last line that a killed process left half written is cut."""
     data = path.read_bytes() if path.exists() else b""
     whole = data[:data.rfind(b"\n") + 1]
     try:
         rows = {row["index"]: row for row in map(json.loads, whole.splitlines())}
     except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path} is damaged ({e}); delete it and {path.with_suffix('.json').name} to begin anew") from None
+        raise UserError(f"{path} is damaged ({e}); delete it and {path.with_suffix('.json').name} "
+                        "to begin again") from None
     if whole != data:
         with replacing(path) as part:
             part.write_bytes(whole)
@@ -286,87 +443,101 @@ def write_result(result: dict, out: Path):
     write_json(out.with_suffix(".json"), result)
 
 
-def weights_of(model: str, adapter: str | None) -> dict:
-    """How the weights came to be, and what they cost: of the base that was trained, by what, its trainable parameters, seconds of
-    training, bytes on disk. The run's own files say it; a checkpoint without them counts as pretrained."""
+def describe_weights(model: str, adapter: str | None) -> dict:
+    """How the weights came to be and what they cost: bytes on disk, trainable parameters, seconds.
+
+    The run's own files say it. A checkpoint without them counts as pretrained.
+    """
     folder = Path(adapter) if adapter else resolve(model)
     files = [folder / "adapter_model.safetensors"] if adapter else weight_files(folder)
     name = "nano" if resolve(model) == NANO_BASE else model
-    result = {"model": name, "method": "pretrained", "rank": None, "trainable": 0, "bytes": sum(f.stat().st_size for f in files)}
+    result = {"model": name, "method": "pretrained", "rank": None, "trainable": 0,
+              "bytes": sum(file.stat().st_size for file in files)}
     if adapter:
+        tensors = read_tensors(files[0])
         result |= {"method": "lora", "rank": read_json(folder / "adapter_config.json").get("r"),
-                   "trainable": sum(t.numel() for t in read_tensors(files[0]).values())}
+                   "trainable": sum(tensor.numel() for tensor in tensors.values())}
     if (folder / "run.json").exists() and (folder / "log.csv").exists():
-        last = read_log(folder / "log.csv")[-1]
+        last = read_rows(folder / "log.csv")[-1]
         result |= {"model": name if adapter else last["model"], "method": last["method"],
-                   "rank": int(last["rank"]) if last["rank"] else None, "trainable": int(last["trainable"]),
-                   "steps": int(last["step"]), "train_seconds": last["seconds"]}
+                   "rank": last["rank"] or None, "trainable": last["trainable"],
+                   "steps": last["step"], "train_seconds": last["seconds"]}
     return result
 
 
-# ----- what one looks at --------------------------------------------------------------------------------------------
+# ----- printed output -----------------------------------------------------------------------------
 
-def share(result: dict, key: str) -> str:
-    """A share with its standard error, sqrt(p (1 - p) / n), in percent."""
-    if (p := result.get(key)) is None:
+METHOD_NAMES = {"pretrained": "pretrained", "full": "full", "lora": "LoRA", "qlora": "QLoRA"}
+
+
+def format_results(results: list[dict]) -> str:
+    """A row for each evaluation, in Markdown: by data set, then by model, then by method."""
+    order = list(METHOD_NAMES)
+
+    def sort_key(result):
+        cells = format_result(result)
+        return cells["data"], cells["model"], order.index(result["method"]), result["rank"] or 0
+
+    rows = [format_result(result) for result in sorted(results, key=sort_key)]
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    return markdown_table(columns, [[row[name] for name in columns] for row in rows], left=3)
+
+
+def format_result(result: dict) -> dict[str, str]:
+    """The cells of one evaluation by column; "" where it has no such number."""
+    model = Path(result["model"]).name
+    if result["settings"]["nf4"]:
+        model += ", NF4"
+    trained = METHOD_NAMES[result["method"]]
+    if result["rank"]:
+        trained += f", r = {result['rank']}"
+    return {
+        "data": Path(result["settings"]["data"]).name,
+        "model": model,
+        "trained": trained,
+        "parameters": f"{result['trainable']:,}" if result["trainable"] else "–",
+        "on disk": f"{result['bytes'] / 1e6:,.1f} MB",
+        "training": f"{result['train_seconds']:,.0f} s" if "train_seconds" in result else "–",
+        "test NLL": f"{result['test_nll']:.4f}",
+        "exact match": format_share(result, "exact_match"),
+        "accuracy": format_share(result, "accuracy"),
+        "by likelihood": format_share(result, "accuracy_by_likelihood"),
+        "BLEU": f"{result['bleu']:.2f}" if "bleu" in result else "",
+        "answers": f"{result['n']:,}" if "n" in result else ""}
+
+
+def format_share(result: dict, key: str) -> str:
+    """A share p of n answers with its standard error, sqrt(p (1 - p) / n), in percent."""
+    if key not in result:
         return ""
-    return f"{100 * p:.1f} ± {100 * math.sqrt(p * (1 - p) / result['n']):.1f} %"
+    p, n = result[key], result["n"]
+    return f"{100 * p:.1f} ± {100 * math.sqrt(p * (1 - p) / n):.1f} %"
 
 
-NAMES = {"pretrained": "pretrained", "full": "full", "lora": "LoRA", "qlora": "QLoRA"}
-CELLS = {
-    "data": lambda r: Path(r["settings"]["data"]).name,
-    "model": lambda r: Path(r["model"]).name + (", NF4" if r["settings"]["nf4"] else ""),
-    "trained": lambda r: NAMES[r["method"]] + (f", r = {r['rank']}" if r["rank"] else ""),
-    "parameters": lambda r: f"{r['trainable']:,}" if r["trainable"] else "–",
-    "on disk": lambda r: f"{r['bytes'] / 1e6:,.1f} MB",
-    "training": lambda r: f"{r['train_seconds']:,.0f} s" if "train_seconds" in r else "–",
-    "test NLL": lambda r: f"{r['test_nll']:.4f}",
-    "exact match": lambda r: share(r, "exact_match"),
-    "accuracy": lambda r: share(r, "accuracy"),
-    "by likelihood": lambda r: share(r, "accuracy_by_likelihood"),
-    "BLEU": lambda r: f"{r['bleu']:.2f}" if "bleu" in r else "",
-    "answers": lambda r: f"{r['n']:,}" if "n" in r else "",
-}
-
-
-def table(results: list[dict]) -> str:
-    """Evaluations side by side, as Markdown: a data set after another; pretrained, full, LoRA."""
-    order = list(NAMES)
-    results = sorted(results, key=lambda r: (CELLS["data"](r), CELLS["model"](r), order.index(r["method"]), r["rank"] or 0))
-    columns = [[name, *(cell(r) for r in results)] for name, cell in CELLS.items()]
-    return markdown([column for column in columns if any(column[1:])], left=3)
-
-
-def markdown(columns: list[list[str]], left: int) -> str:
-    """A table from its columns, headings first; all but the first `left` are aligned to the right."""
+def format_confusion(labels: list[str], counts: list[list[int]], how: str) -> str:
+    """A row for each right label, a column for each given one; "none" if it ever was."""
+    given = [*labels, "none"] if any(row[-1] for row in counts) else labels
     rows = []
-    for i, column in enumerate(columns):
-        width = max(map(len, column))
-        rule = "-" * (width + 2) if i < left else "-" * (width + 1) + ":"
-        cells = [f" {cell.ljust(width) if i < left else cell.rjust(width)} " for cell in column]
-        rows.append([cells[0], rule, *cells[1:]])
-    return "\n".join("|" + "|".join(cells) + "|" for cells in zip(*rows))
+    for label, row in zip(labels, counts):
+        rows.append([label, *map(str, row[:len(given)])])
+    return markdown_table([f"right \\ {how}", *given], rows, left=1)
 
 
-def matrix(labels: list[str], counts: list[list[int]], how: str) -> str:
-    said = [[name, *map(str, column)] for name, column in zip((*labels, "none"), zip(*counts)) if name in labels or any(column)]
-    return markdown([[f"right \\ {how}", *labels], *said], left=1)
-
-
-def show(result: dict):
-    print("\n" + table([result]))
+def print_result(result: dict):
+    print("\n" + format_results([result]))
     for key, how in (("confusion", "written"), ("confusion_by_likelihood", "likeliest")):
         if key in result:
-            print("\n" + matrix(result["labels"], result[key], how))
+            print("\n" + format_confusion(result["labels"], result[key], how))
 
 
-def read_results(paths: list[str]) -> list[dict]:
+def read_finished_results(paths: list[str]) -> list[dict]:
+    """What --table compares. Names unfinished ones on stderr and leaves them out."""
     results = []
     for path in map(Path, paths):
         result = read_json(path)
         if "settings" not in result or "finished" not in result:
-            raise UserError(f"{path} is no result of an evaluation; --table takes the .json beside the .jsonl")
+            raise UserError(f"{path} is not the result of an evaluation; --table takes the .json "
+                            "next to the .jsonl")
         if result["finished"]:
             results.append(result)
         else:
@@ -376,47 +547,19 @@ def read_results(paths: list[str]) -> list[dict]:
     return results
 
 
-# ----- the command line ---------------------------------------------------------------------------------------------
-
-def parse(argv=None):
-    parser = make_parser("evaluate.py", __doc__)
-    add = parser.add_argument
-    add("--model", help="folder, hub repository, or nano; default: the adapter's base, else nano")
-    add("--adapter", help="folder of an adapter for it")
-    add("--data", default="nano", help="name under data/, or a folder with train.jsonl and test.jsonl (default: nano)")
-    add("--limit", type=int, help="the first N test samples (for the NLL, of those that fit --max_length); default: all")
-    add("--batch", type=int, default=16, help="answers at a time (default: 16)")
-    add("--max_new_tokens", type=int, help="of an answer; default: " + ", ".join(f"{n} for {name}" for name, n in METRICS.items()))
-    add("--max_length", type=int, default=256, help="tokens: for the test NLL longer samples are cut, as in train.py; default: 256")
-    add("--metric", choices=METRICS, help="default: what the data set's task.json says")
-    add("--labels", help="of accuracy, separated by commas; default: those of task.json")
-    add("--out", help="FILE.jsonl for the answers, FILE.json beside it for the result; default: out/eval_<settings>.jsonl")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps ...; auto: cuda if there is one, else cpu")
-    add("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: as train.py has it, float32 on a CPU")
-    add("--nf4", action="store_true", help="the base in four bits, as --method qlora trains on it; the adapter is not merged then")
-    add("--table", nargs="+", metavar="FILE.json", help="print these results side by side, and nothing else")
-    args = parser.parse_args(argv)
-    args.model = args.model or (base_of(args.adapter) if args.adapter else "nano")
-    return args
-
-
-def check(args):
-    """Raise UserError for a setting that cannot be meant."""
-    for name in ("limit", "batch", "max_new_tokens", "max_length"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: it has to be at least 1")
-    if args.out and Path(args.out).suffix != ".jsonl":
-        raise UserError(f"--out {args.out}: its name has to end in .jsonl")
-
+# ----- the command line ---------------------------------------------------------------------------
 
 def main(argv=None):
-    with errors_in_one_line("lower --batch, then give the same command again: it goes on where this one stopped"):
-        args = parse(argv)
-        if args.table:
-            print(table(read_results(args.table)))
+    advice = "lower --batch, then give the same command again: it continues where this one stopped"
+    with errors_in_one_line(advice):
+        settings = parse_evaluation(argv)
+        check_ranges(settings)
+        if settings.out and Path(settings.out).suffix != ".jsonl":
+            raise UserError(f"--out {settings.out}: its name must end in .jsonl")
+        if settings.table:
+            print(format_results(read_finished_results(settings.table)))
         else:
-            check(args)
-            show(evaluate(args))
+            print_result(run_evaluation(settings))
 
 
 if __name__ == "__main__":
