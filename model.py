@@ -1,19 +1,28 @@
-"""The decoder of Qwen2 / Qwen2.5, Qwen3 (dense) and Llama, written out, with Hugging Face's weights in and out.
+"""The decoder of Qwen2 / Qwen2.5, Qwen3 (dense) and Llama, with Hugging Face's weights in and out.
 
-    ids (B, T) -> embedding -> L x [x + Attention(RMSNorm(x)), x + SwiGLU(RMSNorm(x))] -> RMSNorm -> unembedding -> (B, T, V)
+    ids (B, T)                              sequences of tokens
+    x = embedding[ids]                      (B, T, C)
+    L times:  x = x + Attention(RMSNorm(x))
+              x = x + SwiGLU(RMSNorm(x))
+    logits = RMSNorm(x) W^T                 (B, T, V), W the unembedding
 
-The three families are one architecture; config.json says which of its parts are there:
+The three families are one architecture. config.json says which parts a model has:
 
                 q, k, v bias    RMSNorm on q and k    rope_scaling        head_dim
     Qwen2/2.5   yes             no                    no                  hidden / heads
     Qwen3       no              yes                   no                  given
     Llama       no              no                    none or "llama3"    either
 
-Parameter names are Hugging Face's own ("model.layers.0.self_attn.q_proj.weight"), so that loading is an assignment and
-adapters need no table of names. There is no padding mask: batches are padded on the right, and under the causal mask a
-token never sees what stands to the right of it. Only `generate`, which pads on the left, needs a mask.
+Parameter names are Hugging Face's own ("model.layers.0.self_attn.q_proj.weight"). So loading is an
+assignment, and adapters need no table of names.
 
-Shapes: B sequences, T positions, C hidden size, V vocabulary, nh query heads, nk key/value heads, hd size of a head.
+Training needs no padding mask. Batches are padded on the right, and under the causal mask a token
+sees only what is to its left: no token of a sample ever sees padding. Padding sees the sample, but
+its labels are -100, so what it computes is never used. Only `generate`, which pads on the left so
+that all prompts end in the same column, needs a mask.
+
+Shapes: B sequences, T positions, C hidden size, V vocabulary, nh query heads, nk key/value heads,
+hd size of a head, S positions in the cache.
 """
 import math
 import os
@@ -28,81 +37,116 @@ from plumbing.checkpoint import read_weights, write_checkpoint
 from plumbing.errors import UserError
 from plumbing.files import read_json, resolve
 
-# MKL adds up a matrix product in another order for another number of threads, unless it is told not to before its first use. So
-# a run gives the same numbers on one thread and on two, on Intel's processors. On more, and for layers whose half is not a whole
-# number of vectors, silu and exp can still round differently where a thread's share ends.
+# MKL computes torch's matrix products on Intel processors. By default the order in which it adds
+# depends on the number of threads, and so does the rounding. This asks for one order, so that a run
+# gives the same numbers on one thread and on two. It stands here because MKL reads the variable
+# only once, at its first product. It is no promise beyond two threads: silu and exp may still round
+# differently where one thread's share of a tensor ends.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+         "num_attention_heads")
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
-# ----- configuration ------------------------------------------------------------------------------------------------
+# ----- configuration ------------------------------------------------------------------------------
 
 @dataclass
 class ModelConfig:
     vocab_size: int                 # V
     hidden_size: int                # C
-    intermediate_size: int          # width of the MLP
-    num_hidden_layers: int
+    intermediate_size: int          # I, the width of the MLP
+    num_hidden_layers: int          # L
     num_attention_heads: int        # nh
     num_key_value_heads: int        # nk; nh / nk query heads share one key/value head
     head_dim: int                   # hd; nh * hd need not be C
     rms_norm_eps: float
     rope_theta: float               # base of the rotary frequencies
-    rope_scaling: dict | None       # Llama 3's stretching of them, or None
-    tie_word_embeddings: bool       # the unembedding is the embedding
+    rope_scaling: dict | None       # Llama 3's numbers for stretching them, or None
+    tie_word_embeddings: bool       # embedding and unembedding are one matrix
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
-    qk_norm: bool
+    qk_norm: bool                   # Qwen3: RMSNorm on each head's q and k
     hf: dict = field(repr=False)    # config.json as it was read, for save_pretrained
 
     @classmethod
     def from_hf(cls, hf: dict) -> "ModelConfig":
-        """Read config.json's content. Raises UserError for what this decoder would not compute as transformers does."""
-        family = hf.get("model_type")
-        if family not in ("qwen2", "qwen3", "llama"):
-            raise UserError(f"model_type {family!r} is not supported; it has to be qwen2, qwen3 or llama")
-        if hf.get("hidden_act", "silu") != "silu":
-            raise UserError(f"hidden_act {hf['hidden_act']!r} is not supported; it has to be silu")
-        if hf.get("use_sliding_window"):
-            raise UserError("sliding-window attention (use_sliding_window) is not supported")
-        if hf.get("quantization_config"):
-            raise UserError("a quantized checkpoint (quantization_config): bitsandbytes' NF4 is read by --method qlora; for other "
-                            "methods, and of other kinds, give the model that it was made from")
-        rope = {"rope_theta": hf.get("rope_theta", 10_000.0)} | (hf.get("rope_parameters") or hf.get("rope_scaling") or {})
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type not in ("default", "llama3"):
-            raise UserError(f"rope_scaling of type {rope_type!r} is not supported; it has to be none or llama3")
-        for name in SIZES:
-            if not isinstance(hf.get(name), int) or hf[name] < 1:
-                raise UserError(f"config.json lacks {name!r}, or it is no whole number above 0")
+        """Read the content of config.json.
+
+        Raises UserError for a model that this decoder would not compute as transformers does.
+        """
+        refuse_unsupported(hf)
+        family, hidden, heads = hf["model_type"], hf["hidden_size"], hf["num_attention_heads"]
+        kv_heads = hf.get("num_key_value_heads") or heads
+        if heads % kv_heads:
+            raise UserError(f"{heads} attention heads cannot share {kv_heads} key/value heads "
+                            "evenly")
+        default_head_dim = 128 if family == "qwen3" else hidden // heads
+        rope = rope_settings(hf)
         bias = hf.get("attention_bias", False)
-        try:
-            heads, hidden = hf["num_attention_heads"], hf["hidden_size"]
-            config = cls(
-                vocab_size=hf["vocab_size"], hidden_size=hidden, intermediate_size=hf["intermediate_size"],
-                num_hidden_layers=hf["num_hidden_layers"], num_attention_heads=heads,
-                num_key_value_heads=hf.get("num_key_value_heads") or heads,
-                head_dim=hf.get("head_dim") or (128 if family == "qwen3" else hidden // heads),
-                rms_norm_eps=hf.get("rms_norm_eps", 1e-6), rope_theta=rope["rope_theta"],
-                rope_scaling={key: rope[key] for key in LLAMA3} if rope_type == "llama3" else None,
-                tie_word_embeddings=hf.get("tie_word_embeddings", False),
-                qkv_bias=family == "qwen2" or bias, o_bias=family != "qwen2" and bias,
-                mlp_bias=family == "llama" and hf.get("mlp_bias", False),
-                qk_norm=family == "qwen3", hf=hf)
-        except KeyError as e:
-            raise UserError(f"config.json lacks {e.args[0]!r}") from None
-        if heads % config.num_key_value_heads:
-            raise UserError(f"{heads} attention heads cannot share {config.num_key_value_heads} key/value heads evenly")
-        return config
+        return cls(
+            vocab_size=hf["vocab_size"],
+            hidden_size=hidden,
+            intermediate_size=hf["intermediate_size"],
+            num_hidden_layers=hf["num_hidden_layers"],
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=hf.get("head_dim") or default_head_dim,
+            rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
+            rope_theta=rope["rope_theta"],
+            rope_scaling=rope if rope["rope_type"] == "llama3" else None,
+            tie_word_embeddings=hf.get("tie_word_embeddings", False),
+            qkv_bias=family == "qwen2" or bias,         # Qwen2 has it without saying so
+            o_bias=family != "qwen2" and bias,
+            mlp_bias=family == "llama" and hf.get("mlp_bias", False),
+            qk_norm=family == "qwen3",
+            hf=hf)
 
 
-# ----- the parts ----------------------------------------------------------------------------------------------------
+def refuse_unsupported(hf: dict):
+    family = hf.get("model_type")
+    if family not in ("qwen2", "qwen3", "llama"):
+        raise UserError(f"model_type {family!r} is not supported; it must be qwen2, qwen3 or llama")
+    if hf.get("hidden_act", "silu") != "silu":
+        raise UserError(f"hidden_act {hf['hidden_act']!r} is not supported; it must be silu")
+    if hf.get("use_sliding_window"):
+        raise UserError("sliding-window attention (use_sliding_window) is not supported")
+    if hf.get("quantization_config"):
+        raise UserError("this checkpoint is quantized (quantization_config). --method qlora reads "
+                        "bitsandbytes' NF4; otherwise give the model that it was made from")
+    for name in SIZES:
+        if not isinstance(hf.get(name), int) or hf[name] < 1:
+            raise UserError(f"config.json lacks {name!r}, or it is not a whole number above 0")
+
+
+def rope_settings(hf: dict) -> dict:
+    """{"rope_type": "default" or "llama3", "rope_theta": ...} and, for llama3, LLAMA3's numbers.
+
+    transformers 5 writes all of them under "rope_parameters". transformers 4 wrote rope_theta at
+    the top and the others, if any, under "rope_scaling".
+    """
+    rope = {"rope_theta": hf.get("rope_theta", 10_000.0)}
+    rope |= hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    rope_type = rope.setdefault("rope_type", rope.get("type", "default"))
+    if rope_type not in ("default", "llama3"):
+        raise UserError(f"rope_scaling of type {rope_type!r} is not supported; it must be none or "
+                        "llama3")
+    missing = [name for name in LLAMA3 if name not in rope]
+    if missing and rope_type == "llama3":
+        raise UserError(f"config.json lacks {missing[0]!r}")
+    return rope
+
+
+# ----- the parts ----------------------------------------------------------------------------------
 
 class RMSNorm(nn.Module):
-    """y = w * x / sqrt(mean(x^2) + eps), in float32, rounded before the multiplication by w (arXiv 1910.07467)."""
+    """y = w * x / sqrt(mean(x^2) + eps), over the last dimension (arXiv 1910.07467).
+
+    The mean is taken in float32. In float16 the square of 300 is already infinite (the largest
+    number is 65,504), and in bfloat16, with 8 bits, a sum of equal squares stops growing after 256
+    of them. Like transformers, x / sqrt(...) is rounded to x's dtype before w multiplies it.
+    """
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -111,64 +155,104 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         h = x.float()
-        return self.weight * (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * h.to(x.dtype)
 
+
+# Rotary position embedding, RoPE (arXiv 2104.09864). The coordinates of q and k are taken in pairs,
+# and at position m pair i is turned by the angle m theta_i. Call this rotation R(m). A query at
+# position m meets a key at position n as
+#
+#     (R(m) q) . (R(n) k) = q^T R(m)^T R(n) k = q^T R(n - m) k
+#
+# because turning back by m and then forward by n is turning by n - m. So attention depends on how
+# far apart two tokens are, not on where they stand.
+#
+# The paper pairs neighbours, Hugging Face pairs the two halves of a head. For hd = 6:
+#
+#     paper (interleaved)   (x0, x1) (x2, x3) (x4, x5)        x_2i with x_2i+1
+#     here (halves)         (x0, x3) (x1, x4) (x2, x5)        x_i with x_i+hd/2
+#
+# It is the same model with the rows of q_proj and k_proj in another order: q . k does not change
+# when both are reordered alike. Hugging Face's files hold the rows in the order for halves. Weights
+# for one convention give nonsense under the other.
 
 def rope_frequencies(config: ModelConfig) -> torch.Tensor:
-    """theta_i = base^(-2i / hd), i = 0 .. hd/2 - 1: radians a position for each pair of coordinates (arXiv 2104.09864).
+    """theta_i = base^(-2i / hd) for i = 0 .. hd/2 - 1, radians per position, (hd / 2,) in float32.
 
-    Llama 3 was trained on a context of `old` positions and stretched to `factor` times that: frequencies that turn less
-    than `low` times in the old context are divided by `factor`, those that turn more than `high` times are left, and
-    between them the two are blended linearly.
+    With base 10,000 and hd = 64, pair 0 makes a full turn every 6.3 positions and tells neighbours
+    apart. Pair 31 needs 47,000 positions and tells the start of a text from its end.
+
+    Llama 3 was trained on a context of `original_max_position_embeddings` positions and stretched
+    to `factor` times that. Pairs that make fewer than `low_freq_factor` turns in the old context
+    would reach angles never seen in training: their frequency is divided by `factor`. Pairs that
+    make more than `high_freq_factor` turns keep theirs. Between the two it is blended linearly.
     """
-    i = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
-    theta = 1.0 / config.rope_theta ** (i / config.head_dim)                                    # (hd / 2,)
-    if config.rope_scaling is None:
+    i = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")      # this is 2i
+    theta = 1.0 / config.rope_theta ** (i / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
         return theta
-    s = config.rope_scaling
-    low, high = s["low_freq_factor"], s["high_freq_factor"]
-    turns = s["original_max_position_embeddings"] * theta / (2 * math.pi)
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
-    return keep * theta + (1 - keep) * theta / s["factor"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)
+    keep = ((turns - low) / (high - low)).clamp(0, 1)       # 1: as it was, 0: divided by factor
+    return keep * theta + (1 - keep) * theta / scaling["factor"]
 
 
 def rotate(x, cos, sin):
-    """Turn each pair (x_i, x_{i + hd/2}) by its angle; x (B, n, T, hd), cos and sin (B or 1, 1, T, hd / 2)."""
+    """Turn each pair (a, b) = (x_i, x_i+hd/2) by its angle: (a cos - b sin, b cos + a sin).
+
+    x (B, n, T, hd) of n heads; cos, sin (B or 1, 1, T, hd / 2), the same for every head.
+    """
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class Attention(nn.Module):
-    """Causal attention in which groups of nh / nk query heads share a key/value head (GQA, arXiv 2305.13245)."""
+    """Causal softmax(q k^T / sqrt(hd)) v, with grouped query heads (GQA, arXiv 2305.13245).
+
+    Query head i uses key/value head i // (nh / nk). Qwen2.5-0.5B has nh = 14 and nk = 2: query
+    heads 0 to 6 use key/value head 0, and 7 to 13 use key/value head 1.
+
+    Fewer key/value heads make a smaller cache, and generation spends its time reading the cache.
+    Per token it holds k and v of each layer, 2 L nk hd numbers: here 2 * 24 * 2 * 64 = 6,144, in
+    bfloat16 12,288 bytes. With nk = 14 it would be 86,016 bytes. For 32,768 tokens that is 0.4 GB
+    instead of 2.8 GB.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         C, self.hd = config.hidden_size, config.head_dim
-        q, kv = config.num_attention_heads * self.hd, config.num_key_value_heads * self.hd
-        self.q_proj = nn.Linear(C, q, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(C, kv, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(C, kv, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(q, C, bias=config.o_bias)
-        if config.qk_norm:
-            self.q_norm, self.k_norm = RMSNorm(self.hd, config.rms_norm_eps), RMSNorm(self.hd, config.rms_norm_eps)
-        else:
-            self.q_norm = self.k_norm = nn.Identity()
+        q_size = config.num_attention_heads * self.hd
+        kv_size = config.num_key_value_heads * self.hd
+        self.q_proj = nn.Linear(C, q_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(C, kv_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(C, kv_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q_size, C, bias=config.o_bias)
+        self.q_norm = RMSNorm(self.hd, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.hd, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x, cos, sin, mask=None, cache=None):
         B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.hd)).transpose(1, 2)                 # (B, nh, T, hd)
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.hd)).transpose(1, 2)                 # (B, nk, T, hd)
-        v = self.v_proj(x).view(B, T, -1, self.hd).transpose(1, 2)                              # (B, nk, T, hd)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q = self.q_proj(x).view(B, T, -1, self.hd)                          # (B, T, nh, hd)
+        k = self.k_proj(x).view(B, T, -1, self.hd)                          # (B, T, nk, hd)
+        v = self.v_proj(x).view(B, T, -1, self.hd).transpose(1, 2)          # (B, nk, T, hd)
+        q = rotate(self.q_norm(q).transpose(1, 2), cos, sin)                # (B, nh, T, hd)
+        k = rotate(self.k_norm(k).transpose(1, 2), cos, sin)                # (B, nk, T, hd)
         if cache is not None:
-            k, v = cache.append(self, k, v)                                                     # (B, nk, S, hd), S so far
-        causal = mask is None and T > 1             # a single new token sees all that the cache holds
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))                                 # (B, T, C)
+            k, v = cache.append(self, k, v)                                 # (B, nk, S, hd)
+        # no causal mask for T = 1: a single new token sees everything in the cache
+        causal = mask is None and T > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal,
+                                           enable_gqa=True)                 # (B, nh, T, hd)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))             # (B, T, C)
 
 
 class MLP(nn.Module):
-    """SwiGLU: W_down (silu(W_gate x) * W_up x) (arXiv 2002.05202)."""
+    """SwiGLU: W_down (silu(W_gate x) * W_up x), silu(z) = z / (1 + e^-z) (arXiv 2002.05202).
+
+    The gate decides, number by number, how much of W_up x passes.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -182,6 +266,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
+    """Each half reads a normalised x and adds to x itself, so gradients pass the sums unchanged."""
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -194,91 +280,185 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Cache:
-    """Keys and values of the positions so far, one buffer an attention layer, filled from the left."""
-
-    def __init__(self, size: int):
-        self.size, self.used, self.kv = size, 0, {}
-
-    def append(self, layer, k, v):
-        end = self.used + k.shape[2]
-        if layer not in self.kv:
-            self.kv[layer] = [t.new_empty(*t.shape[:2], self.size, t.shape[3]) for t in (k, v)]
-        for buffer, new in zip(self.kv[layer], (k, v)):
-            buffer[:, :, self.used:end] = new
-        return [buffer[:, :, :end] for buffer in self.kv[layer]]
-
-    def keep(self, rows):
-        """Forget all sequences but `rows`."""
-        self.kv = {layer: [buffer[rows] for buffer in buffers] for layer, buffers in self.kv.items()}
-
-
-# ----- the loss -----------------------------------------------------------------------------------------------------
+# ----- the loss -----------------------------------------------------------------------------------
 
 class LinearNLL(torch.autograd.Function):
-    """Sum of the NLL of `target` (N,) under softmax(h W^T), h (N, C), W (V, C), a chunk of rows at a time.
+    """Sum over N rows of -log softmax(h W^T)[target], without ever holding all N rows of logits.
 
-    With p = softmax(h W^T) and y the one-hot target, dNLL/dlogits = p - y, so dNLL/dh = (p - y) W and
-    dNLL/dW = (p - y)^T h. They cost two products with logits that are at hand in the forward pass, so they are taken
-    there: the logits of one chunk are all that ever exists of the (N, V) tensor, which at V = 151,936 and N = 4,096
-    would be 2.5 GB in float32, and nothing is computed twice. The products are in h's dtype, the sum dW in W's.
+    h (N, C), W (V, C), target (N,) -> nll (), in float32.
+
+    With p = softmax(h W^T) and y the one-hot target,
+
+        dNLL/dlogits = p - y        dNLL/dh = (p - y) W        dNLL/dW = (p - y)^T h
+
+    Logits (2, 1, 0) with the first token as target give p = (0.665, 0.245, 0.090), the NLL
+    -ln 0.665 = 0.408, and p - y = (-0.335, 0.245, 0.090).
+
+    Ordinary autograd keeps the logits of all rows for the backward pass: 2.5 GB in float32 at
+    V = 151,936 and N = 4,096. Here the rows are taken CHUNK at a time. p - y needs nothing but the
+    logits, so both products are taken in the forward pass, while a chunk's logits exist, and the
+    backward pass only multiplies them by the gradient that arrives. Nothing is computed twice.
+    The products are in h's dtype; the sum dW is in W's, next to float16 in float32.
     """
-    CHUNK = 512     # rows: 0.3 GB of float32 logits at V = 151,936, and as much again while their softmax is taken
+    CHUNK = 512     # rows: 0.3 GB of float32 logits at V = 151,936, and as much for their softmax
+
+    # float16 is precise from 2^-14 = 6e-5 to 65,504. Below that it has multiples of 2^-24 = 6e-8
+    # only: of p - y = 1e-6 it keeps 4 bits, of 1e-8 nothing. A gradient scaler exists to avoid just
+    # this, but its factor arrives in backward, when the products are already taken. So float16
+    # takes them of 2^10 (p - y). Near y = 1, float32 resolves p - y to 2^-24, and 2^10 lifts that
+    # to 2^-14. More is not needed, and there is room above: the entries of p - y sum to at most 2
+    # in absolute value, so no entry of dh exceeds 2 * 2^10 * max |W|, which fits for |W| up to 31.
+    FLOAT16_SCALE = 2.0 ** 10
 
     @staticmethod
     def forward(ctx, h, W, target):
         need_h, need_W, _ = ctx.needs_input_grad
-        dh, dW = (torch.zeros_like(t) if need else None for t, need in ((h, need_h), (W, need_W)))
-        nll, W = torch.zeros((), device=h.device), W.to(h.dtype)
-        half = h.dtype == torch.float16         # dW is not scaled yet, and its sum over the rows could overflow there
+        half = h.dtype == torch.float16
+        # float32 next to float16, because dW, a sum over many rows, has no such bound
+        sum_dtype = torch.float32 if half else None
+        dh = torch.zeros_like(h, dtype=sum_dtype) if need_h else None       # (N, C)
+        dW = torch.zeros_like(W, dtype=sum_dtype) if need_W else None       # (V, C)
+        nll = torch.zeros((), device=h.device)
+        W = W.to(h.dtype)       # under autocast h has 16 bits and W 32
         for start in range(0, len(h), LinearNLL.CHUNK):
             rows = slice(start, start + LinearNLL.CHUNK)
-            logp = (h[rows] @ W.T).float().log_softmax(-1)                                      # (n, V)
-            picked = target[rows, None]
-            nll -= logp.gather(1, picked).sum()
-            if need_h or need_W:
-                dlogits = logp.exp_().scatter_add_(1, picked, torch.full_like(picked, -1.0, dtype=logp.dtype)).to(h.dtype)
+            logp = (h[rows] @ W.T).float().log_softmax(-1)                  # (n, V)
+            at_target = (torch.arange(len(logp), device=h.device), target[rows])
+            nll -= logp[at_target].sum()
+            if not (need_h or need_W):
+                continue
+            dlogits = logp.exp_()           # p, in the memory of log p
+            dlogits[at_target] -= 1.0       # p - y
+            if half:
+                dlogits *= LinearNLL.FLOAT16_SCALE
+            dlogits = dlogits.to(h.dtype)
             if need_h:
                 dh[rows] = dlogits @ W
-            if need_W:
-                dW += dlogits.T.float() @ h[rows].float() if half else dlogits.T @ h[rows]      # (V, C)
+            if need_W and half:
+                dW += dlogits.T.float() @ h[rows].float()
+            elif need_W:
+                dW += dlogits.T @ h[rows]
         ctx.save_for_backward(dh, dW)
+        ctx.scale = LinearNLL.FLOAT16_SCALE if half else 1.0
         return nll
 
     @staticmethod
     def backward(ctx, grad):
-        return *(None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors), None
+        # float16: 2^10 leaves here, where `grad` brings the scaler's factor. Until then dh and dW
+        # are float32; autograd rounds what is returned to the dtypes of h and W.
+        grad = grad / ctx.scale
+        dh, dW = (None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors)
+        return dh, dW, None
 
 
-# ----- the model ----------------------------------------------------------------------------------------------------
+# ----- what generation needs ----------------------------------------------------------------------
+
+class Cache:
+    """Keys and values of all positions so far, so that a new token needs only its own.
+
+    Each attention layer has two buffers (B, nk, size, hd), filled from the left. `used` columns are
+    filled; `stream` advances it when a pass through all layers is complete.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self.used = 0
+        self.kv = {}        # attention layer -> [keys, values]
+
+    def append(self, layer, k, v):
+        """Add k and v of new positions, (B, nk, T, hd); return those of all, (B, nk, S, hd)."""
+        B, nk, T, hd = k.shape
+        end = self.used + T
+        if layer not in self.kv:
+            self.kv[layer] = [k.new_empty(B, nk, self.size, hd) for _ in range(2)]
+        keys, values = self.kv[layer]
+        keys[:, :, self.used:end] = k
+        values[:, :, self.used:end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def evict_all_but(self, rows):
+        """Keep the sequences in `rows` (a tensor of row numbers). This copies what is kept."""
+        for layer, (keys, values) in self.kv.items():
+            self.kv[layer] = [keys[rows], values[rows]]
+
+
+def left_padding_mask(pad, columns, S: int):
+    """(B, 1, T, S): which of the columns 0 .. S-1 the tokens in `columns` (T,) see.
+
+    pad (B, 1): sequence b begins in column pad[b]. The prompts abcd, ef and ghi make a batch of
+    3 x 4 ids. Its mask has a row for each token, and an x (True) for each column that it sees:
+
+        a b c d          - - e f          - g h i
+      a x . . .        - x . . .        - x . . .
+      b x x . .        - . x . .        g . x . .
+      c x x x .        e . . x .        h . x x .
+      d x x x x        f . . x x        i . x x x
+
+    Padding must see something, itself: a softmax over nothing is 0 / 0 = NaN, and one NaN among the
+    values spreads to all, because 0 * NaN is NaN. In later steps T = 1 and the mask is one row.
+    """
+    key = torch.arange(S, device=columns.device)                            # (S,)
+    query = columns[:, None]                                                # (T, 1)
+    causal = key <= query                                                   # (T, S)
+    not_padding = key >= pad[:, :, None]                                    # (B, 1, S)
+    itself = key == query                                                   # (T, S)
+    return (causal & not_padding | itself)[:, None]
+
+
+def draw_token(logits, temperature: float, top_p: float, generator=None):
+    """The next token of each sequence, (B, 1), from logits (B, V).
+
+    top_p: draw from the smallest set of the likeliest tokens with a total probability of at least
+    top_p (arXiv 1904.09751). For p = (0.5, 0.3, 0.2) and top_p = 0.6 the sums before each token are
+    0, 0.5 and 0.8: the first two stay. The first always stays.
+    """
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    p, tokens = (logits / temperature).softmax(-1).sort(descending=True)    # (B, V)
+    sum_before = p.cumsum(-1) - p
+    p[sum_before > top_p] = 0
+    return tokens.gather(1, torch.multinomial(p, 1, generator=generator))
+
+
+# ----- the model ----------------------------------------------------------------------------------
 
 class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False         # keep each layer's input only, and compute the rest again backwards
+        # Keep only each layer's input, (B, T, C), for the backward pass, and compute the layer
+        # again there: much less memory for one more forward pass. Where the backward pass costs
+        # two forward passes (full fine-tuning), that is a third more time; with LoRA up to a half.
+        self.gradient_checkpointing = False
         self.model = nn.Module()
         self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.model.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.model.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
-        self.theta = rope_frequencies(config)
+        self.theta = rope_frequencies(config)   # not a buffer: .half() would round it
 
     def tie_weights(self):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def hidden(self, ids, positions=None, mask=None, cache=None):
-        """ids (B, T) -> what the unembedding is applied to, (B, T, C)."""
+        """ids (B, T) -> the vectors that the unembedding is applied to, (B, T, C).
+
+        positions (B or 1, T): default 0 .. T-1. mask (B, 1, T, S), True where a token sees another:
+        default causal. cache: what came before; the new keys and values are added to it.
+        """
         if positions is None:
-            positions = torch.arange(ids.shape[1], device=ids.device)[None]                     # (1, T)
-        x = self.model.embed_tokens(ids)                                                        # (B, T, C)
-        angles = positions[:, None, :, None] * self.theta.to(ids.device)                        # (B or 1, 1, T, hd / 2)
+            positions = torch.arange(ids.shape[1], device=ids.device)[None]     # (1, T)
+        if self.theta.device != ids.device:
+            self.theta = self.theta.to(ids.device)
+        x = self.model.embed_tokens(ids)                                    # (B, T, C)
+        angles = positions[:, None, :, None] * self.theta                   # (B or 1, 1, T, hd/2)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for layer in self.model.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                # not the re-entrant kind: that one gives no gradients when its input, a frozen embedding's output, has none
+                # The re-entrant kind gives no gradients if its input has none, and the output of a
+                # frozen embedding has none.
                 x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
             else:
                 x = layer(x, cos, sin, mask, cache)
@@ -291,23 +471,35 @@ class Transformer(nn.Module):
     def loss(self, ids, labels):
         """-> (sum of the NLL in nats, number of supervised tokens).
 
-        ids, labels (B, T), aligned as Hugging Face does it: position t predicts labels[:, t + 1]; -100 is not supervised.
-        The sum, not the mean: who accumulates gradients over micro-batches divides by the tokens of all of them.
+        ids, labels (B, T), aligned as Hugging Face aligns them: position t predicts labels[:, t+1],
+        and -100 is not supervised. A sum and not a mean, because a caller that accumulates over
+        micro-batches must divide by the tokens of all of them.
+
+        Only supervised positions reach the unembedding. In chat data most positions are question or
+        padding, and a position costs V C multiplications: at V = 151,936 and C = 896 as many as 9
+        layers of Qwen2.5-0.5B.
         """
         h, target = self.hidden(ids)[:, :-1], labels[:, 1:]
-        at = (target != -100).nonzero(as_tuple=True)
+        supervised = (target != -100).nonzero(as_tuple=True)                # (b, t), n of each
         W, device = self.lm_head.weight, ids.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W.dtype
-        with torch.autocast(device, enabled=False):
-            # detached where nothing is differentiated: a Function is told that W needs a gradient even there
-            return LinearNLL.apply(h[at].to(dtype), W if torch.is_grad_enabled() else W.detach(), target[at]), len(at[0])
+        if not torch.is_grad_enabled():
+            W = W.detach()      # autograd tells a Function that W needs a gradient even here
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else W.dtype
+        with torch.autocast(device, enabled=False):     # LinearNLL chooses its dtypes itself
+            nll = LinearNLL.apply(h[supervised].to(dtype), W, target[supervised])
+        return nll, len(supervised[0])
 
-    def generate(self, ids, max_new_tokens: int, stop_ids=(), temperature: float = 0.0, top_p: float = 1.0, generator=None):
-        """Continue each sequence until one of `stop_ids` (kept as its last token) or for `max_new_tokens` tokens.
+    # ----- generation -----------------------------------------------------------------------------
 
-        ids: a tensor (B, T), or a list of B lists of ids of any lengths. Returns the same form, prompt and continuation:
-        lists end where they end, a tensor is filled up with the stop token. temperature 0 takes the likeliest token;
-        otherwise tokens are drawn from the smallest set of likeliest ones whose probabilities sum to `top_p`.
+    def generate(self, ids, max_new_tokens: int, stop_ids=(), temperature: float = 0.0,
+                 top_p: float = 1.0, generator=None):
+        """Continue each sequence for `max_new_tokens` tokens, or until one of `stop_ids`.
+
+        ids: a tensor (B, T), or B lists of ids of any lengths. Returns prompts and continuations in
+        the same form, the stop token included. Lists may differ in length; a shorter row of a
+        tensor is filled up with its stop token. temperature 0 takes the likeliest token, otherwise
+        `draw_token` draws one. The same generator state gives the same tokens.
         """
         rows = ids.tolist() if torch.is_tensor(ids) else [list(row) for row in ids]
         for new in self.stream(rows, max_new_tokens, stop_ids, temperature, top_p, generator):
@@ -316,45 +508,61 @@ class Transformer(nn.Module):
         if not torch.is_tensor(ids):
             return rows
         longest = max(map(len, rows))
-        return torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows], device=ids.device)
+        filled = [row + row[-1:] * (longest - len(row)) for row in rows]
+        return torch.tensor(filled, device=ids.device)
 
     @torch.no_grad()
-    def stream(self, rows: list[list[int]], max_new_tokens: int, stop_ids=(), temperature: float = 0.0, top_p: float = 1.0,
-               generator=None):
-        """`generate`, a token at a time: yields {index of a sequence: its next token} for those that have not ended."""
-        device, live = self.model.embed_tokens.weight.device, list(range(len(rows)))        # live: who has not ended
-        T, pad = max(map(len, rows)), torch.tensor([max(map(len, rows)) - len(row) for row in rows], device=device)[:, None]
-        step = torch.tensor([[0] * (T - len(row)) + row for row in rows], device=device)        # (B, T), padded on the left
-        padded = bool(pad.any())                    # without padding there is nothing to mask, and attention has a faster way
-        cache, at_work = Cache(T + max_new_tokens), live                                    # at_work: who is computed
-        for _ in range(max_new_tokens):
-            at = torch.arange(cache.used, cache.used + step.shape[1], device=device)            # places of the new tokens
-            mask = None
-            if padded:                              # (B, 1, T, S); padding sees itself
-                seen = torch.arange(cache.used + step.shape[1], device=device)                  # places of all so far
-                mask = ((seen <= at[:, None]) & (seen >= pad[..., None]) | (seen == at[:, None]))[:, None]
-            h = self.hidden(step, (at - pad).clamp(min=0), mask, cache)
-            cache.used += step.shape[1]
-            step = pick(self.lm_head(h[:, -1]).float(), temperature, top_p, generator)          # (B, 1)
-            new = {i: token for i, token in zip(at_work, step[:, 0].tolist()) if i in live}
-            live = [i for i, token in new.items() if token not in stop_ids]
-            yield new
-            if not live:
-                return
-            if 2 * len(live) <= len(at_work):       # the ended ones go in heaps, for each time the cache is copied
-                stay = torch.tensor([at_work.index(i) for i in live], device=device)
-                step, pad, at_work = step[stay], pad[stay], live
-                cache.keep(stay)
+    def stream(self, rows: list[list[int]], max_new_tokens: int, stop_ids=(),
+               temperature: float = 0.0, top_p: float = 1.0, generator=None):
+        """`generate`, token by token.
 
-    # ----- Hugging Face's files -------------------------------------------------------------------------------------
+        Yields {i: next token of rows[i]} for the sequences that have not ended.
+        """
+        device = self.model.embed_tokens.weight.device
+        longest = max(map(len, rows))
+        padding = [longest - len(row) for row in rows]
+        pad = torch.tensor(padding, device=device)[:, None]                 # (B, 1)
+        ids = [[0] * n + row for n, row in zip(padding, rows)]
+        ids = torch.tensor(ids, device=device)                              # (B, T)
+        cache = Cache(longest + max_new_tokens)
+        batch = list(range(len(rows)))      # batch[b]: the index in rows of the b-th sequence
+        unfinished = batch
+        for _ in range(max_new_tokens):
+            # all prompts the first time, then one new token each
+            end = cache.used + ids.shape[1]
+            columns = torch.arange(cache.used, end, device=device)          # (T,)
+            positions = (columns - pad).clamp(min=0)                        # (B, T)
+            # where nothing is padded, attention without a mask is faster
+            mask = left_padding_mask(pad, columns, end) if any(padding) else None
+            h = self.hidden(ids, positions, mask, cache)                    # (B, T, C)
+            cache.used = end
+            logits = self.lm_head(h[:, -1]).float()                         # (B, V)
+            ids = draw_token(logits, temperature, top_p, generator)         # (B, 1)
+
+            tokens = dict(zip(batch, ids[:, 0].tolist()))
+            yield {i: tokens[i] for i in unfinished}
+            unfinished = [i for i in unfinished if tokens[i] not in stop_ids]
+            if not unfinished:
+                return
+            # Finished sequences are computed along with the others until they are half of the
+            # batch, and then evicted together, because each eviction copies the cache.
+            if 2 * len(unfinished) <= len(batch):
+                stay = torch.tensor([batch.index(i) for i in unfinished], device=device)
+                ids, pad, batch = ids[stay], pad[stay], unfinished
+                cache.evict_all_but(stay)
+
+    # ----- Hugging Face's files -------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(cls, name_or_path, dtype=None, device=None, each=None) -> "Transformer":
-        """Load a folder or hub repository ("owner/name", "owner/name@revision"); dtype None keeps that of the file.
+        """Load a folder or a hub repository, "owner/name" or "owner/name@revision".
 
-        The model is made without storage and each tensor is read, cast and put in its place in turn, so that there is
-        never a second copy. each(model, name of a module), if given, is called after each tensor that the module receives.
-        Raises UserError for files that are missing, broken or do not fit the config.
+        dtype None keeps the file's. The model is made on the meta device, without storage. Then one
+        tensor after the other is read, cast and put in its place, so there is never a second copy.
+        each(model, module_name), if given, is called after each tensor with the name of the module
+        that received it: this is where engine.load_quantized quantizes a layer, before the next
+        weight is read. Raises UserError for files that are missing, damaged or do not fit the
+        config.
         """
         folder = resolve(name_or_path)
         with torch.device("meta"):
@@ -362,38 +570,43 @@ class Transformer(nn.Module):
         wanted = {name: p.shape for name, p in model.named_parameters()}
         for file, name, tensor in read_weights(folder):
             if name in wanted:
-                model.put(name, tensor.to(device=device, dtype=dtype, copy=True), wanted.pop(name), file)
+                tensor = tensor.to(device=device, dtype=dtype, copy=True)
+                model.put(name, tensor, wanted.pop(name), file)
                 if each is not None:
                     each(model, name.rpartition(".")[0])
-            elif name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq"):     # a tied copy; a constant
+            # some checkpoints also hold the tied unembedding, or RoPE's constants
+            elif name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq"):
                 raise UserError(f"{file}: {name} belongs to no model that config.json describes")
         if wanted:
-            raise UserError(f"{folder}: the weights lack {next(iter(wanted))} and {len(wanted) - 1} more that config.json asks for")
-        model.tie_weights()
+            raise UserError(f"{folder}: the weights lack {next(iter(wanted))} and "
+                            f"{len(wanted) - 1} more that config.json asks for")
+        model.tie_weights()     # put() replaced the embedding; the unembedding is still on meta
         return model
 
     def put(self, name: str, tensor, shape, file):
-        """Make `tensor` the parameter called `name`."""
+        """Make `tensor`, read from `file`, the parameter called `name`.
+
+        Raises UserError if it does not have the `shape` that the config gives it.
+        """
         if tensor.shape != shape:
-            raise UserError(f"{file}: {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(shape)}")
+            raise UserError(f"{file}: {name} has shape {tuple(tensor.shape)}, config.json asks for "
+                            f"{tuple(shape)}")
         module, _, leaf = name.rpartition(".")
         setattr(self.get_submodule(module), leaf, nn.Parameter(tensor))
 
     def save_pretrained(self, folder, stop_ids=()):
-        """Write config.json and model.safetensors, as transformers, vLLM and llama.cpp's converter read them.
+        """Write config.json and model.safetensors as transformers, vLLM and llama.cpp read them.
 
-        `stop_ids` join config.json's eos_token_id, so that others' generation stops where ours does."""
-        if next(self.buffers(), None) is not None:
-            raise UserError("the model has weights that are no parameters, quantized ones; engine.save_quantized writes these")
-        eos = self.config.hf.get("eos_token_id")
-        eos = {"eos_token_id": sorted({*stop_ids, *(eos if isinstance(eos, list) else [eos])} - {None})} if stop_ids else {}
-        write_checkpoint(folder, dict(self.named_parameters()), self.config.hf | eos)           # a tied lm_head only once
-
-
-def pick(logits, temperature, top_p, generator):
-    """The next token of each row of logits (B, V): (B, 1)."""
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    p, order = (logits / temperature).softmax(-1).sort(descending=True)
-    p[p.cumsum(-1) - p > top_p] = 0                 # the first token is always kept
-    return order.gather(1, torch.multinomial(p, 1, generator=generator))
+        `stop_ids` join config.json's eos_token_id, so that generation stops there where it stops
+        here. Raises UserError for a quantized model.
+        """
+        if next(self.buffers(), None) is not None:      # only quantized layers have buffers
+            raise UserError("the model has weights that are not parameters (quantized ones); "
+                            "engine.save_quantized writes these")
+        hf = dict(self.config.hf)
+        if stop_ids:
+            eos = hf.get("eos_token_id")
+            eos = eos if isinstance(eos, list) else [eos]
+            hf["eos_token_id"] = sorted({*stop_ids, *eos} - {None})
+        # a tied unembedding is one parameter with the embedding, and is written once
+        write_checkpoint(folder, dict(self.named_parameters()), hf)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from lora import apply_lora, lora_layers
-from model import LinearNLL, ModelConfig, Transformer, pick
+from model import LinearNLL, ModelConfig, Transformer, draw_token
 from plumbing.errors import UserError
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -396,7 +396,7 @@ def test_sampling_draws_from_the_distribution_that_transformers_draws_from(tempe
     logits, n = 2 * torch.randn(1, 8), 40_000
     p = TemperatureLogitsWarper(temperature)(None, logits) if temperature != 1 else logits
     p = TopPLogitsWarper(top_p)(None, p).softmax(-1)[0]
-    drawn = pick(logits.expand(n, -1), temperature, top_p, torch.Generator().manual_seed(0))
+    drawn = draw_token(logits.expand(n, -1), temperature, top_p, torch.Generator().manual_seed(0))
     share = drawn[:, 0].bincount(minlength=8) / n
     assert torch.equal(share > 0, p > 0)
     assert ((share - p).abs() <= 4.5 * (p * (1 - p) / n).sqrt() + 1e-9).all(), (share, p)
