@@ -1,11 +1,20 @@
-"""Lines of {"messages": [...]} -> token ids with their supervised part -> micro-batches of similar length.
+"""Lines of {"messages": [...]} -> token ids and their supervised part -> micro-batches.
 
-    prompt      the chat template's rendering of all but the last message, and the opening of an assistant's turn
-    answer      what the rendering of all messages adds to it, up to and with the token that ends the turn: supervised
+A sample is a conversation whose last message is the assistant's. It has two parts:
 
-Prompt and answer are encoded apart, so that the boundary is exact and the same as in generation, where the prompt is all
-there is. Which tokens carry loss is told by position, never by token id: where the padding token is the end token, as in
-many models, masking by id would hide the end from the loss and yield a model that never stops.
+    prompt      all messages but the last, rendered by the model's chat template, and the opening of
+                an assistant's turn: the model reads it
+    answer      what the rendering of all messages adds to that, up to and with the token that ends
+                the turn: the model learns it
+
+    <|im_start|>user\\n2 + 2?<|im_end|>\\n<|im_start|>assistant\\n  4<|im_end|>
+    ---------- prompt, 15 tokens of nano's tokenizer ----------  answer, 2 tokens
+
+Prompt and answer are encoded separately, so the boundary is exact. It is also the boundary of
+generation, where the model is given the prompt alone.
+
+Which tokens carry loss is decided by position, never by token id. In many models the padding token
+is the end token: masking by id would hide the end from the loss, and the model would never stop.
 """
 import json
 import subprocess
@@ -17,46 +26,63 @@ from typing import NamedTuple
 import torch
 
 from plumbing.errors import UserError
+from plumbing.files import ROOT
 
 ROLES = ("system", "user", "assistant", "tool")
-DATE = "26 Jul 2024"        # what Llama 3's templates print where they are given none: the same seed is the same data tomorrow
+# Llama 3's templates print today's date unless they are given one. A seed must mean the same data
+# tomorrow, so they are given this one.
+DATE = "26 Jul 2024"
 
 
 class Sample(NamedTuple):
-    ids: list[int]
-    start: int          # the first supervised position
+    ids: list[int]      # prompt and answer
+    start: int          # the first supervised position: the length of the prompt
 
 
-# ----- files --------------------------------------------------------------------------------------------------------
+# ----- files --------------------------------------------------------------------------------------
 
 def find_dataset(name: str) -> Path:
-    """The folder of a data set: a path, or a name under data/, whose prepare.py is run if its files are missing."""
-    folder = Path(name) if Path(name).is_dir() else Path(__file__).parent / "data" / name
+    """The folder of a data set: a path, or a name under data/.
+
+    If its files are missing and it has a prepare.py, that is run. Raises UserError if there is no
+    train.jsonl and test.jsonl in the end.
+    """
+    folder = Path(name) if Path(name).is_dir() else ROOT / "data" / name
     missing = [split for split in ("train", "test") if not (folder / f"{split}.jsonl").exists()]
-    if missing and (folder / "prepare.py").exists():
+    if not missing:
+        return folder
+    if (folder / "prepare.py").exists():
         made = subprocess.run([sys.executable, folder / "prepare.py"], stdout=sys.stderr)
-        if made.returncode:
-            raise UserError(f"data set {name} could not be prepared; see above, and {folder / 'prepare.py'}")
-    elif missing and Path(name).is_dir():
+        if made.returncode == 0:
+            return folder
+        raise UserError(f"data set {name} could not be prepared; see above, and "
+                        f"{folder / 'prepare.py'}")
+    if Path(name).is_dir():
         raise UserError(f"--data {name}: the folder has no {missing[0]}.jsonl")
-    elif missing:
-        known = ", ".join(sorted(p.parent.name for p in (Path(__file__).parent / "data").glob("*/prepare.py")))
-        raise UserError(f"--data {name}: no folder with train.jsonl and test.jsonl, and none of {known}")
-    return folder
+    known = sorted(path.parent.name for path in (ROOT / "data").glob("*/prepare.py"))
+    raise UserError(f"--data {name}: no folder with train.jsonl and test.jsonl, and none of "
+                    + ", ".join(known))
 
 
-def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The number and the bytes of each line that is not blank."""
-    with open(path, "rb") as lines:         # bytes end a line at \n alone, and what is not UTF-8 is an error of its line
-        yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    # As bytes a line ends at \n alone, and a byte that is not UTF-8 is an error of its own line.
+    try:
+        lines = open(path, "rb")
+    except (FileNotFoundError, IsADirectoryError) as e:
+        raise UserError(f"{path}: {e.strerror}") from None
+    with lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield number, line
 
 
 def read_messages(path: Path) -> list[list[dict]]:
-    """The messages of each line. Raises UserError that names file and line for a line that is not what it has to be."""
+    """The messages of each line. Raises UserError that names file and line of a wrong one."""
     samples = []
-    for number, line in numbered(path):
+    for number, line in numbered_lines(path):
         try:
-            samples.append(checked(line))
+            samples.append(parse_line(line))
         except ValueError as e:
             raise UserError(f"{path}, line {number}: {e}") from None
     if not samples:
@@ -64,8 +90,11 @@ def read_messages(path: Path) -> list[list[dict]]:
     return samples
 
 
-def checked(line: bytes) -> list[dict]:
-    """A line's messages, if it is {"messages": [..., {"role": "assistant", "content": "..."}]}, whatever else it may hold."""
+def parse_line(line: bytes) -> list[dict]:
+    """The messages of one line; other keys of the line are left alone.
+
+    Raises ValueError unless it is {"messages": [..., {"role": "assistant", "content": "..."}]}.
+    """
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as e:
@@ -75,82 +104,122 @@ def checked(line: bytes) -> list[dict]:
     except RecursionError:
         raise ValueError("not valid JSON: nested too deep") from None
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
-        raise ValueError('it has to be {"messages": [...]}')
-    for m in row["messages"]:
-        if not isinstance(m, dict) or m.get("role") not in ROLES or not isinstance(m.get("content"), str):
-            raise ValueError(f'a message has to be {{"role": one of {", ".join(ROLES)}, "content": text}}, not {str(m)[:60]}')
-    if row["messages"] and row["messages"][-1] == {"role": "assistant", "content": ""}:
+        raise ValueError('it must be {"messages": [...]}')
+    messages = row["messages"]
+    for m in messages:
+        is_message = isinstance(m, dict) and isinstance(m.get("content"), str)
+        if not is_message or m.get("role") not in ROLES:
+            raise ValueError(f'a message must be {{"role": one of {", ".join(ROLES)}, "content": '
+                             f"text}}, not {str(m)[:60]}")
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise ValueError("the last message must be the assistant's answer to one before it, "
+                         "because it is what is learned")
+    if not messages[-1]["content"]:
         raise ValueError("the assistant's answer is empty, and it is what is learned")
-    if len(row["messages"]) < 2 or row["messages"][-1]["role"] != "assistant" or not row["messages"][-1]["content"]:
-        raise ValueError("the last message has to be the assistant's answer to one before it, for it is what is learned")
-    return row["messages"]
+    return messages
 
 
-# ----- text to tokens -----------------------------------------------------------------------------------------------
+# ----- text to tokens -----------------------------------------------------------------------------
 
 def prompt_of(messages: list[dict], tokenizer) -> str:
-    """All but the last message, and the opening of an assistant's turn: what generation begins with."""
-    return tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, date_string=DATE)
+    """All messages but the last, and the opening of an assistant's turn."""
+    return tokenizer.apply_chat_template(
+        messages[:-1], add_generation_prompt=True, date_string=DATE)
 
 
-def encode(messages: list[dict], tokenizer) -> Sample:
-    """The sample's ids, uncut. Raises UserError if the template does not render the prompt as the beginning of the whole."""
-    prompt, whole = prompt_of(messages, tokenizer), tokenizer.apply_chat_template(messages, date_string=DATE)
+def encode_sample(messages: list[dict], tokenizer) -> Sample:
+    """The sample's ids, uncut.
+
+    Raises UserError if the template does not render the prompt as the beginning of the whole: then
+    nobody can say where the answer begins. Some templates rewrite earlier turns when a later one
+    follows.
+    """
+    prompt = prompt_of(messages, tokenizer)
+    whole = tokenizer.apply_chat_template(messages, date_string=DATE)
     if not whole.startswith(prompt):
-        raise UserError("the chat template rewrites the prompt when the answer follows, so that their boundary is unclear; "
-                        f"it begins with {prompt[-40:]!r}")
-    prompt_ids, answer_ids = tokenizer.encode(prompt), tokenizer.encode(whole[len(prompt):])
-    if tokenizer.end_of_turn in answer_ids:         # what the template writes behind it, a newline, is not the model's to say
-        last = len(answer_ids) - answer_ids[::-1].index(tokenizer.end_of_turn)
-        answer_ids = answer_ids[:last]
+        raise UserError("the chat template rewrites the prompt when the answer follows, so that "
+                        f"their boundary is unclear; it begins with {prompt[-40:]!r}")
+    prompt_ids = tokenizer.encode(prompt)
+    answer_ids = tokenizer.encode(whole[len(prompt):])
+    # What the template writes behind the end of the turn, a newline, is not the model's to say.
+    if tokenizer.end_of_turn in answer_ids:
+        behind = answer_ids[::-1].index(tokenizer.end_of_turn)
+        answer_ids = answer_ids[:len(answer_ids) - behind]
     return Sample(prompt_ids + answer_ids, len(prompt_ids))
 
 
 def load_split(path: Path, tokenizer, max_length: int) -> tuple[list[Sample], int]:
-    """The samples of a split, cut at the right end to `max_length` tokens -> (samples, number dropped).
+    """The samples of one file, cut at the right end to `max_length` tokens -> (samples, dropped).
 
-    A sample is dropped when nothing supervised is left of it; an empty remainder is an error of the user's.
+    A sample is dropped if its prompt alone fills `max_length`, because nothing supervised is left.
+    Raises UserError if that happens to all of them.
     """
-    cut = [Sample(s.ids[:max_length], s.start) for s in (encode(messages, tokenizer) for messages in read_messages(path))]
-    samples = [s for s in cut if s.start < len(s.ids)]
+    samples, dropped = [], 0
+    for messages in read_messages(path):
+        ids, start = encode_sample(messages, tokenizer)
+        if start < len(ids[:max_length]):
+            samples.append(Sample(ids[:max_length], start))
+        else:
+            dropped += 1
     if not samples:
-        raise UserError(f"{path}: no sample has a supervised token within --max_length {max_length}")
-    return samples, len(cut) - len(samples)
+        raise UserError(f"{path}: no sample has a supervised token within --max_length "
+                        f"{max_length}")
+    return samples, dropped
 
 
-# ----- tokens to batches --------------------------------------------------------------------------------------------
+# ----- tokens to batches --------------------------------------------------------------------------
 
 def window(n: int, size: int, step: int, seed: int) -> list[int]:
-    """Indices, of n samples, of the `size` that optimizer step `step` sees (fewer at the end of an epoch).
+    """Indices of the samples that optimizer step `step` sees: `size` of n, fewer at an epoch's end.
 
-    A function of the seed alone: a run that is resumed at `step` goes on with the same samples, and runs with other
-    methods or learning rates see the same ones. The order is that of Hugging Face's Trainer for the same seed.
+    A function of its arguments alone. So a resumed run goes on with the same samples, and runs with
+    other methods or learning rates see the same ones in the same order, which makes their
+    comparison fair.
+
+    With n = 40 and size = 16, steps 0, 1, 2 see 16, 16 and 8 samples; step 3 begins epoch 1. Epoch
+    e is the permutation of the seed `seed + e`. That is the order of Hugging Face's Trainer, and it
+    has a consequence: seed 42's second epoch is in the order of seed 43's first.
     """
-    epoch, i = divmod(step, -(-n // size))
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch))
+    steps_per_epoch = -(-n // size)                                             # rounded up
+    epoch, i = divmod(step, steps_per_epoch)
+    generator = torch.Generator().manual_seed(seed + epoch)
+    order = torch.randperm(n, generator=generator)                              # (n,)
     return order[i * size:(i + 1) * size].tolist()
 
 
 def micro_batches(samples: list[Sample], size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Sort by length, cut into groups of `size`, pad each on the right -> [(ids, labels)], both (B, T), -100 unsupervised."""
-    samples = sorted(samples, key=lambda s: len(s.ids), reverse=True)       # the longest first: what does not fit shows at once
-    return [collate(samples[i:i + size]) for i in range(0, len(samples), size)]
+    """Sort by length and cut into groups of `size` -> [(ids, labels)], both (B, T).
+
+    Neighbours have similar lengths, so little is padding: lengths 90, 10, 80, 20 in groups of two
+    are padded by 20 tokens instead of by 140. The longest group goes first, so that running out of
+    memory shows at once.
+    """
+    samples = sorted(samples, key=lambda sample: len(sample.ids), reverse=True)
+    return [pad_batch(samples[i:i + size]) for i in range(0, len(samples), size)]
 
 
-def collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = len(samples), max(len(s.ids) for s in samples)
-    ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
-    for row, (tokens, start) in enumerate(samples):
-        ids[row, :len(tokens)] = torch.tensor(tokens)
-        labels[row, start:len(tokens)] = torch.tensor(tokens[start:])
+def pad_batch(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids (B, T), padded with 0 on the right, and labels (B, T), -100 where nothing is learned.
+
+    What the padding is does not matter. Under the causal mask no token sees what is to its right,
+    and no padding has a label.
+    """
+    B, T = len(samples), max(len(sample.ids) for sample in samples)
+    ids = torch.zeros((B, T), dtype=torch.long)
+    labels = torch.full((B, T), -100)
+    for b, (tokens, start) in enumerate(samples):
+        ids[b, :len(tokens)] = torch.tensor(tokens)
+        labels[b, start:len(tokens)] = torch.tensor(tokens[start:])
     return ids, labels
 
 
-# ----- what a person looks at ---
+# ----- one sample, for a person's eye -------------------------------------------------------------
 
 def show_sample(sample: Sample, tokenizer):
-    """The first sample of a run, its supervised part marked: green in a terminal, between » and « elsewhere."""
+    """Print a sample, its supervised part in green or, outside a terminal, between » and «."""
     left, right = ("\033[32m", "\033[0m") if sys.stdout.isatty() else ("»", "«")
-    print(f"\nthe first sample, {len(sample.ids)} tokens, of which the {len(sample.ids) - sample.start} between {left}these marks"
-          f"{right} are learned:\n{tokenizer.decode(sample.ids[:sample.start])}{left}{tokenizer.decode(sample.ids[sample.start:])}"
-          f"{right}\n", flush=True)
+    prompt = tokenizer.decode(sample.ids[:sample.start])
+    answer = tokenizer.decode(sample.ids[sample.start:])
+    learned = len(sample.ids) - sample.start
+    print(f"\nthe first sample, {len(sample.ids)} tokens, of which the {learned} between {left}"
+          f"these marks{right} are learned:\n{prompt}{left}{answer}{right}\n", flush=True)

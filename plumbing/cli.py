@@ -14,7 +14,8 @@ def flag(default, help: str, **how):
     """A field of a settings dataclass that is also a flag of the command line.
 
     how: `group`, the title of the group of flags that begins here; `at_least`, `above`, `at_most`,
-    its range; and whatever argparse's add_argument takes.
+    its range; `positional`, for an argument without dashes; and whatever argparse's add_argument
+    takes.
     """
     return dataclasses.field(default=default, metadata={"help": help, **how})
 
@@ -52,8 +53,9 @@ def add_flag(group, name: str, kind, default, help: str, **how):
         how.setdefault("action", argparse.BooleanOptionalAction)
     elif "action" not in how:
         how.setdefault("type", kind)
-    dashes = "" if "nargs" in how and how["nargs"] == "?" else "--"
-    group.add_argument(f"{dashes}{name}", default=default, help=help.replace("%", "%%"), **how)
+    positional = how.pop("positional", False) or how.get("nargs") == "?"
+    name = name if positional else f"--{name}"
+    group.add_argument(name, default=default, help=help.replace("%", "%%"), **how)
 
 
 def parse_flags(settings_class, script: str, doc: str, argv=None):
@@ -81,7 +83,7 @@ def check_range(name: str, value, at_least=None, above=None, at_most=math.inf):
     must = f"at least {low}" if above is None else f"above {low}"
     if at_most < math.inf:
         must += f" and at most {at_most}"
-    raise UserError(f"{name} {value}: it must be a number {must}")
+    raise UserError(f"{name} {value}: it must be {must}")
 
 
 def run_command(main: Callable):

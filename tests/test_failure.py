@@ -41,8 +41,8 @@ def broken(checkpoint, tmp_path):
 # ----- settings -----------------------------------------------------------------------------------------------------
 
 SETTINGS = {
-    "--rank=0": "--rank 0: it has to be at least 1", "--rank=-1": "--rank -1: it has to be", "--rank=abc": "--rank: invalid int",
-    "--lr=0": "--lr 0.0: it has to be", "--lr=-1e-3": "--lr -0.001: it has", "--lr=nan": "--lr nan: it has", "--lr=inf": "--lr inf",
+    "--rank=0": "--rank 0: it must be at least 1", "--rank=-1": "--rank -1: it must be", "--rank=abc": "--rank: invalid int",
+    "--lr=0": "--lr 0.0: it must be", "--lr=-1e-3": "--lr -0.001: it must", "--lr=nan": "--lr nan: it must", "--lr=inf": "--lr inf",
     "--alpha=0": "--alpha 0.0", "--alpha=nan": "--alpha nan", "--epochs=0": "--epochs 0.0", "--max_steps=0": "--max_steps 0",
     "--max_steps=1.5": "invalid int", "--micro_bs=0": "--micro_bs 0", "--grad_accum=0": "--grad_accum 0",
     "--eval_steps=0": "--eval_steps 0", "--eval_samples=-1": "--eval_samples -1", "--max_length=0": "--max_length 0",
@@ -209,9 +209,9 @@ def test_a_shard_that_is_missing_or_truncated(chat, tmp_path, fails):
 
 GOOD = json.dumps({"messages": [HI, YES]}).encode()
 LINES = {
-    "not JSON": (b'{"messages": [', "line 2: not valid JSON: Exp"), "a list": (b"[]", 'line 2: it has to be {"messages": [...]}'),
-    "a number": (b"7", "line 2: it has to be"), "no messages": (b'{"text": "hi"}', "line 2: it has to be"),
-    "messages no list": (b'{"messages": "hi"}', "line 2: it has to be"),
+    "not JSON": (b'{"messages": [', "line 2: not valid JSON: Exp"), "a list": (b"[]", 'line 2: it must be {"messages": [...]}'),
+    "a number": (b"7", "line 2: it must be"), "no messages": (b'{"text": "hi"}', "line 2: it must be"),
+    "messages no list": (b'{"messages": "hi"}', "line 2: it must be"),
     "empty": (b'{"messages": []}', "line 2: the last message has to be"),
     "not UTF-8": (b'{"messages": "\xff"}', "line 2: not UTF-8: byte"), "nested": (b"[" * 100_000, "line 2: not valid JSON: nest"),
     "no assistant": (json.dumps({"messages": [HI]}).encode(), "line 2: the last message has to be the assistant's"),
@@ -279,7 +279,7 @@ def goes_on(checkpoint, chat, out, reference):
 def test_a_run_in_the_way(checkpoint, chat, interrupted, fails):
     before = contents(interrupted)
     error = fails(command(checkpoint(), chat, interrupted))
-    assert "holds this run, unfinished; --resume goes on with it, --overwrite begins anew" in error
+    assert "holds this run, unfinished; --resume goes on with it, --overwrite begins again" in error
     for flags in ([], ["--resume"]):
         error = fails([*command(checkpoint(), chat, interrupted, lr=0.5), *flags])
         assert "holds another run" in error and "give another --out, or --overwrite" in error
@@ -332,7 +332,7 @@ def test_a_broken_state(checkpoint, chat, interrupted, fails, spoil):
     spoil(interrupted)
     before = contents(interrupted)
     error = fails(command(checkpoint(), chat, interrupted, "--resume"))
-    assert "state.safetensors is damaged" in error and "--overwrite begins anew" in error
+    assert "state.safetensors is damaged" in error and "--overwrite begins again" in error
     assert contents(interrupted) == before
     train.main(command(checkpoint(), chat, interrupted, "--overwrite"))
 

@@ -25,10 +25,10 @@ import lora
 import plumbing.checkpoint
 import plumbing.state
 import train
-from settings import Config
-from settings import settled
-from settings import parse as parse_run
+from engine import mean_nll
 from model import Transformer
+from settings import Config, settled
+from settings import parse as parse_run
 from tokenizer import Tokenizer
 
 

@@ -1,0 +1,95 @@
+"""The house: who may import whom, what loads no torch, and that a name means one thing."""
+import ast
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+from conftest import REPO
+
+# From the ground up. A room imports from floors below its own.
+FLOORS = [
+    {"plumbing", "metrics"},
+    {"settings", "verdicts", "quant", "lora", "optim"},
+    {"model", "tokenizer", "dataset"},
+    {"engine"},
+    {"train"},
+    {"sweep", "plot", "sample", "evaluate", "export", "analyze", "plan"},
+]
+FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+NEIGHBOURS = {("plumbing", "plumbing"), ("optim", "quant")}     # on one floor, and allowed
+MAY_IMPORT_TRAIN = {"sweep", "plan"}
+FILES = sorted([*REPO.glob("*.py"), *REPO.glob("plumbing/*.py"), REPO / "data/check.py"])
+
+
+def room_of(path):
+    return path.parent.name if path.parent.name == "plumbing" else path.stem
+
+
+def imports(path):
+    """The modules that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def test_every_room_is_on_a_floor():
+    rooms = {room_of(path) for path in FILES} - {"check"}           # data/check.py is a command
+    assert rooms == set(FLOOR)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_room_imports_from_floors_below(path):
+    room = room_of(path)
+    floor = FLOOR.get(room, len(FLOORS) - 1)
+    for module in imports(path):
+        other = module.partition(".")[0]
+        if other not in FLOOR:
+            continue
+        below = FLOOR[other] < floor or (room, other) in NEIGHBOURS
+        assert below, f"{path.name} imports {module}, which is not below it"
+        assert other != "train" or room in MAY_IMPORT_TRAIN, f"{path.name} imports train"
+
+
+def test_what_can_be_lifted_out_names_its_plumbing():
+    """lora.py and quant.py go to another project with one or two files."""
+    allowed = {"lora": {"plumbing.errors", "plumbing.files"}, "quant": {"plumbing.errors"}}
+    for room, plumbing in allowed.items():
+        house = {m for m in imports(REPO / f"{room}.py") if m.partition(".")[0] in FLOOR}
+        assert house == plumbing
+
+
+@pytest.mark.parametrize("modules", ["plot", "verdicts", "settings", "plumbing.records", "metrics"])
+def test_whoever_only_reads_csv_loads_no_torch(modules):
+    heavy = "torch", "jinja2", "tiktoken", "huggingface_hub", "matplotlib"
+    code = f"import sys, {modules}; print(*set(sys.modules) & set({heavy}))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True,
+                         check=True)
+    assert ran.stdout.strip() == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "limit"), [("plot.py", 0.5), ("sweep.py", 2.5)])
+def test_help_answers_at_once(script, limit):
+    """The least of five, because a machine may be busy; CPU time, for the same reason."""
+    code = ("import resource, subprocess, sys\n"
+            f"subprocess.run([sys.executable, '{script}', '--help'], check=True, "
+            "stdout=subprocess.DEVNULL)\n"
+            "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+            "print(used.ru_utime + used.ru_stime)")
+    seconds = [float(subprocess.run([sys.executable, "-c", code], cwd=REPO, text=True, check=True,
+                                    capture_output=True).stdout) for _ in range(5)]
+    assert min(seconds) < limit
+
+
+def test_a_name_means_one_thing():
+    """No function or class of the house is defined in two rooms, so that its name finds it."""
+    places = defaultdict(set)
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                places[node.name].add(path.name)
+    shared = {name: rooms for name, rooms in places.items() if len(rooms) > 1}
+    assert set(shared) <= {"main", "Settings"}, shared      # every command has these two
