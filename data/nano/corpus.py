@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterator
 
 from lessons import LESSONS
-from lexicon import CONTAINERS, DAYS, FAMILY, NAMES, PLACES, THINGS, parse_table
+from lexicon import CONTAINERS, DAYS, FAMILY, NAMES, PLACES, THINGS, parse_tables
 from phrases import (ACTS, ASIDES, CAPITALS, FACTS, GIFTS, MANNERS, OPPOSITES, PROBLEMS, ROLES,
                      SENTENCES, STATES, TALK, UNITS, WHEN, WORDS)
 from prepare import choose_wordings, draw_numbers, draw_words, fill_slots, parse_scenario, draw_one
@@ -55,7 +55,7 @@ OPERATORS = {
 }
 # {q} is "23 + 45" and {c} its value; {word} and {noun} come from OPERATORS. SUMS leaves it open
 # whether the answer is the equation or its value; FORMS asks for one of them.
-SUMS = {"vi": parse_table("""
+SUMS = parse_tables("""
 {q} = ?
 {q}
 Tính {q}
@@ -67,7 +67,7 @@ Tính giúp mình {q} nhé.
 lấy {a} {word} {b}
 {a} {word} {b} bằng bao nhiêu?
 {noun} của {a} và {b} là bao nhiêu?
-"""), "en": parse_table("""
+""", """
 {q} = ?
 {q}
 What is {q}?
@@ -75,18 +75,18 @@ Calculate {q}
 {a} {word} {b}
 How much is {a} {word} {b}?
 What is the {noun} of {a} and {b}?
-""")}
-FORMS = {"vi": parse_table(r"""
+""")
+FORMS = parse_tables(r"""
 Chỉ ghi kết quả: {q} | {c}
 Viết cả phép tính: {q} | {q} = {c}
 Viết phép tính: {a} {word} {b} | {q} = {c}
 Trả lời cả câu: {a} {word} {b} | {a} {word} {b} bằng {c}.
 Dòng đầu ghi phép tính, dòng sau ghi kết quả: {q} | {q} = {c}\n{c}
-"""), "en": parse_table(r"""
+""", r"""
 Only the result: {q} | {c}
 Write the whole equation: {q} | {q} = {c}
 First line the equation, second line the result: {q} | {q} = {c}\n{c}
-""")}
+""")
 
 
 def draw_operation(rng) -> tuple[int, str, int, int]:
@@ -123,10 +123,14 @@ def ask_sum(rng, lang):
     return question.format(**slots), answer.format(**slots)
 
 
-COLUMNS = {
-    "vi": ["Tính:", "Ghi kết quả của từng phép tính:", "Làm các phép tính sau:"],
-    "en": ["Calculate:", "Solve each line:"],
-}
+COLUMNS = parse_tables("""
+Tính:
+Ghi kết quả của từng phép tính:
+Làm các phép tính sau:
+""", """
+Calculate:
+Solve each line:
+""")
 
 
 def ask_column_of_sums(rng, lang):
@@ -137,16 +141,16 @@ def ask_column_of_sums(rng, lang):
     return "\n".join(questions), "\n".join(answers)
 
 
-TWO_OPERATIONS = {"vi": parse_table(r"""
+TWO_OPERATIONS = parse_tables(r"""
 {q} = ? | {first}, {second}
 Tính {q} | {first}, {second}
 Tính lần lượt {q} | {first}, {second}
 Tính {q}, mỗi dòng một phép tính. | {first}\n{second}
-"""), "en": parse_table(r"""
+""", r"""
 {q} = ? | {first}, {second}
 Calculate {q} | {first}, {second}
 Calculate {q}, one equation a line. | {first}\n{second}
-""")}
+""")
 
 
 def ask_two_operations(rng, lang):
@@ -160,10 +164,14 @@ def ask_two_operations(rng, lang):
     return fill_pair(rng, TWO_OPERATIONS[lang], slots)
 
 
-GAPS = {
-    "vi": ["{}", "Tìm số còn thiếu: {}", "Điền số vào dấu hỏi: {}"],
-    "en": ["{}", "Find the missing number: {}"],
-}
+GAPS = parse_tables("""
+{}
+Tìm số còn thiếu: {}
+Điền số vào dấu hỏi: {}
+""", """
+{}
+Find the missing number: {}
+""")
 
 
 def ask_missing_number(rng, lang):
@@ -181,10 +189,15 @@ MULTIPLES = {
     "en": {2: ("double", "half of"), 3: ("triple", "a third of"), 4: ("four times", "a quarter of"),
            5: ("five times", "a fifth of"), 10: ("ten times", "a tenth of")},
 }
-HOW_MUCH = {
-    "vi": ["{}", "{} là bao nhiêu?", "Tính {}"],
-    "en": ["{}", "What is {}?", "How much is {}?"],
-}
+HOW_MUCH = parse_tables("""
+{}
+{} là bao nhiêu?
+Tính {}
+""", """
+{}
+What is {}?
+How much is {}?
+""")
 
 
 def ask_multiple(rng, lang):
@@ -201,7 +214,7 @@ def ask_multiple(rng, lang):
     return rng.choice(HOW_MUCH[lang]).format(phrase), rng.choice((equation, f"{value}"))
 
 
-COMPARISONS = {"vi": parse_table("""
+COMPARISONS = parse_tables("""
 Số nào lớn hơn: {a} hay {b}? | {high}
 {a} và {b}, số nào lớn hơn? | {high} lớn hơn {low}.
 Số nào bé hơn, {a} hay {b}? | {low}
@@ -209,12 +222,12 @@ Số nào bé hơn, {a} hay {b}? | {low}
 So sánh {a} và {b} | {a} {sign} {b}
 {high} hơn {low} bao nhiêu đơn vị? | {high} - {low} = {difference}
 {low} kém {high} bao nhiêu đơn vị? | {difference}
-"""), "en": parse_table("""
+""", """
 Which is larger, {a} or {b}? | {high}
 Which number is smaller: {a} or {b}? | {low}
 Put >, < or =: {a} ... {b} | {a} {sign} {b}
 Compare {a} and {b} | {a} {sign} {b}
-""")}
+""")
 
 
 def ask_comparison(rng, lang):
@@ -225,7 +238,7 @@ def ask_comparison(rng, lang):
     return fill_pair(rng, COMPARISONS[lang], slots)
 
 
-ORDERINGS = {"vi": parse_table("""
+ORDERINGS = parse_tables("""
 Sắp xếp từ bé đến lớn: {numbers} | {up}
 Sắp xếp từ lớn đến bé: {numbers} | {down}
 Số lớn nhất trong các số {numbers} là số nào? | {greatest}
@@ -235,14 +248,14 @@ Số liền trước của {n} là số nào? | {before}
 {n} là số chẵn hay số lẻ? | số {parity}
 Đếm từ {n} đến {last} | {count}
 Viết số tiếp theo: {series}, ... | {continued}
-"""), "en": parse_table("""
+""", """
 Sort in ascending order: {numbers} | {up}
 What comes after {n}? | {after}
 Which is the greatest of {numbers}? | {greatest}
 Is {n} even or odd? | {parity}
 Count from {n} to {last} | {count}
 Continue: {series}, ... | {continued}
-""")}
+""")
 PARITY = [("chẵn", "even"), ("lẻ", "odd")]
 
 
@@ -310,18 +323,18 @@ def ask_lesson(rng, lang):
     return request.format(fill_slots(draw_one(rng, lesson.questions), slots)), answer
 
 
-TO_SENTENCE = {"vi": parse_table("""
+TO_SENTENCE = parse_tables("""
 Viết một câu có phép tính {equation} | {sentence}
 Dùng phép tính {equation} để viết một câu. | {sentence}
-"""), "en": parse_table("""
+""", """
 Write a sentence with {equation} | {sentence}
-""")}
-TO_EQUATION = {"vi": parse_table("""
+""")
+TO_EQUATION = parse_tables("""
 Phép tính trong câu sau là gì? {sentence} | {equation}
 Chép lại phép tính trong câu: {sentence} | {equation}
-"""), "en": parse_table("""
+""", """
 Which equation is in this sentence? {sentence} | {equation}
-""")}
+""")
 
 
 def ask_sentence_of_equation(rng, lang):
@@ -337,11 +350,15 @@ TWO_SENTENCES = {
     "en": "Write two sentences about {A}, one a line.",
 }
 ABOUT_BOTH = {"vi": "{A} và {t}", "en": "{A} and {t}"}
-DESCRIPTIONS = {
-    "vi": ["Viết một câu về {}.", "Kể một câu về {}.", "Cho một câu ví dụ về {}.",
-           "Đặt một câu có {}."],
-    "en": ["Write a sentence about {}.", "Give an example sentence with {}."],
-}
+DESCRIPTIONS = parse_tables("""
+Viết một câu về {}.
+Kể một câu về {}.
+Cho một câu ví dụ về {}.
+Đặt một câu có {}.
+""", """
+Write a sentence about {}.
+Give an example sentence with {}.
+""")
 
 
 def ask_description(rng, lang):
@@ -393,7 +410,7 @@ def ask_rewriting(rng, lang):
 
 TELL = {"vi": "{N} {v} {n} {t}.", "en": "{N} {past} {n} {ts}."}
 WHEN_DID = {"vi": "{N} {v} {n} {t} khi nào?", "en": "When did {N} {base} {n} {ts}?"}
-READINGS = {"vi": parse_table("""
+READINGS = parse_tables("""
 {N} {v} bao nhiêu {t}? | {n} {t}
 {N} {v} bao nhiêu {t}? | {n} {t}
 {N} {v} bao nhiêu {t}? | {N} {v} {n} {t}.
@@ -403,13 +420,13 @@ Số {t} mà {N} {v} là bao nhiêu? | {n}
 {N} {v} mấy {t}? Chỉ ghi số. | {n}
 Câu nào nói về {N}? | {told}
 Viết lại câu có số {n}. | {told}
-"""), "en": parse_table("""
+""", """
 How many {ts} {do} {N} {base}? | {n} {ts}
 How many {ts} {do} {N} {base}? | {N} {past} {n} {ts}.
 Who {past} {n} {ts}? | {N}
 How many {ts} {do} {N} {base}? Only the number. | {n}
 Which sentence is about {N}? | {told}
-""")}
+""")
 
 
 def draw_fact(rng, name, timeless=False) -> dict:
@@ -454,10 +471,15 @@ def ask_about_fact(rng, lang, fact):
     return fill_pair(rng, READINGS[lang], fact | {"told": tell_fact(fact, lang)})
 
 
-READING_LAYOUTS = {
-    "vi": ["{} {}", "{}\n{}", "Đọc đoạn sau: {}\nCâu hỏi: {}"],
-    "en": ["{} {}", "{}\n{}", "Read: {}\nQuestion: {}"],
-}
+READING_LAYOUTS = parse_tables(r"""
+{} {}
+{}\n{}
+Đọc đoạn sau: {}\nCâu hỏi: {}
+""", r"""
+{} {}
+{}\n{}
+Read: {}\nQuestion: {}
+""")
 
 
 def ask_reading(rng, lang):
@@ -493,13 +515,13 @@ def ask_listing(rng, lang):
     return f"{text} {question}", f"{join_commas(most)} {in_language(lang, AND)} {last}"
 
 
-WHO_HAS_MORE = {"vi": parse_table("""
+WHO_HAS_MORE = parse_tables("""
 Ai {v} nhiều {t} hơn? | {more}
 Ai {v} ít {t} hơn? | {less}
-"""), "en": parse_table("""
+""", """
 Who {past} more? | {more}
 Who {past} less? | {less}
-""")}
+""")
 
 
 def ask_who_has_more(rng, lang):
@@ -513,16 +535,16 @@ def ask_who_has_more(rng, lang):
     return f"{tell_fact(one, lang)} {tell_fact(other, lang)} {question}", answer
 
 
-LISTS_OF_THINGS = {"vi": parse_table("""
+LISTS_OF_THINGS = parse_tables("""
 {things}. Đứng {ordinal} là gì? | {there}
 {things}. Đứng cuối là gì? | {last}
 {things}. Có mấy thứ? | {count}
 Viết ngược lại danh sách: {things} | {backwards}
-"""), "en": parse_table("""
+""", """
 {things}. Which is the {ordinal}? | {there}
 How many things are there: {things}? | {count}
 Reverse the list: {things} | {backwards}
-""")}
+""")
 ORDINALS = [("đầu", "first"), ("thứ hai", "second"), ("thứ ba", "third")]
 
 
@@ -536,15 +558,15 @@ def ask_place_in_list(rng, lang):
     return fill_pair(rng, LISTS_OF_THINGS[lang], slots)
 
 
-TO_QUESTION = {"vi": parse_table("""
+TO_QUESTION = parse_tables("""
 Đặt câu hỏi có từ "bao nhiêu" cho câu: {told} | {N} {v} bao nhiêu {t}?
 Đặt câu hỏi có từ "ai" cho câu: {told} | Ai {v} {n} {t}?
 Đổi thành câu hỏi: {told} | {N} {v} bao nhiêu {t}?
-"""), "en": parse_table("""
+""", """
 Ask "how many" about: {told} | How many {ts} {do} {N} {base}?
 Ask "who" about: {told} | Who {past} {n} {ts}?
 Turn into a question: {told} | How many {ts} {do} {N} {base}?
-""")}
+""")
 
 
 def ask_question_of_fact(rng, lang):
@@ -553,10 +575,12 @@ def ask_question_of_fact(rng, lang):
     return fill_pair(rng, TO_QUESTION[lang], fact | {"told": tell_fact(fact, lang)})
 
 
-BLANKS = {
-    "vi": ["{} Điền vào chỗ trống: {}", "Dựa vào đoạn văn, điền vào chỗ trống.\n{}\n{}"],
-    "en": ["{} Fill in the blank: {}"],
-}
+BLANKS = parse_tables(r"""
+{} Điền vào chỗ trống: {}
+Dựa vào đoạn văn, điền vào chỗ trống.\n{}\n{}
+""", """
+{} Fill in the blank: {}
+""")
 
 
 def ask_blank(rng, lang):
@@ -568,12 +592,12 @@ def ask_blank(rng, lang):
     return rng.choice(BLANKS[lang]).format(text, sentence), TELL[lang].format(**fact)
 
 
-JOININGS = {"vi": parse_table("""
+JOININGS = parse_tables("""
 Nối hai câu thành một: {first}. {second}. | {first} còn {second}.
 Viết thành một câu: {first}. {second}. | {first} còn {second}.
-"""), "en": parse_table("""
+""", """
 Join the sentences: {first}. {second}. | {first} and {second}.
-""")}
+""")
 
 
 def ask_joining(rng, lang):
@@ -585,16 +609,16 @@ def ask_joining(rng, lang):
 
 # ----- languages, numbers and the world -----
 
-TRANSLATIONS = {"vi": parse_table("""
+TRANSLATIONS = parse_tables("""
 Dịch sang tiếng Anh: {vi} | {en}
 "{vi}" tiếng Anh là gì? | {en}
 Dịch sang tiếng Việt: {en} | {vi}
 "{en}" nghĩa là gì? | {vi}
-"""), "en": parse_table("""
+""", """
 Translate into Vietnamese: {en} | {vi}
 How do you say "{en}" in Vietnamese? | {vi}
 Translate into English: {vi} | {en}
-""")}
+""")
 
 
 def ask_translation(rng, lang):
@@ -652,15 +676,15 @@ def spell_en(n: int) -> str:
     return f"{TO_19[hundreds]} hundred" + (f" and {spell_en(rest)}" if rest else "")
 
 
-NUMBER_WORDS = {"vi": parse_table("""
+NUMBER_WORDS = parse_tables("""
 Viết số {n} bằng chữ | {words}
 Đọc số {n} | {words}
 Viết bằng số: {words} | {n}
 {words} là số nào? | {n}
-"""), "en": parse_table("""
+""", """
 Write {n} in words | {words}
 Write as a number: {words} | {n}
-""")}
+""")
 
 
 def ask_number_words(rng, lang):
@@ -683,16 +707,16 @@ def ask_units(rng, lang):
     return question, f"{k * size} {part}"
 
 
-CALENDAR = {"vi": parse_table("""
+CALENDAR = parse_tables("""
 Hôm nay là {day}. Ngày mai là thứ mấy? | {after}
 Hôm nay là {day}. Hôm qua là thứ mấy? | {before}
 Sau {day} là ngày nào? | {after}
 Bây giờ là {hour} giờ. {later} giờ nữa là mấy giờ? | {then} giờ
-"""), "en": parse_table("""
+""", """
 Today is {day}. What day is tomorrow? | {after}
 Which day comes before {day}? | {before}
 It is {hour} o'clock. What time will it be in {later} {hours}? | {then} o'clock
-""")}
+""")
 
 
 def ask_calendar(rng, lang):
@@ -704,13 +728,13 @@ def ask_calendar(rng, lang):
     return fill_pair(rng, CALENDAR[lang], slots)
 
 
-KNOWLEDGE = {"vi": parse_table("""
+KNOWLEDGE = parse_tables("""
 Thủ đô của {country} là gì? | {city}
 Trái nghĩa của "{one}" là gì? | {other}
-"""), "en": parse_table("""
+""", """
 What is the capital of {country}? | {city}
 What is the opposite of "{one}"? | {other}
-""")}
+""")
 
 
 def ask_knowledge(rng, lang):
@@ -744,15 +768,15 @@ def list_word_pairs(scenarios: str) -> list[str]:
 
 
 WORD_PAIRS = list_word_pairs("\n".join(SCENARIOS))
-DICTATIONS = {"vi": parse_table("""
+DICTATIONS = parse_tables("""
 Chép lại: {items} | {items}
 Chép lại theo thứ tự ngược lại: {items} | {backwards}
 Cụm từ nào đứng sau "{item}"? {items} | {after}
-"""), "en": parse_table("""
+""", """
 Copy: {items} | {items}
 Copy in reverse order: {items} | {backwards}
 What comes after "{item}"? {items} | {after}
-""")}
+""")
 
 
 def ask_dictation(rng, lang):
@@ -771,17 +795,17 @@ def ask_dictation(rng, lang):
 
 
 PARSED_SCENARIOS = [parse_scenario(scenario) for scenario in SCENARIOS]
-STEPS = {"vi": parse_table("""
+STEPS = parse_tables("""
 Chép lại: {sentence} | {sentence}
 Điền kết quả: {start} ? | {sentence}
 Tính tiếp: {start} | {sentence}
 Viết một câu có phép tính {equation} | {sentence}
-"""), "en": parse_table("""
+""", """
 Copy: {sentence} | {sentence}
 Complete: {start} ? | {sentence}
 Continue: {start} | {sentence}
 Write a sentence with {equation} | {sentence}
-""")}
+""")
 
 
 def ask_step(rng, lang):

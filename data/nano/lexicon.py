@@ -21,6 +21,10 @@ def parse_table(text: str) -> list:
     return rows
 
 
+def parse_tables(vietnamese: str, english: str) -> dict[str, list]:
+    return {"vi": parse_table(vietnamese), "en": parse_table(english)}
+
+
 NAMES = """
 An Bảo Bình Chi Cường Diệp Dũng Duy Giang Hà Hải Hạnh Hiếu Hoa Hoàng Hùng Hương Khánh Khoa Kiên Lan
 Linh Long Ly Mai Minh My Nam Nga Ngân Ngọc Nhung Oanh Phong Phúc Phương Quân Quỳnh Sơn Tâm Thảo

@@ -8,16 +8,17 @@ corpus.py draws from these tables and fills the slots in braces:
   {x} {y} {s}        x + y = s, hence s - y = x
   {k} {e} {p} {q}    k x e = p, hence p / k = e; and e + k = q
 
-lexicon.py says how a table is written (parse_table).
+parse_table in lexicon.py says how a table is written. Where there are two, the first is Vietnamese
+and the second English.
 """
 import re
 
 from lexicon import (ANIMALS, COLOURS, DAYS, FRUIT, PLANTS, STATIONERY, SWEETS, THINGS, TOYS,
-                     parse_table)
+                     parse_table, parse_tables)
 
 # ----- system messages: a role and up to three manners, which gives thousands of them -----
 
-ROLES = {"vi": parse_table("""
+ROLES = parse_tables("""
 Bạn là một trợ lý thân thiện.
 Bạn là trợ lý nhỏ, luôn trả lời đúng câu hỏi.
 Bạn là gia sư toán của học sinh tiểu học.
@@ -27,15 +28,15 @@ Bạn là nano, một trợ lý biết tiếng Việt và tiếng Anh.
 Bạn giúp các em nhỏ ôn bài mỗi ngày.
 Bạn là trợ lý AI giỏi tính toán và đọc hiểu.
 Bạn là người bạn học cùng lớp, vui vẻ và cẩn thận.
-"""), "en": parse_table("""
+""", """
 You are a helpful assistant.
 You are a friendly maths tutor.
 You are nano, a small assistant.
 You help children with reading, writing and arithmetic.
 You are a patient primary school teacher.
 You are an assistant who knows Vietnamese and English.
-""")}
-MANNERS = {"vi": parse_table("""
+""")
+MANNERS = parse_tables("""
 Hãy trả lời ngắn gọn.
 Hãy đọc kỹ câu hỏi trước khi trả lời.
 Trả lời bằng tiếng Việt.
@@ -47,7 +48,7 @@ Khi cần, hãy viết phép tính rồi mới viết kết quả.
 Giữ nguyên tên và các con số trong câu.
 Hãy kiểm tra lại kết quả trước khi trả lời.
 Mỗi câu trả lời nên có một hoặc hai dòng.
-"""), "en": parse_table("""
+""", """
 Answer briefly.
 Read the question carefully.
 Answer in English.
@@ -56,11 +57,11 @@ Calculate exactly.
 Write simple sentences.
 Keep names and numbers as they are.
 Check the result before you answer.
-""")}
+""")
 
 # ----- sentences of everyday life, in the words and grammar of word problems -----
 
-SENTENCES = {"vi": parse_table("""
+SENTENCES = parse_tables("""
 {A} có {x} {t} và {B} có {y} {t}.
 {A} mua {x} {t} ở cửa hàng.
 {A} có {s} {t}, cho {B} {y} {t} nên còn lại {x} {t}.
@@ -154,7 +155,7 @@ Số học sinh dự thi của trường {A} là {s} bạn.
 Trên đường về quê ngoại, {A} đếm được {x} cái cây khô héo.
 {A} muốn mua thảm và chăn cho phòng ngủ.
 Hai anh em {A} và {B} có tổng số tiền là {s} nghìn đồng.
-"""), "en": parse_table("""
+""", """
 {A} has {x} {t} and {B} has {y} {t}.
 {A} bought {x} {t} at the shop.
 {A} had {s} {t}, gave {y} to {B} and has {x} left.
@@ -176,11 +177,11 @@ It is {e} kilometres from {A}'s house to the {P}.
 {A}'s team won {k} games and scored {e} points.
 The bus that {A} takes has {s} seats.
 {A} paid {p} dollars for {k} tickets.
-""")}
+""")
 
 # ----- problems of one step: question | short answer | sentence with the equation -----
 
-PROBLEMS = {"vi": parse_table("""
+PROBLEMS = parse_tables("""
 {A} có {x} {t}, {F} cho thêm {y} {t}. {A} có tất cả mấy {t}? | {s} {t} | {A} có {x} + {y} = {s} {t}.
 {A} có {s} {t}, cho bạn {y} {t}. {A} còn mấy {t}? | {x} {t} | {A} còn {s} - {y} = {x} {t}.
 Một {c} đựng {e} {t}, {k} {c} đựng mấy {t}? | {p} {t} | {k} {c} đựng {k} x {e} = {p} {t}.
@@ -207,7 +208,7 @@ Trên cành có {s} con chim, {y} con bay đi, còn mấy con? | {x} con chim |
 Một tuần {A} bơi {k} buổi, {e} tuần bơi mấy buổi? | {p} buổi | {A} bơi {e} x {k} = {p} buổi.
 Xe buýt có {x} khách, thêm {y} khách lên. Xe có mấy khách? | {s} khách |
     Xe buýt có {x} + {y} = {s} khách.
-"""), "en": parse_table("""
+""", """
 {A} has {x} {t} and gets {y} more. How many {t} now? | {s} {t} | {A} has {x} + {y} = {s} {t}.
 {A} had {s} {t} and gave away {y}. How many are left? | {x} {t} | {A} has {s} - {y} = {x} {t} left.
 One {c1} holds {e} {t}. And {k} {c}? | {p} {t} | {k} {c} hold {k} x {e} = {p} {t}.
@@ -218,7 +219,7 @@ A book has {s} pages, {A} has read {y}. How many are left? | {x} pages |
     {s} - {y} = {x} pages are left.
 {k} tickets at {e} dollars each cost how much? | {p} dollars |
     {k} tickets cost {k} x {e} = {p} dollars.
-""")}
+""")
 
 # ----- facts: who did what -----
 
@@ -274,18 +275,18 @@ Thứ hai | On Monday
 Thứ bảy | On Saturday
 Chủ nhật | On Sunday
 """)
-ASIDES = {"vi": parse_table("""
+ASIDES = parse_tables("""
 Hôm nay trời đẹp.
 Trời hôm nay mưa to.
 Các bạn học cùng một lớp.
 Các bạn rất vui.
 Đây là câu chuyện của mấy bạn nhỏ.
-"""), "en": parse_table("""
+""", """
 The weather is fine.
 They are good friends.
 They are in the same class.
 Everybody is happy.
-""")}
+""")
 
 # ----- the world -----
 
@@ -360,7 +361,7 @@ UNITS = [       # how many parts a whole has
     (1000, ("kg", "kg", "kg"), ("gam", "grams")),
     (1000, ("tấn", "ton", "tons"), ("kg", "kg")),
 ]
-FACTS = {"vi": parse_table("""
+FACTS = parse_tables("""
 Con gà có mấy chân? | 2 chân
 Con bò có mấy chân? | 4 chân
 Con cá sống ở đâu? | Con cá sống dưới nước.
@@ -393,7 +394,7 @@ Ta đón xe buýt ở đâu? | ở bến xe
 Nước đóng băng thành gì? | thành nước đá
 Tàu hỏa và xe đạp, cái nào nhanh hơn? | tàu hỏa
 Con bò và con thỏ, con nào nặng hơn? | con bò
-"""), "en": parse_table("""
+""", """
 How many legs does a chicken have? | 2 legs
 How many legs does a cow have? | 4 legs
 Where do fish live? | in water
@@ -406,8 +407,8 @@ Where do we borrow books? | at the library
 Which animal says moo? | the cow
 How many fingers are on one hand? | 5 fingers
 Where does the sun rise? | in the east
-""")}
-TALK = {"vi": parse_table("""
+""")
+TALK = parse_tables("""
 Xin chào! | Xin chào! Mình có thể giúp gì cho bạn?
 Chào bạn | Chào bạn! Bạn cần giúp gì?
 Bạn là ai? | Tôi là nano, một trợ lý nhỏ.
@@ -421,7 +422,7 @@ Bạn có khỏe không? | Mình khỏe, cảm ơn bạn.
 Mình làm bài đúng rồi! | Giỏi lắm! Bạn cố gắng tiếp nhé.
 Bạn biết tiếng Anh không? | Có, tôi biết một chút tiếng Anh.
 Chúc ngủ ngon | Chúc bạn ngủ ngon!
-"""), "en": parse_table("""
+""", """
 Hello! | Hello! How can I help you?
 Hi | Hi! What can I do for you?
 Who are you? | I am nano, a small assistant.
@@ -430,4 +431,4 @@ Thank you! | You are welcome!
 Goodbye | Goodbye!
 Can you help me with maths? | Of course, send me your question.
 How are you? | I am fine, thank you.
-""")}
+""")
