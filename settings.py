@@ -41,7 +41,7 @@ class Config:
     rank: int = flag(64, "rank r of the adapters", group="LoRA", at_least=1)
     alpha: float = flag(
         None, "the adapters are scaled by alpha / r; default: r. With alpha = r the best learning "
-        "rate falls as r grows; with alpha fixed (32, say) it hardly depends on r", above=0)
+        "rate falls as r grows; with alpha fixed (32, say) it rises a little", above=0)
     targets: str = flag(
         "all-linear", "all-linear, attention, mlp, or layer names: q_proj,v_proj")
     lr: float = flag(
