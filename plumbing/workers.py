@@ -111,7 +111,7 @@ def do_jobs(jobs: Iterable, work: Callable, processes: int, prepare: Callable) -
 
 class Worker(NamedTuple):
     number: int
-    process: multiprocessing.Process
+    process: multiprocessing.process.BaseProcess
     connection: multiprocessing.connection.Connection       # jobs go out, answers come back
 
 
