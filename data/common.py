@@ -1,7 +1,7 @@
 """What every data/<name>/prepare.py shares: raw files in, train.jsonl and test.jsonl out.
 
 A prepared data set is a folder with train.jsonl and test.jsonl, and dev.jsonl if its authors made
-such a split. Each line is a sample, {"messages": [{"role", "content"}, ...]}, whose last message is
+such a split. Each line is a sample, {"messages": [{"role", "content"}, ...]}. Its last message is
 the assistant's. A script reads, checks and converts everything in memory and writes last, so an
 error leaves the folder as it was.
 

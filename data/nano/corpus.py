@@ -26,7 +26,7 @@ from lessons import LESSONS
 from lexicon import CONTAINERS, DAYS, FAMILY, NAMES, PLACES, THINGS, parse_tables
 from phrases import (ACTS, ASIDES, CAPITALS, FACTS, GIFTS, MANNERS, OPPOSITES, PROBLEMS, ROLES,
                      SENTENCES, STATES, TALK, UNITS, WHEN, WORDS)
-from prepare import choose_wordings, draw_numbers, draw_words, fill_slots, parse_scenario, draw_one
+from prepare import choose_wordings, draw_numbers, draw_one, draw_words, fill_slots, parse_scenario
 from templates import SCENARIOS
 
 
@@ -282,7 +282,7 @@ def draw_scene(rng, lang) -> dict:
     """The slots of SENTENCES and PROBLEMS, which phrases.py lists."""
     A, B = rng.sample(NAMES, 2)
     thing = rng.choice(GIFTS)
-    container = rng.choice(CONTAINERS[:6])      # not shelf and table: things are put *into* it
+    container = rng.choice(CONTAINERS[:6])      # things are put *into* it: no shelf, no table
     most = rng.choice((12, 40, 60))
     x, y = rng.randint(2, most), rng.randint(2, most)
     k, e = rng.randint(2, 9), rng.randint(2, 12)
@@ -405,8 +405,9 @@ def ask_rewriting(rng, lang):
 
 
 # ----- facts: who did what, in stories to read -----
-# The slots of a fact serve both languages at once ({t} "quả táo", {ts} "apples"), so a fact is its
-# own translation. {told} is its sentence.
+# The slots of a fact serve both languages at once, so it is its own translation: {N} a name, {n} a
+# number, {v} "mua", {past} "bought", {base} "buy", {do} "did", {t} "quả táo", {ts} "apples".
+# {told} is the whole sentence.
 
 TELL = {"vi": "{N} {v} {n} {t}.", "en": "{N} {past} {n} {ts}."}
 WHEN_DID = {"vi": "{N} {v} {n} {t} khi nào?", "en": "When did {N} {base} {n} {ts}?"}
@@ -754,9 +755,10 @@ def ask_small_talk(rng, lang):
 # ----- words and sentences of the task -----
 
 def list_word_pairs(scenarios: str) -> list[str]:
-    """Every two neighbouring words of the task's scenarios, sorted: its vocabulary alone.
+    """Every pair of neighbouring words in the task's scenarios, sorted: its vocabulary alone.
 
-    Slots, punctuation, digits and line breaks part words.
+    Slots, punctuation, digits and line breaks separate words. So a new line break in templates.py
+    between two words can remove a pair, and change the corpus.
     """
     text = re.sub(r"\{[^:}]*\}", ",", scenarios)            # {fruit}, {a + b = c}
     text = re.sub(r"[{(|)]|\w*:|[^\w ]|\d", ",", text)      # {box:túi|giỏ} leaves túi, giỏ

@@ -87,6 +87,7 @@ def list_words(slot: str) -> list[str]:
 
 
 def parse_scenario(paragraph: str) -> Scenario:
+    """A slot says once what it is drawn from, {a:8-60}, and is repeated without that, {a}."""
     words, numbers, steps = {}, {}, []
     for content in re.findall("{(.+?)}", paragraph):
         slot, _, choices = content.partition(":")
