@@ -1,14 +1,40 @@
-"""LoRA (Hu et al., arXiv 2106.09685): freeze W, learn a correction of rank r beside it.
+r"""LoRA: freeze a model and learn a small correction to its weights (Hu et al., arXiv 2106.09685).
 
-    h = W x + (alpha / r) B A x         W (out, in) frozen,  A (r, in),  B (out, r)        (section 4.1, equation 3)
+                x (in)
+              /        \
+      W (out, in)     A (r, in)             W is frozen, A and B are trained
+             |         |   u = A x  (r)
+             |        B (out, r)
+              \        /
+        h = W x + s B A x  (out)            s = alpha / r           section 4.1, equation 3
 
-A linear map 1024 -> 4096 has 4,194,304 weights; with r = 16 its correction has 16 * (1024 + 4096) = 81,920. B starts at
-zero, so that the wrapped model begins as the base to the last bit; A starts as nn.Linear does, U(-1/sqrt(in), 1/sqrt(in)).
-With alpha = r the factor is 1; with alpha fixed it shrinks as r grows, so that rank and learning rate are tuned apart.
+Size. dW = s B A is as large as W, but its rank is at most r, so the r (in + out) numbers in A and B
+say all of it. Take a layer 1024 -> 4096 and r = 16: W holds 4,194,304 numbers, A and B hold
+16 * (1024 + 4096) = 81,920, which is 2 %. Only these have gradients and optimizer moments.
 
-Anything that maps x to W x and has in_features and out_features can be wrapped, quantized or not, in any nn.Module. A and
-B are kept in float32 and used in x's dtype: in bfloat16 an update of a thousandth of a weight would be rounded away.
-Merging is an explicit call, never a side effect of .eval(), so a checkpoint is what its name says.
+Why B = 0 and A random at the start. The model must begin as its base, so B A must be zero. With
+dy = dL/dh (out), the gradients are
+
+    dL/dB = s dy u^T  (out, r)              dL/dA = s B^T dy x^T  (r, in)
+
+    B = 0, A random     dL/dB is not zero, so B moves in the first step, and then A does too.
+    A = 0, B random     the same with the parts exchanged, so it learns as well. Hayou et al. (arXiv
+                        2406.08447) find it worse on average: A random bears larger rates.
+    both zero           both gradients are zero in every step: it never learns.
+
+Scale and learning rate. Adam moves each number in A and B by about the learning rate, however small
+its gradient is. B A x is a sum of r terms, so the same rate moves h further at a higher rank. What
+s does about it, as best rates measured on nano (results/findings_nano.md):
+
+                                            r = 1       r = 8       r = 64
+    alpha = r   s = 1                       3.4e-3      1.1e-3      2.1e-4      as r^(-2/3)
+    alpha = 32  s = 32 / r                  2.0e-4      3.1e-4      4.6e-4      as r^(+1/5)
+
+So a rate belongs to a rank and an alpha. alpha = r is the default here; with it, 2e-4 is a rate for
+r near 64, and lower ranks want more. With alpha fixed, one rate serves many ranks fairly well.
+
+This file works on any torch module. It knows no decoder, no tokenizer and no quantizer: what it
+wraps is any layer that computes W x and has in_features and out_features.
 """
 import itertools
 import math
@@ -26,255 +52,423 @@ from safetensors.torch import load_file, save_file
 from plumbing.errors import UserError
 from plumbing.files import make_folder, read_json, replacing, write_json
 
-TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
+TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+           "mlp": ("gate_proj", "up_proj", "down_proj")}
 
 
 class LoRALinear(nn.Module):
-    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False):
+    """h = base(x) + s B A x. base: a linear layer, in float32, 16 or four bits.
+
+    A and B are float32 and are cast to x's dtype where they are used. In bfloat16, which has 8
+    significant bits, adding a thousandth of a weight to it would change nothing.
+
+    A relative of LoRA changes these places: `__init__` (what is trained, and how it starts),
+    `forward` and `delta` (one equation, so they must agree), and `peft_config`, `read_adapter`
+    (what the files say about it).
+    """
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout=0.0, rslora=False):
         super().__init__()
-        device = next(itertools.chain(base.parameters(), base.buffers())).device
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.scale, self.rslora = scale_of(rank, alpha, rslora), rslora
-        A = torch.empty(rank, base.in_features, device="cpu")           # drawn there, so that a seed gives one A on every device
-        nn.init.kaiming_uniform_(A, a=math.sqrt(5))                     # gain sqrt(2 / (1 + 5)), so U(-1/sqrt(in), 1/sqrt(in))
-        self.lora_A = nn.Parameter(A.to(device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.base = base
+        self.rank, self.alpha, self.rslora = rank, alpha, rslora
+        self.scale = scaling_factor(rank, alpha, rslora)
         self.dropout = nn.Dropout(dropout)
-        self.unmerged = None        # while B A is added: the base without it, in a tuple, where it is no submodule
+        # U(-1/sqrt(in), 1/sqrt(in)), as nn.Linear starts: the bound is sqrt(6 / ((1 + a^2) in)).
+        # Drawn on the CPU, so that a seed gives the same A on every device.
+        A = torch.empty(rank, base.in_features, device="cpu")
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+        B = torch.zeros(base.out_features, rank)
+        device = next(itertools.chain(base.parameters(), base.buffers())).device
+        self.lora_A = nn.Parameter(A.to(device))                            # (r, in)
+        self.lora_B = nn.Parameter(B.to(device))                            # (out, r)
+        # While B A is merged into `base`: the base before that. A tuple hides it from torch, so
+        # that it is not among the model's parameters.
+        self.unmerged = None
 
     def forward(self, x):
-        y = self.base(x)                                                                        # (..., out)
+        y = self.base(x)                                                    # (..., out)
         if self.unmerged is not None:
             return y
-        u = F.linear(self.dropout(x), self.lora_A.to(x.dtype)) * self.scale                     # (..., r)
+        u = F.linear(self.dropout(x), self.lora_A.to(x.dtype)) * self.scale     # (..., r)
         if torch.is_autocast_enabled(x.device.type):
             return y + F.linear(u, self.lora_B)
-        # y + u B^T in one product that starts from y, instead of a product and an addition
-        return torch.addmm(y.reshape(-1, y.shape[-1]), u.reshape(-1, self.rank), self.lora_B.to(x.dtype).T).view(y.shape)
+        # y + u B^T. addmm starts its sum from y, which saves a pass over y for the addition.
+        rows = torch.addmm(y.reshape(-1, y.shape[-1]), u.reshape(-1, self.rank),
+                           self.lora_B.to(x.dtype).T)                       # (N, out)
+        return rows.view(y.shape)
 
     def delta(self):
-        """(alpha / r) B A, (out, in), in float32."""
+        """dW = s B A, (out, in), in float32."""
         return self.scale * self.lora_B @ self.lora_A
 
+    @property
+    def weight(self):
+        """W + s B A, (out, in), in W's dtype: for code that reads a weight and calls no layer.
 
-def scale_of(rank: int, alpha: float, rslora: bool) -> float:
-    """alpha / r, or rsLoRA's alpha / sqrt(r) (arXiv 2312.03732)."""
-    return alpha / (math.sqrt(rank) if rslora else rank)
+        nn.TransformerEncoderLayer does so in .eval(), and so does a loss with the unembedding built
+        in. Each read costs the product B A, and dropout has no part in it.
+        """
+        W = dense_weight(self.base)
+        if self.unmerged is not None:
+            return W
+        return (W.float() + self.delta()).to(W.dtype)
+
+    @property
+    def bias(self):
+        return self.base.bias
+
+    def _apply(self, fn, recurse=True):
+        """.to(), .half() and their like end here. They must reach the unmerged base as well."""
+        if self.unmerged is not None:
+            self.unmerged[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
 
-# ----- put on, take off ---------------------------------------------------------------------------------------------
+def scaling_factor(rank: int, alpha: float, rslora: bool) -> float:
+    """s = alpha / r, or alpha / sqrt(r) in rsLoRA (arXiv 2312.03732).
 
-def lora_layers(module: nn.Module) -> dict[str, LoRALinear]:
-    return {name: m for name, m in module.named_modules() if isinstance(m, LoRALinear)}
+    Why the root? A step of gradient descent from B = 0 is dB = -lr s dy u^T. At the next token,
+    with its own u', it changes h by s dB u' = -lr s^2 (u . u') dy. The product u . u' is a sum of r
+    terms, and as A is random it grows as r. So s = alpha / r shrinks the change as 1 / r, and
+    s = alpha / sqrt(r) keeps its size. Adam divides by the gradient's size, and with it one s:
+    there the change grows as s r or, if the terms have mixed signs, as s sqrt(r).
+    """
+    return alpha / math.sqrt(rank) if rslora else alpha / rank
 
 
-def apply_lora(module: nn.Module, rank: int, alpha: float | None = None, targets="all-linear", dropout: float = 0.0) -> nn.Module:
-    """Wrap `module`'s target layers in place and freeze everything else. alpha None is alpha = rank.
+# ----- wrap and unwrap ----------------------------------------------------------------------------
 
-    targets: "all-linear" (every linear layer but lm_head), "attention", "mlp", or layer names, "q_proj,v_proj" or a list; a
-    name fits a layer whose dotted path is it or ends in "." and it. Raises UserError for a target that fits no layer, a rank
-    below 1, and for lm_head where it is tied to the embedding: its adapter would not reach the embedding's use of W.
+def apply_lora(module: nn.Module, rank: int, alpha: float | None = None, targets="all-linear",
+               dropout: float = 0.0) -> nn.Module:
+    """Wrap the target layers of `module` in place and freeze everything else. Returns `module`.
+
+    alpha: None is alpha = rank, so s = 1.
+    targets: "all-linear" (every linear layer but lm_head), "attention", "mlp", or the names of
+    layers: "q_proj,v_proj" or a list. A name means each layer whose dotted path ends in it.
+
+    Raises UserError, before anything is changed, for a rank below 1, for a target that fits no
+    layer, and for a layer that cannot be wrapped (see `refuse_unwrappable`).
     """
     if rank < 1:
-        raise UserError(f"rank {rank}: it has to be at least 1")
+        raise UserError(f"rank {rank}: it must be at least 1")
     if lora_layers(module):
         raise UserError("the model has LoRA layers already; merge or remove them first")
-    names = matching(module, targets)
+    names = find_targets(module, targets)
+    refuse_unwrappable(module, names)
     module.requires_grad_(False)
     for name in names:
-        wrap(module, name, rank, rank if alpha is None else alpha, dropout)
+        wrap_layer(module, name, rank, rank if alpha is None else alpha, dropout)
     return module
 
 
-def matching(module: nn.Module, targets) -> list[str]:
-    """The dotted paths of the layers that `targets` means."""
-    linear = {name: m for name, m in module.named_modules() if hasattr(m, "in_features") and hasattr(m, "out_features")}
-    if targets == "all-linear":
-        return [name for name in linear if name.rpartition(".")[2] != "lm_head"]
-    wanted = TARGETS.get(targets, targets.split(",")) if isinstance(targets, str) else targets
-    fits = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in wanted}
-    for target, names in fits.items():
-        if not names:
-            kinds = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-            raise UserError(f"target {target!r} fits no linear layer of this model; it has {kinds} (or all-linear, attention, mlp)")
-        for name in names:
-            refuse_tied(module, name, linear[name])
-    chosen = {name for names in fits.values() for name in names}
-    return [name for name in linear if name in chosen]
-
-
-def refuse_tied(module: nn.Module, name: str, layer: nn.Module):
-    W = getattr(layer, "weight", None)
-    if W is not None and any(m is not layer and getattr(m, "weight", None) is W for m in module.modules()):
-        raise UserError(f"{name} is tied to the embedding: LoRA on it would untie them; leave it out of the targets")
-
-
-def wrap(module: nn.Module, name: str, *args) -> LoRALinear:
-    """Put a LoRALinear in the place of the layer called `name`."""
-    base = module.get_submodule(name)
-    layer = LoRALinear(base, *args).train(base.training)
-    module.set_submodule(name, layer)
-    return layer
-
-
 def remove_lora(module: nn.Module) -> nn.Module:
-    """Take the wrappers off. What is merged stays merged: merge, remove, then save a checkpoint without a trace of LoRA."""
+    """Unwrap all layers. What is merged stays merged. Returns `module`.
+
+    So merge_lora and then remove_lora leave a plain model, ready to be saved as a checkpoint.
+    """
     for name, layer in lora_layers(module).items():
         module.set_submodule(name, layer.base)
     return module
 
 
-# ----- merge and unmerge --------------------------------------------------------------------------------------------
+def wrap_layer(module: nn.Module, name: str, rank, alpha, dropout=0.0, rslora=False) -> LoRALinear:
+    """Put a LoRALinear in the place of the layer called `name`."""
+    base = module.get_submodule(name)
+    layer = LoRALinear(base, rank, alpha, dropout, rslora).train(base.training)
+    module.set_submodule(name, layer)
+    return layer
+
+
+def lora_layers(module: nn.Module) -> dict[str, LoRALinear]:
+    return {name: m for name, m in module.named_modules() if isinstance(m, LoRALinear)}
+
+
+def linear_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """The layers that can be wrapped, with their dotted paths."""
+    return {name: m for name, m in module.named_modules()
+            if hasattr(m, "in_features") and hasattr(m, "out_features")}
+
+
+def last_name(path: str) -> str:
+    """model.layers.0.mlp.up_proj -> up_proj"""
+    return path.rpartition(".")[2]
+
+
+def find_targets(module: nn.Module, targets) -> list[str]:
+    """The dotted paths of the layers that `targets` means, in the model's order."""
+    linear = linear_layers(module)
+    if targets == "all-linear":
+        return [name for name in linear if last_name(name) != "lm_head"]
+    if isinstance(targets, str):
+        targets = TARGETS.get(targets, targets.split(","))
+    chosen = set()
+    for target in targets:
+        fits = [name for name in linear if f".{name}".endswith(f".{target}")]
+        if not fits:
+            kinds = ", ".join(sorted({last_name(name) for name in linear}))
+            raise UserError(f"target {target!r} fits no linear layer of this model; it has {kinds} "
+                            "(or all-linear, attention, mlp)")
+        chosen.update(fits)
+    return [name for name in linear if name in chosen]
+
+
+def refuse_unwrappable(module: nn.Module, names):
+    """Raise UserError for a layer in `names` that the model uses without calling it.
+
+    A tied unembedding: the embedding looks its weight up. The out_proj of nn.MultiheadAttention:
+    the attention reads its weight. `LoRALinear.weight` would answer here, but PEFT, which would
+    load such an adapter, ignores it without a word.
+    """
+    owners = {}                         # id of a parameter -> the paths of the modules that hold it
+    for path, p in module.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(p), []).append(path.rpartition(".")[0])
+    for name in names:
+        if isinstance(module.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+            raise UserError(f"{name} is part of an nn.MultiheadAttention, which reads its weight "
+                            "and never calls it, so that an adapter would be passed over; name "
+                            "other targets, for instance linear1,linear2")
+        layer = unwrapped(module.get_submodule(name))
+        holders = owners.get(id(getattr(layer, "weight", None)), [])
+        others = [path for path in holders if not f"{path}.".startswith(f"{name}.")]
+        if others:
+            raise UserError(f"{name} is tied to {others[0]}: LoRA on it would untie them; leave it "
+                            "out of the targets")
+
+
+def unwrapped(layer: nn.Module) -> nn.Module:
+    return layer.base if isinstance(layer, LoRALinear) else layer
+
+
+# ----- merge and unmerge --------------------------------------------------------------------------
 
 @torch.no_grad()
 def merge_lora(module: nn.Module):
-    """W <- W + (alpha / r) B A, summed in float32 and then rounded to W's dtype; inference then costs what the base costs.
+    """W <- W + s B A. A token then costs what it costs the base: one product instead of three.
 
-    The base is kept beside, for subtracting B A again would not give back the bits that rounding took. A quantized W is
-    dequantized and not quantized again, for four bits would round most of B A away; a warning says so.
+    The sum is taken in float32 and rounded once to W's dtype. Subtracting B A again would not give
+    back the bits that this rounding took, so each layer keeps its base for `unmerge_lora`. While
+    merged, the wrapped layers need their memory twice.
+
+    A base in four bits is dequantized for the sum and stays so: rounding to four bits again would
+    lose most of B A. A warning says that it happens. Merging is never a side effect of .eval().
     """
     layers = [layer for layer in lora_layers(module).values() if layer.unmerged is None]
     quantized = [layer for layer in layers if not torch.is_tensor(layer.base.weight)]
     if quantized:
-        warnings.warn(f"{len(quantized)} quantized layers are merged into their dequantized weights: they are "
-                      f"{quantized[0].base.weight.dtype} now, not four bits", stacklevel=2)
+        warnings.warn(f"{len(quantized)} quantized layers are merged into their dequantized "
+                      f"weights: they are {quantized[0].base.weight.dtype} now, not four bits",
+                      stacklevel=2)
     for layer in layers:
-        layer.unmerged, layer.base = (layer.base,), merged(layer.base, layer.delta())
-
-
-def merged(base: nn.Module, delta) -> nn.Linear:
-    """W + delta as a linear layer with base's bias."""
-    W = base.weight if torch.is_tensor(base.weight) else base.weight.dequantize()
-    linear = nn.Linear(base.in_features, base.out_features, device="meta")
-    linear.weight, linear.bias = nn.Parameter((W.float() + delta).to(W.dtype), requires_grad=False), base.bias
-    return linear
+        base = layer.base
+        layer.base = dense_linear(layer.weight, base.bias)
+        layer.unmerged = (base,)
 
 
 def unmerge_lora(module: nn.Module):
-    """Undo merge_lora: the base is again what it was, bit for bit."""
+    """Undo merge_lora: each base is what it was, bit for bit."""
     for layer in lora_layers(module).values():
         if layer.unmerged is not None:
-            layer.base, layer.unmerged = layer.unmerged[0].to(layer.lora_A.device), None
+            layer.base, = layer.unmerged
+            layer.unmerged = None
 
 
-# ----- several adapters on one base ---------------------------------------------------------------------------------
+def dense_weight(layer: nn.Module) -> torch.Tensor:
+    """The weight (out, in) of a layer as a tensor, dequantized if it is in four bits."""
+    return layer.weight if torch.is_tensor(layer.weight) else layer.weight.dequantize()
+
+
+def dense_linear(W: torch.Tensor, bias) -> nn.Linear:
+    """A frozen linear layer with the weight W (out, in)."""
+    linear = nn.Linear(W.shape[1], W.shape[0], device="meta")       # meta: takes no memory
+    linear.weight = nn.Parameter(W, requires_grad=False)
+    linear.bias = bias
+    return linear
+
+
+# ----- several adapters on one base ---------------------------------------------------------------
 
 class Factors(NamedTuple):
     """What an adapter holds for one layer. An adapter in memory is {name of a layer: Factors}."""
-    A: torch.Tensor             # (r, in)
-    B: torch.Tensor             # (out, r)
+    A: torch.Tensor             # (r, in), float32
+    B: torch.Tensor             # (out, r), float32
     alpha: float
     dropout: float = 0.0
     rslora: bool = False
 
     @property
+    def rank(self) -> int:
+        return len(self.A)
+
+    @property
     def scale(self) -> float:
-        return scale_of(len(self.A), self.alpha, self.rslora)
+        return scaling_factor(self.rank, self.alpha, self.rslora)
 
 
-def set_adapter(module: nn.Module, adapter: dict[str, Factors] | None, merge: bool = True) -> nn.Module:
-    """Switch tasks in place, {(W0 + B A) - B A} + B' A' (section 4.2): take off what `module` carries, put `adapter` on and
-    merge it, so that a token costs what it costs the base. None: the base alone.
+def set_adapter(module: nn.Module, adapter: dict[str, Factors] | None, merge: bool = True
+                ) -> nn.Module:
+    """Switch tasks in place: W + B A - B A + B' A' (section 4.2). Returns `module`.
 
-    adapter: what `read_adapter` gave; its ranks, alphas and targets need not be those of the one before. Exact after any
-    number of switches, for nothing is subtracted: W0 is kept beside W0 + B A, which costs the memory of the wrapped layers once
-    more. merge=False keeps B A beside instead: no such cost, more work a token; what a quantized base, merged into 16
-    bits, calls for. Raises UserError, before anything is changed, for an adapter of another base.
+    Removes the adapter that `module` carries, attaches `adapter` and merges it. None: the base
+    alone. The two may differ in rank, alpha and targets. Nothing is really subtracted, because
+    merging keeps the base; so any number of switches is exact.
+
+    merge=False leaves B A next to W. That takes no second copy of W and more work per token, and
+    it is the way for a base in four bits, which merging would turn into 16.
+
+    Raises UserError, before anything is changed, for an adapter of another base.
     """
-    check_fit(module, adapter or {}, "set_adapter")
-    put_on(module, adapter or {})
+    adapter = adapter or {}
+    check_fit(module, adapter, "set_adapter")
+    attach_adapter(module, adapter)
     if merge:
         merge_lora(module)
     return module
 
 
-def put_on(module: nn.Module, adapter: dict[str, Factors]) -> nn.Module:
-    """Wrap `module` with `adapter`, not merged, in the place of what it carries."""
+def attach_adapter(module: nn.Module, adapter: dict[str, Factors]) -> nn.Module:
+    """Wrap `module` with `adapter`, unmerged. Any adapter that it carries is removed first."""
     unmerge_lora(module)
-    remove_lora(module).requires_grad_(False)
-    for name, (A, B, *how) in adapter.items():
-        layer = wrap(module, name, len(A), *how)
-        layer.lora_A.data.copy_(A)
-        layer.lora_B.data.copy_(B)
+    remove_lora(module)
+    module.requires_grad_(False)
+    for name, f in adapter.items():
+        layer = wrap_layer(module, name, f.rank, f.alpha, f.dropout, f.rslora)
+        layer.lora_A.data.copy_(f.A)
+        layer.lora_B.data.copy_(f.B)
     return module
 
 
-def check_fit(module: nn.Module, adapter: dict[str, Factors], whence):
-    """Raise UserError unless each B A of `adapter` can be added to a layer of `module`. whence: what the message begins with."""
-    for name, (A, B, *_) in adapter.items():
+def check_fit(module: nn.Module, adapter: dict[str, Factors], source):
+    """Raise UserError unless each B A of `adapter` can be added to a layer of `module`.
+
+    source: where the adapter is from; the message begins with it.
+    """
+    for name, f in adapter.items():
         try:
-            layer = module.get_submodule(name)
+            layer = unwrapped(module.get_submodule(name))
         except AttributeError:
-            raise UserError(f"{whence}: the adapter is for another base: this one has no layer {name}") from None
-        layer = getattr(layer, "base", layer)
-        W, BA = (layer.out_features, layer.in_features), (B.shape[0], A.shape[1])
-        if W != BA or A.shape[0] != B.shape[1]:
-            raise UserError(f"{whence}: the adapter is for another base: {name} is {W} here, B A is {BA} there")
-        refuse_tied(module, name, layer)
+            raise UserError(f"{source}: the adapter is for another base: this one has no layer "
+                            f"{name}") from None
+        W, BA = (layer.out_features, layer.in_features), (f.B.shape[0], f.A.shape[1])
+        if W != BA or f.A.shape[0] != f.B.shape[1]:
+            raise UserError(f"{source}: the adapter is for another base: {name} is {W} here, B A "
+                            f"is {BA} there")
+    refuse_unwrappable(module, adapter)
 
 
-# ----- PEFT's files -------------------------------------------------------------------------------------------------
-# adapter_config.json and adapter_model.safetensors; "model.layers.0.mlp.up_proj" has its A under this name:
-KEY = "base_model.model.{}.lora_{}.weight"
+# ----- PEFT's files -------------------------------------------------------------------------------
+#
+#     adapter_config.json             r, lora_alpha, target_modules ...
+#     adapter_model.safetensors       A and B of each layer, under the names of `peft_name`
+
+def peft_name(layer: str, factor: str) -> str:
+    """The name of A or B: base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"""
+    return f"base_model.model.{layer}.lora_{factor}.weight"
 
 
 def save_adapter(module: nn.Module, folder, base_model: str = ""):
-    """Write the adapter as PEFT writes it, `base_model` being the name under which others find the base."""
+    """Write the adapter as PEFT writes it.
+
+    base_model: the name under which others find the base: a folder, owner/name or
+    owner/name@revision. Raises UserError if there is no adapter.
+    """
     layers = lora_layers(module)
     if not layers:
         raise UserError("there is no adapter to save: the model has no LoRA layers")
-    first, leaves = next(iter(layers.values())), {name.rpartition(".")[2] for name in layers}
-    bare = [name for name, m in module.named_modules() if hasattr(m, "in_features") and name.rpartition(".")[2] in leaves]
-    config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM" if hasattr(module, "lm_head") else None, "inference_mode": True,
-        "base_model_name_or_path": base_model.partition("@")[0], "revision": base_model.partition("@")[2] or None,
-        "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout.p, "use_rslora": first.rslora,
-        "target_modules": sorted(layers if bare else leaves), "bias": "none", "fan_in_fan_out": False,
-        "rank_pattern": {re.escape(name): m.rank for name, m in layers.items() if m.rank != first.rank},
-        "alpha_pattern": {re.escape(name): m.alpha for name, m in layers.items() if m.alpha != first.alpha},
-    }
-    tensors = {KEY.format(name, x): getattr(m, f"lora_{x}").detach().contiguous() for name, m in layers.items() for x in "AB"}
+    tensors = {}
+    for name, layer in layers.items():
+        tensors[peft_name(name, "A")] = layer.lora_A.detach().contiguous()
+        tensors[peft_name(name, "B")] = layer.lora_B.detach().contiguous()
     folder = make_folder(folder)
     with replacing(folder / "adapter_model.safetensors") as part:
         save_file(tensors, part, metadata={"format": "pt"})
-        if {name: t.shape for name, t in read_tensors(part).items()} != {name: t.shape for name, t in tensors.items()}:
+        written = read_tensors(part)
+        if shapes_of(written) != shapes_of(tensors):
             raise OSError(f"{part} does not hold what was written to it; is the disk full?")
-    write_json(folder / "adapter_config.json", config)
+    write_json(folder / "adapter_config.json", peft_config(module, layers, base_model))
+
+
+def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def peft_config(module: nn.Module, layers: dict[str, LoRALinear], base_model: str) -> dict:
+    """The content of adapter_config.json. The patterns name what differs from the first layer."""
+    first = next(iter(layers.values()))
+    base_name, _, revision = base_model.partition("@")
+    # The last names, "q_proj", say which layers are wrapped, unless a layer of that name is not.
+    targets = {last_name(name) for name in layers}
+    if any(last_name(name) in targets for name in linear_layers(module)):
+        targets = layers
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM" if hasattr(module, "lm_head") else None,
+        "inference_mode": True,
+        "base_model_name_or_path": base_name, "revision": revision or None,
+        "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout.p,
+        "use_rslora": first.rslora,
+        "target_modules": sorted(targets), "bias": "none", "fan_in_fan_out": False,
+        "rank_pattern": {re.escape(name): layer.rank for name, layer in layers.items()
+                         if layer.rank != first.rank},
+        "alpha_pattern": {re.escape(name): layer.alpha for name, layer in layers.items()
+                          if layer.alpha != first.alpha},
+    }
 
 
 def load_adapter(module: nn.Module, folder) -> nn.Module:
-    """Wrap `module` with an adapter of ours or of PEFT's; one that it already carries makes room for it.
+    """Wrap `module` with an adapter of ours or of PEFT's, in place of one that it carries.
 
     Raises UserError as `read_adapter` does, before anything is changed.
     """
-    return put_on(module, read_adapter(folder, module))
+    return attach_adapter(module, read_adapter(folder, module))
 
 
 def read_adapter(folder, module: nn.Module | None = None) -> dict[str, Factors]:
     """The adapter in `folder`, ours or PEFT's, in memory.
 
-    Ranks are the tensors' own; alpha follows lora_alpha, alpha_pattern and use_rslora. Raises UserError for an adapter with
-    parts missing or left over, of a kind that is not plain LoRA, and for one that does not fit `module`, if that is given.
+    Ranks are those of the tensors; alpha follows lora_alpha, alpha_pattern and use_rslora. Raises
+    UserError for an adapter with parts missing or left over, for a kind that is not plain LoRA, and
+    for one that does not fit `module`, if that is given.
     """
     folder = Path(folder)
-    config, tensors = read_json(folder / "adapter_config.json"), read_tensors(folder / "adapter_model.safetensors")
-    plain = config.get("init_lora_weights", True) in (True, False, "gaussian", "eva", "orthogonal")    # others change the base
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none" or not plain:
-        raise UserError(f"{folder}: only plain LoRA adapters are read (no DoRA, no trained biases, no PiSSA and its like)")
-    if "lora_alpha" not in config:
-        raise UserError(f"{folder / 'adapter_config.json'} lacks 'lora_alpha'")
-    names = dict.fromkeys(key.removeprefix(KEY[:KEY.index("{")]).rsplit(".lora_", 1)[0] for key in tensors)
-    if not names or set(tensors) != {KEY.format(name, x) for name in names for x in "AB"}:
-        raise UserError(f"{folder}: the adapter's tensors are not pairs of A and B of linear layers, or some are missing")
-    patterns = (config.get("alpha_pattern") or {}).items()
+    config = read_json(folder / "adapter_config.json")
+    tensors = read_tensors(folder / "adapter_model.safetensors")
+    refuse_relatives(config, folder)
+    before_A, after_A = peft_name("|", "A").split("|")
+    names = [key.removeprefix(before_A).removesuffix(after_A)
+             for key in tensors if key.endswith(after_A)]
+    expected = {peft_name(name, factor) for name in names for factor in "AB"}
+    if not names or set(tensors) != expected:
+        raise UserError(f"{folder}: the adapter's tensors are not pairs of A and B of linear "
+                        "layers, or some are missing")
     adapter = {}
     for name in names:
-        alpha = next((a for pattern, a in patterns if re.fullmatch(rf"(.*\.)?({pattern})", name)), config["lora_alpha"])
-        adapter[name] = Factors(*(tensors[KEY.format(name, x)].float() for x in "AB"), alpha,
-                                config.get("lora_dropout", 0.0), config.get("use_rslora", False))
+        A, B = (tensors[peft_name(name, factor)].float() for factor in "AB")
+        adapter[name] = Factors(A, B, alpha_of(name, config), config.get("lora_dropout", 0.0),
+                                config.get("use_rslora", False))
     if module is not None:
         check_fit(module, adapter, folder)
     return adapter
+
+
+def refuse_relatives(config: dict, folder: Path):
+    """Raise UserError unless the adapter_config.json says plain LoRA."""
+    # Other starts than these, PiSSA's for instance, change the base's weights as well.
+    starts = (True, False, "gaussian", "eva", "orthogonal")
+    plain = (config.get("peft_type") == "LORA" and not config.get("use_dora")
+             and config.get("bias", "none") == "none"
+             and config.get("init_lora_weights", True) in starts)
+    if not plain:
+        raise UserError(f"{folder}: only plain LoRA adapters are read (no DoRA, no trained biases, "
+                        "no PiSSA and its like)")
+    if "lora_alpha" not in config:
+        raise UserError(f"{folder / 'adapter_config.json'} lacks 'lora_alpha'")
+
+
+def alpha_of(name: str, config: dict) -> float:
+    """alpha of the layer called `name`: the first pattern that fits the end of its path, or r's."""
+    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+            return alpha
+    return config["lora_alpha"]
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
