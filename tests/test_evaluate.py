@@ -1,7 +1,6 @@
 """What a model says, measured: answers read as people mean them, BLEU as sacrebleu has it, batches that change nothing, and
 evaluations that can be stopped anywhere."""
 import contextlib
-import importlib.util
 import json
 import random
 import re
@@ -106,11 +105,10 @@ def test_final_answers(vietnamese, answers):
 
 
 def test_the_final_answer_of_every_problem_of_nano():
-    spec = importlib.util.spec_from_file_location("nano_problems", REPO / "data/nano/prepare.py")
-    nano = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(nano)
-    for problem in nano.problems(300, seed=7):
-        messages, answer = nano.to_sample(problem)["messages"], problem["answer"]
+    sys.path.insert(0, str(REPO / "data/nano"))
+    import prepare as nano
+    for problem in nano.generate_problems(300, seed=7):
+        messages, answer = nano.problem_to_sample(problem)["messages"], problem["answer"]
         asked = evaluate.Question(0, messages, [messages[-1]["content"]])
         for said in (messages[-1]["content"], problem["explanation"], f"Có {answer}.000 : 1.000 = {answer} quả.", f"{answer},0"):
             assert evaluate.judged(Task("exact_match", []), asked, said) == {"pred": answer, "correct": True}, said

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import random
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -108,11 +109,10 @@ def fuzz(n, seed=0):
 @functools.cache
 def nano_texts():
     """The questions and solutions of the nano task, which its script makes in a second."""
-    spec = importlib.util.spec_from_file_location("nano_prepare_for_texts", REPO / "data/nano/prepare.py")
-    nano = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(nano)
+    sys.path.insert(0, str(REPO / "data/nano"))
+    import prepare as nano
     return ["\n".join(problem[key] for key in ("question", "explanation", "answer"))
-            for problem in nano.problems(sum(nano.SIZES.values()), nano.SEED)]
+            for problem in nano.generate_problems(sum(nano.SIZES.values()), nano.SEED)]
 
 
 @functools.cache
