@@ -18,8 +18,8 @@ A comparison of LoRA with full fine-tuning needs five things:
 - Several seeds. On nano the arms of finding 1 differ by 0.002 to 0.17 nats, and one arm's seeds by
   0.02 to 0.04. `--seeds 3` makes every run with the seeds 42, 43 and 44 (--seed and those after
   it). Epoch e of a run has the sample order of seed + e, as in the Hugging Face Trainer, so the
-  second epoch of seed 42 is the first of seed 43. Runs of neighbouring seeds that are longer than an
-  epoch share some of their orders.
+  second epoch of seed 42 has the order of seed 43's first. Runs of neighbouring seeds that are
+  longer than an epoch therefore see some of the same orders.
 
 A run is named by the hash of the settings that decide its result (Config.run). Its rows, the same
 that train.py logs, go to OUT/<run>.csv; weights are not kept. Two findings that need the same run
@@ -44,7 +44,7 @@ import torch
 from tqdm import tqdm
 
 import train
-from lora import matching
+from lora import find_targets
 from model import ModelConfig, Transformer
 from plumbing.cli import check_range, make_parser, run_command
 from plumbing.device import take_gpu
@@ -120,6 +120,7 @@ NANO_RATES = [
     {"method": "lora", "rank": 1, "lr": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]},
     {"method": "lora", "rank": 8, "lr": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]},
     {"method": "lora", "rank": 64, "lr": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]}]
+NANO_LONG = {"max_steps": 400, "eval_steps": 20}        # long runs want lower rates
 NANO_GRIDS = {
     "finding1": NANO_RATES,
     "finding2": NANO_RATES,
@@ -134,15 +135,12 @@ NANO_GRIDS = {
     "alpha": [
         *NANO_RATES,
         {"method": "lora", "rank": [1, 8, 64], "alpha": 32, "lr": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]}],
-    # runs of ten times as many steps want lower rates
     "capacity": [
-        {"method": "full", "lr": [1e-5, 3e-5, 1e-4], "max_steps": 400, "eval_steps": 20},
-        {"method": "lora", "rank": 1, "lr": [1e-3, 3e-3, 1e-2], "max_steps": 400, "eval_steps": 20},
-        {"method": "lora", "rank": 4, "lr": [3e-4, 1e-3, 3e-3], "max_steps": 400, "eval_steps": 20},
-        {"method": "lora", "rank": 16, "lr": [1e-4, 3e-4, 1e-3], "max_steps": 400,
-         "eval_steps": 20},
-        {"method": "lora", "rank": 64, "lr": [3e-5, 1e-4, 3e-4], "max_steps": 400,
-         "eval_steps": 20}],
+        {"method": "full", "lr": [1e-5, 3e-5, 1e-4], **NANO_LONG},
+        {"method": "lora", "rank": 1, "lr": [1e-3, 3e-3, 1e-2], **NANO_LONG},
+        {"method": "lora", "rank": 4, "lr": [3e-4, 1e-3, 3e-3], **NANO_LONG},
+        {"method": "lora", "rank": 16, "lr": [1e-4, 3e-4, 1e-3], **NANO_LONG},
+        {"method": "lora", "rank": 64, "lr": [3e-5, 1e-4, 3e-4], **NANO_LONG}],
 }
 
 PRESETS = {"tutorial": TUTORIAL_GRIDS, "nano": NANO_GRIDS}
@@ -185,7 +183,7 @@ def match_ranks(model: str, attention: list[int], mlp: list[int]) -> dict[str, i
         decoder = Transformer(read_model_config(model))
 
     def rank1_size(targets: str) -> int:
-        layers = [decoder.get_submodule(name) for name in matching(decoder, targets)]
+        layers = [decoder.get_submodule(name) for name in find_targets(decoder, targets)]
         return sum(layer.in_features + layer.out_features for layer in layers)
 
     attention_size, mlp_size = rank1_size("attention"), rank1_size("mlp")
@@ -285,7 +283,7 @@ def attempt_run(config: Config, data: train.Data, out: Path) -> str:
 
 
 def note_failure(e: Exception, failed: Path) -> str:
-    """Write why a run failed to the file `failed` -> the same. A program fault has its traceback."""
+    """Write to `failed` why a run failed -> the same. Faults of the program print a traceback."""
     why = f"{type(e).__name__}: {e}"
     if is_out_of_memory(e):
         why = f"out of memory: {LESS_MEMORY}"
@@ -379,7 +377,10 @@ def format_duration(seconds: float) -> str:
 
 
 def list_runs(runs: dict[str, Config], jobs: int, out: Path):
-    """Print every run, then their number, and the time they take if they go as the finished ones."""
+    """Print every run, then their number and how long the missing ones will take.
+
+    The finished ones tell how many seconds a sample takes.
+    """
     finals = {}
     add_finished(finals, runs, out)
     for run, config in runs.items():
@@ -448,8 +449,10 @@ def refuse_grid_settings(args, common: Config, plain: Config):
 
 
 def default_jobs(config: Config) -> int:
-    """One process per GPU. Without GPUs one, which uses all cores; but nano's matrices are too small
-    to be divided among cores, so it gets one process per core."""
+    """One process per GPU. Without GPUs one process, which uses all cores.
+
+    nano's matrices are too small to be divided among cores, so it gets one process per core.
+    """
     if config.device == "cuda":
         return torch.cuda.device_count()
     if config.model == "nano" and not config.device.startswith("cuda"):
