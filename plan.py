@@ -1,22 +1,42 @@
-"""What a run will take, before it is run: memory, FLOPs, learning rate and rank to begin with, from config.json alone.
+"""What a run takes, before it runs: memory, FLOPs, a learning rate and a rank, from config.json.
 
-    python plan.py --model Qwen/Qwen2.5-0.5B-Instruct --method lora --rank 64 --micro_bs 4 --max_length 512
+    python plan.py --model Qwen/Qwen2.5-0.5B-Instruct --method lora --rank 64 --max_length 512
     python plan.py --model config.json --method full --dtype bfloat16 --plot plan.png
-    python plan.py --model nano --data nano --measure       # make two real steps, and set what they took beside
+    python plan.py --model nano --data nano --measure       # compare with two real steps
 
-Memory is of three kinds. There throughout: the weights, the adapters, the optimizer's two moments of each trained parameter;
-from the first backward pass on, also a gradient for each. Kept from forward to backward pass: the activations, which grow with
-the tokens of a micro-batch, and which gradient checkpointing trades for a second forward pass. And passing: the logits of a
-chunk of tokens, the gradients of one layer's activations. Of what passes, only the largest counts.
+A run uses one device, so everything below must fit on it. In GB of 10^9 bytes, with AdamW, 4 x 512
+tokens per micro-batch and rank 64 on all linear layers:
 
-LoRA does away with the gradients and moments of what is frozen, 12 of the 16 bytes a parameter. It does not do away with the
-activations, for the gradient has to flow through the frozen layers all the same. QLoRA makes the frozen weights small.
+                   Llama-3.2-1B (1.24e9 parameters)      Qwen2.5-7B (7.62e9 parameters)
+                   full    LoRA    LoRA    QLoRA         full    LoRA    LoRA    QLoRA
+                   fp32    fp32    bf16    bf16          fp32    fp32    bf16    bf16
+    weights        4.94    4.94    2.47    1.03         30.46   30.46   15.23    5.55
+    adapters       0.00    0.18    0.18    0.18          0.00    0.65    0.65    0.65
+    optimizer      9.89    0.36    0.36    0.36         60.92    1.29    1.29    1.29
+    gradients      4.94    0.18    0.18    0.18         30.46    0.65    0.65    0.65
+    activations    6.88    6.37    3.55    3.55         25.08   23.48   12.89   12.89
+    temporary      2.40    0.82    0.94    0.94          4.73    0.99    1.12    1.12
+    peak          29.05   12.86    7.68    6.23        151.66   57.52   31.82   22.14
 
-Symbols: B sequences of T tokens a micro-batch, N = B T; C hidden size, I width of the MLP, Q and K widths of queries and keys,
-V vocabulary, L layers, P parameters, W those of the layers' linear maps, a those of the adapters, r rank; s bytes a number of
-the computation, 4 or 2; t a number of the residual stream, which in full fine-tuning is 4, else s.
+Weights, gradients, optimizer: full fine-tuning in float32 takes 16 bytes per parameter, 4 for the
+weight, 4 for its gradient, 8 for AdamW's two moments. LoRA freezes the weights. What is frozen has
+no gradient and no moments, and 12 of the 16 bytes are gone. QLoRA makes the frozen 4 bytes half a
+byte.
+
+Activations: what the forward pass keeps for the backward pass. They grow with the tokens, not with
+what is trained. They hardly shrink under LoRA (6.88 -> 6.37), because the gradient of an adapter
+must flow through all frozen layers above it, and because each adapter keeps its input x for dA as
+the full map kept it for dW. What helps is 16 bits, and gradient checkpointing, which keeps only the
+layers' inputs (0.15 instead of 3.55) and computes the rest a second time.
+
+Temporary: logits of a chunk of tokens, gradients of one layer's activations. Only the largest
+counts.
+
+Symbols: B sequences of T tokens per micro-batch, N = B T; C hidden size, I width of the MLP, Q and
+K widths of queries and keys, V vocabulary, L layers, hd size of a head; P parameters, W those of
+the layers' linear maps, a those of the adapters, r rank; s bytes per number of the computation, 4
+or 2; t per number of the residual stream, 4 in full fine-tuning, else s.
 """
-import argparse
 import dataclasses
 import math
 import multiprocessing
@@ -29,8 +49,8 @@ from typing import NamedTuple
 
 import torch
 
-import dataset
 import train
+from dataset import find_dataset, load_split
 from lora import TARGETS
 from model import LinearNLL, ModelConfig, Transformer
 from optim import BUCKET
@@ -41,307 +61,605 @@ from plumbing.files import read_json, replacing, resolve
 from quant import quantize_layer
 from settings import Config, check_config, settled
 from tokenizer import Tokenizer
-from verdicts import times_full
+from verdicts import lora_rate_multiple
 
-CARDS = (8, 16, 24, 48, 80)         # GB, here of 10^9 bytes; a card's are 2^30, and the 7 % between are left to CUDA's context
-BASELINE = 0.33e9                   # a CPU's resident memory with torch loaded and no model (measured: torch 2.13.0, Linux)
-NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8                    # bytes a weight: a code, and double-quantized scales: 4.127 bits
-MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2 * (1 + 4 / 256)}      # bytes a trained parameter: float32; codes, and a scale for 256
-ATTENTION, MLP = TARGETS["attention"], TARGETS["mlp"]
-COLOURS = {"weights": "#0072B2", "adapters": "#56B4E9", "optimizer": "#009E73", "gradients": "#F0E442", "activations": "#E69F00",
-           "passing": "#D55E00"}    # Okabe and Ito's, which the colour-blind tell apart
+CARDS = (8, 16, 24, 48, 80)     # GB of 10^9 bytes. A card has 2^30: CUDA's context takes the 7 %
+BASELINE = 0.33e9               # resident bytes of a CPU process with torch and no model (measured)
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8      # per weight, scales included: 4.127 bits
+MOMENT_BYTES = {                # per trained parameter, for both moments
+    "adamw": 8,                         # float32
+    "adamw8bit": 2 * (1 + 4 / 256)}     # a byte each, and a float32 scale per 256
+KIND_COLOURS = {                # Okabe and Ito's, which the colour-blind tell apart
+    "weights": "#0072B2", "adapters": "#56B4E9", "optimizer": "#009E73", "gradients": "#F0E442",
+    "activations": "#E69F00", "temporary": "#D55E00"}
+SCHULMAN = "Schulman et al., 2025"      # LoRA Without Regret
 
 
-class Row(NamedTuple):
-    when: str           # throughout, gradients, embedding (theirs), kept; or passing: loss, layer, end, step
+# ----- sizes --------------------------------------------------------------------------------------
+
+def linear_shapes(c: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(in, out) of the linear maps of one layer."""
+    C, I = c.hidden_size, c.intermediate_size
+    Q, K = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    return {"q_proj": (C, Q), "k_proj": (C, K), "v_proj": (C, K), "o_proj": (Q, C),
+            "gate_proj": (C, I), "up_proj": (C, I), "down_proj": (I, C)}
+
+
+def targeted_maps(targets: str) -> list[str]:
+    """The linear maps of a layer that --targets means. Raises UserError for one that no layer has.
+    """
+    known = [*TARGETS["attention"], *TARGETS["mlp"]]
+    if targets == "all-linear":
+        return known
+    names = TARGETS.get(targets, targets.split(","))
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UserError(f"plan.py knows no target {unknown[0]!r}; give all-linear, attention, mlp, "
+                        f"or some of {','.join(known)}")
+    return [name for name in known if name in names]
+
+
+def linear_parameters(c: ModelConfig) -> int:
+    """W: the weights of the layers' linear maps, without biases. They get adapters, or NF4."""
+    return c.num_hidden_layers * sum(i * o for i, o in linear_shapes(c).values())
+
+
+def count_parameters(c: ModelConfig) -> int:
+    """P: all parameters of the model. A tied unembedding counts once."""
+    widths = {name: o for name, (_, o) in linear_shapes(c).items()}
+    layer = 2 * c.hidden_size               # two norms
+    if c.qk_norm:
+        layer += 2 * c.head_dim
+    if c.qkv_bias:
+        layer += widths["q_proj"] + widths["k_proj"] + widths["v_proj"]
+    if c.o_bias:
+        layer += widths["o_proj"]
+    if c.mlp_bias:
+        layer += sum(widths[name] for name in TARGETS["mlp"])
+    tables = 1 if c.tie_word_embeddings else 2
+    return (linear_parameters(c) + c.num_hidden_layers * layer
+            + tables * c.vocab_size * c.hidden_size + c.hidden_size)
+
+
+def adapter_parameters(c: ModelConfig, rank: int, targets: str = "all-linear") -> int:
+    """a = r (in + out), summed over the adapted maps."""
+    shapes = linear_shapes(c)
+    in_out = sum(sum(shapes[name]) for name in targeted_maps(targets))
+    return c.num_hidden_layers * rank * in_out
+
+
+class Sizes:
+    """A model and a run in the symbols of the formulas, and what the formulas ask of the run."""
+
+    def __init__(self, c: ModelConfig, run: Config):
+        self.c, self.run, self.r = c, run, run.rank
+        self.T, self.N = run.max_length, run.micro_bs * run.max_length
+        self.predicted = self.N - run.micro_bs      # tokens: all but the first of each sample
+        self.C, self.I, self.V, self.L = (
+            c.hidden_size, c.intermediate_size, c.vocab_size, c.num_hidden_layers)
+        self.shapes = linear_shapes(c)
+        self.Q, self.K = self.shapes["q_proj"][1], self.shapes["k_proj"][1]
+        self.P, self.W = count_parameters(c), linear_parameters(c)
+
+        self.full, self.qlora = run.method == "full", run.method == "qlora"
+        if self.full:
+            self.a, self.trained, self.trained_maps = 0, self.P, list(self.shapes)
+        else:
+            self.a = self.trained = adapter_parameters(c, run.rank, run.targets)
+            self.trained_maps = targeted_maps(run.targets)
+        self.dW = 4 * self.V * self.C if self.full else 0   # bytes of one embedding's gradient
+        self.tied = c.tie_word_embeddings
+        self.one_micro_batch = run.grad_accum == 1
+
+        self.s = DTYPES[run.dtype].itemsize
+        self.t = 4 if self.full else self.s
+        self.mixed = self.full and self.s == 2      # float32 weights, 16-bit products: autocast
+        self.checkpointing = run.gradient_checkpointing
+        self.cuda = run.device.startswith("cuda")
+        self.paged = self.cuda and run.optimizer.startswith("paged_")
+        self.both_moments = MOMENT_BYTES[run.optimizer.removeprefix("paged_")]
+
+
+class Term(NamedTuple):
+    """One item of memory."""
+    when: str           # throughout, gradients, embedding (its gradients), kept until the backward
+                        # pass; or at one moment only: loss, layer, end, step
     name: str
     bytes: float
     formula: str        # in the symbols above
     source: str
 
 
-# ----- sizes --------------------------------------------------------------------------------------------------------
+# ----- memory that is held throughout -------------------------------------------------------------
+# The worked numbers are those of Qwen2.5-0.5B, 4 x 512 tokens, r = 64 on a GPU: P = 494,032,768,
+# W = 357,826,560, a = 35,192,832, N = 2,048, C = 896, I = 4,864, Q = 896, K = 128, V = 151,936,
+# L = 24. It is LoRA in bfloat16, s = t = 2, if nothing else is said.
 
-def linears(c: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(in, out) of a layer's linear maps."""
-    C, I, Q, K = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    return {"q_proj": (C, Q), "k_proj": (C, K), "v_proj": (C, K), "o_proj": (Q, C),
-            "gate_proj": (C, I), "up_proj": (C, I), "down_proj": (I, C)}
+def term_of_weights(z: Sizes) -> Term:
+    """4 P, s P or, with W of them in four bits, 4.127 / 8 W + s (P - W): 2 P = 0.988 GB.
 
-
-def targeted(targets: str) -> tuple[str, ...]:
-    """The linear maps of a layer that --targets means."""
-    names = ATTENTION + MLP if targets == "all-linear" else TARGETS.get(targets, targets.split(","))
-    if unknown := set(names) - {*ATTENTION, *MLP}:
-        raise UserError(f"target {min(unknown)!r} is none that is planned for; give all-linear, attention, mlp, or some of "
-                        + ",".join(ATTENTION + MLP))
-    return tuple(name for name in ATTENTION + MLP if name in names)
-
-
-def linear_parameters(c: ModelConfig) -> int:
-    """W: the weights, without biases, of the layers' linear maps. Adapters stand beside them, and NF4 quantizes them."""
-    return c.num_hidden_layers * sum(i * o for i, o in linears(c).values())
+    Full fine-tuning keeps float32 weights even if it computes in 16 bits: see train.weight_dtype.
+    """
+    if z.full:
+        how = 4 * z.P, "4 P: kept in float32", "arXiv 1710.03740"
+    elif z.qlora:
+        held = NF4_BYTES * z.W + z.s * (z.P - z.W)
+        how = held, "4.127 / 8 W + s (P - W)", "arXiv 2305.14314"
+    else:
+        how = z.s * z.P, "s P: frozen", "arXiv 2106.09685"
+    return Term("throughout", "weights", *how)
 
 
-def parameters(c: ModelConfig) -> int:
-    """P: all of them, a tied unembedding counted once."""
-    out = {name: o for name, (_, o) in linears(c).items()}
-    biases = c.qkv_bias * (out["q_proj"] + 2 * out["k_proj"]) + c.o_bias * out["o_proj"] + c.mlp_bias * sum(out[m] for m in MLP)
-    norms = 2 * c.hidden_size + 2 * c.head_dim * c.qk_norm
-    embeddings = c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
-    return linear_parameters(c) + c.num_hidden_layers * (biases + norms) + embeddings + c.hidden_size
+def term_of_adapters(z: Sizes) -> Term:
+    """A (r, in) and B (out, r) of each adapted map, in float32: 4 a = 0.141 GB."""
+    return Term("throughout", "adapters", 4 * z.a, "4 a, a = r (in + out) a map: float32",
+                "arXiv 2106.09685")
 
 
-def adapter_parameters(c: ModelConfig, rank: int, targets: str = "all-linear") -> int:
-    """a = r (in + out), summed over the adapted maps."""
-    return c.num_hidden_layers * sum(rank * sum(linears(c)[name]) for name in targeted(targets))
+def term_of_moments(z: Sizes) -> Term:
+    """AdamW's m and v of what is trained: 8 a = 0.282 GB. In full fine-tuning 8 P = 3.952 GB.
+
+    Paged moments stay in the host's memory. On a CPU that is the device's memory.
+    """
+    held = 0 if z.paged else z.both_moments * z.trained
+    formula = f"{z.both_moments:g} " + ("P" if z.full else "a")
+    return Term("throughout", "optimizer", held, formula, "arXiv 1412.6980")
+
+
+# ----- gradients ----------------------------------------------------------------------------------
+
+def terms_of_gradients(z: Sizes) -> list[Term]:
+    """One float32 number per trained parameter: 4 a = 0.141 GB.
+
+    In full fine-tuning the embedding's, and the unembedding's if the two are not tied, come last of
+    all. They have a term of their own: 4 V C = 0.545 GB each.
+    """
+    formula, own_formula = "4 a", "4 V C" if z.tied else "4 V C, twice"
+    own = z.dW if z.tied else 2 * z.dW
+    if z.full:
+        formula = "4 P less these"
+    source = "as what is trained"
+    return [Term("gradients", "gradients", 4 * z.trained - own, formula, source),
+            Term("embedding", "  of embeddings", own, own_formula, source)]
+
+
+# ----- activations: what one layer keeps from its forward to its backward pass --------------------
+# Autograd goes operation by operation: a product keeps each factor if its partner needs a gradient.
+# So a frozen map keeps nothing. These functions count to the byte what autograd keeps on a CPU. On
+# CUDA, attention's output is laid out such that o_proj needs no copy of it: s N Q per layer less.
+
+INPUT_OF = {"q_proj": "x", "k_proj": "x", "v_proj": "x", "o_proj": "attention",
+            "gate_proj": "middle", "up_proj": "middle", "down_proj": "product"}
+
+
+def tensors_needing_gradient(z: Sizes, lowest: bool) -> set[str]:
+    """Which tensors of a layer need a gradient; "q" is what q_proj puts out, and so on.
+
+        x -> q, k, v -> attention -> o;  middle = x + o -> gate, up -> product -> down
+
+    Everything above an adapter does. Below the lowest adapter of the lowest layer nothing does.
+    """
+    needing = {name.removesuffix("_proj") for name in z.trained_maps}
+    if z.full or not lowest:
+        needing |= {"x", "q", "k", "v"}
+    if needing & {"q", "k", "v"}:
+        needing |= {"attention", "o"}
+    if "o" in needing:
+        needing |= {"middle", "gate", "up"}
+    if needing & {"gate", "up"}:
+        needing |= {"product", "down"}
+    return needing
+
+
+def norm_keeps(z: Sizes, width: int, heads: int = 1, out: int = 4) -> int:
+    """RMSNorm of `width` numbers per token, in `heads` parts: 4 N (C + 1) = 7.3 MB for width C.
+
+    x in float32 and 1 / rms of each part, for dx. To train w, also what w multiplies, `out` bytes
+    per number.
+    """
+    per_token = 4 * width + 4 * heads
+    if z.full:
+        per_token += out * width
+    return z.N * per_token
+
+
+def layer_norms(z: Sizes, needing: set[str]) -> int:
+    """The two norms of the residual stream: 8 N (C + 1) = 14.7 MB. Qwen3 also norms q and k."""
+    norms = {"x": norm_keeps(z, z.C, out=z.t), "middle": norm_keeps(z, z.C, out=z.t)}
+    if z.c.qk_norm:
+        norms["q"] = norm_keeps(z, z.Q, z.c.num_attention_heads, out=z.s)
+        norms["k"] = norm_keeps(z, z.K, z.c.num_key_value_heads, out=z.s)
+    return sum(kept for tensor, kept in norms.items() if tensor in needing)
+
+
+def layer_inputs(z: Sizes, needing: set[str]) -> int:
+    """The input x of each trained map, for dW or dA: s N (3 C + I) = 30.9 MB where Q = C.
+
+    q, k and v share their input, and so do gate and up. Only autocast casts it for each again.
+    """
+    kept = 0
+    for tensor in ("x", "attention", "middle", "product"):
+        readers = [name for name in z.trained_maps if INPUT_OF[name] == tensor]
+        if readers:
+            copies = len(readers) if z.mixed else 1
+            kept += copies * z.s * z.N * z.shapes[readers[0]][0]
+    return kept
+
+
+def layer_u(z: Sizes, needing: set[str]) -> int:
+    """u = A x of each adapted map, for dB: s N r each, and for seven maps 14 N r = 1.8 MB."""
+    return 0 if z.full else len(z.trained_maps) * z.s * z.N * z.r
+
+
+def layer_attention(z: Sizes, needing: set[str]) -> int:
+    """q, k, v, the output, and the log-sum-exp of each row of scores.
+
+    2 s N (Q + K) + 4 N heads = 8.5 MB. The T x T scores are not kept: FlashAttention computes them
+    again in the backward pass.
+    """
+    if "attention" not in needing:
+        return 0
+    return 2 * z.s * z.N * (z.Q + z.K) + 4 * z.N * z.c.num_attention_heads
+
+
+def layer_swiglu(z: Sizes, needing: set[str]) -> int:
+    """silu(gate) * up: 3 s N I = 59.8 MB, the largest item of most models.
+
+    The product keeps up for the gradient of gate, and silu(gate) for that of up; silu keeps gate.
+    """
+    tensors = 0
+    if "gate" in needing:
+        tensors += 2
+    if "up" in needing:
+        tensors += 1
+    return tensors * z.s * z.N * z.I
+
+
+def layer_copies(z: Sizes, needing: set[str]) -> int:
+    """16-bit copies of the float32 weights that are trained: 2 a / L = 2.9 MB.
+
+    Of W in full fine-tuning; of B, for du; of A, for dx, if that is needed. None in float32.
+    """
+    if z.s == 4:
+        return 0
+    copied = 0
+    for name in z.trained_maps:
+        size_in, size_out = z.shapes[name]
+        if z.full:
+            copied += size_in * size_out
+        else:
+            copied += z.r * size_out
+            if INPUT_OF[name] in needing:
+                copied += z.r * size_in
+    return 2 * copied
+
+
+LAYER_ITEMS = (layer_norms, layer_inputs, layer_u, layer_attention, layer_swiglu, layer_copies)
+
+
+def all_layers(z: Sizes, layer_item) -> int:
+    """`layer_item` in the lowest layer, and L - 1 times in the others. Checkpointing keeps none."""
+    if z.checkpointing:
+        return 0
+    lowest = layer_item(z, tensors_needing_gradient(z, lowest=True))
+    return lowest + (z.L - 1) * layer_item(z, tensors_needing_gradient(z, lowest=False))
+
+
+def activations(z: Sizes) -> list[Term]:
+    """What all layers keep, and the last norm: 2.848 GB, or 0.095 GB with checkpointing."""
+    layer_starts = z.t * z.N * z.C * z.L if z.checkpointing else 0
+    positions = z.t * z.T * z.c.head_dim                # cos and sin, half of hd each
+    if z.full:
+        positions += 8 * z.N                            # ids, for the embedding's gradient
+        norms, inputs, copies = "4 N (C + 1) each, t N C for dw", "dW", ("2 W", "autocast")
+    else:
+        norms, inputs, copies = "4 N (C + 1) each", "dA", ("2 a", "LoRALinear")
+    items = [
+        ("layers' inputs", layer_starts, "t N C L", "arXiv 1604.06174"),
+        ("norms", all_layers(z, layer_norms) + norm_keeps(z, z.C, out=z.t), norms, "RMSNorm"),
+        ("inputs of maps", all_layers(z, layer_inputs),
+         f"s N in, for {inputs}; q, k, v share, gate, up too", "autograd"),
+        ("u = A x", all_layers(z, layer_u), "s N r a map, for dB", "autograd"),
+        ("attention", all_layers(z, layer_attention),
+         "2 s N (Q + K) + 4 N heads: q, k, v, output, lse", "arXiv 2307.08691"),
+        ("SwiGLU", all_layers(z, layer_swiglu), "3 s N I: gate, silu(gate), up",
+         "arXiv 2002.05202"),
+        ("16-bit copies", all_layers(z, layer_copies), *copies),
+        ("positions, ids", positions, "t T hd: cos, sin; 8 N" if z.full else "t T hd: cos, sin",
+         "Transformer")]
+    return [Term("kept", f"  {name}", *rest) for name, *rest in items]
+
+
+# ----- temporary memory ---------------------------------------------------------------------------
+# All tokens count as supervised, which takes the most memory.
+
+def term_of_loss_gradients(z: Sizes) -> Term:
+    """dNLL/dh, which LinearNLL makes in its forward pass, and two indices of 8 bytes that picked h.
+
+    (s C + 16) B (T - 1) = 3.7 MB; in full fine-tuning also dNLL/dW, 4 V C.
+    """
+    name, formula = "~ dNLL/dh", "s C + 16 a token"
+    if z.full:
+        name, formula = f"{name}, dNLL/dW", f"{formula}, 4 V C"
+    return Term("loss", name, (z.s * z.C + 16) * z.predicted + z.dW, formula, "LinearNLL")
+
+
+def term_of_logits(z: Sizes) -> Term:
+    """LinearNLL's logits of at most m = CHUNK tokens, next to h: 14 m V + t N C = 1.093 GB.
+
+    The float32 logits of all tokens at once would take 4 N V, 1.245 GB, and log p as much again.
+    """
+    m = min(z.predicted, LinearNLL.CHUNK)
+    next_m = min(m, z.predicted - m)                    # tokens of the next chunk
+    done = 4 if z.s == 4 else 6     # per logit: log p becomes dlogits in place; its 16-bit form
+    logits = [8 * m * z.V]                              # float32 logits and log p: three moments
+    if next_m:
+        logits.append(8 * next_m * z.V + done * m * z.V)        # those of the next chunk
+    if z.full:
+        dW = z.s                                        # dlogits^T h, (V, C)
+        if z.mixed and not z.cuda:
+            dW += 4                                     # a CPU makes it float32 before adding it
+        logits.append(done * m * z.V + dW * z.V * z.C)
+    held = max(logits) + z.t * z.N * z.C
+    if z.mixed:
+        held += 2 * z.V * z.C       # autocast keeps 16-bit weights until the forward pass is over
+        if z.checkpointing:
+            held += 2 * z.W
+    formula = f"8 x {m} V and more; uncut 4 N V = {4 * z.N * z.V / 1e9:.2f}"
+    return Term("loss", "~ logits", held, formula, "LinearNLL")
+
+
+def term_of_layer_backwards(z: Sizes) -> Term:
+    """The gradients of silu(gate) and of up: 2 s N I = 39.8 MB; more for some methods."""
+    held, formula = 2 * z.s * z.N * z.I, "2 s N I: d silu, d up"
+    if z.full:
+        formula += ", 4 V C"
+        if z.tied or z.one_micro_batch:
+            held += z.dW            # dNLL/dW waits for the embedding's half, or is .grad already
+    if z.qlora:
+        # one dequantized weight: 2 bytes of indices or 16-bit form next to 4 of float32
+        held += 6 * max(size_in * size_out for size_in, size_out in z.shapes.values())
+        formula += ", 6 in out"
+    if z.checkpointing:
+        needing = tensors_needing_gradient(z, lowest=False)
+        held += sum(layer_item(z, needing) for layer_item in LAYER_ITEMS)
+        formula += ", its activations"
+    return Term("layer", "~ a layer backwards", held, formula, "autograd")
+
+
+def term_of_embedding_backwards(z: Sizes) -> Term:
+    """The embedding's dense gradient before it is added to the one held, and dNLL/dW where tied.
+
+    In full fine-tuning, tied, 2 x 4 V C = 1.089 GB. The first gradient of a step is not added but
+    becomes .grad itself, so with one micro-batch there is one less.
+    """
+    copies = 2 if z.tied else 1
+    if z.one_micro_batch:
+        copies -= 1
+    return Term("end", "~ embedding's gradient", copies * z.dW,
+                "4 V C, next to dNLL/dW where tied", "nn.Embedding")
+
+
+def term_of_update(z: Sizes) -> Term:
+    """The optimizer updates a bucket at a time. AdamW in float32 and on the device takes nothing.
+
+    8-bit moments are 8 bytes of float32 per parameter of the bucket while they are updated, and 9
+    of the tensor that is quantized again. Full, adamw8bit, embedding: (8 + 9) V C = 2.314 GB. Paged
+    moments of two buckets are on the device, one updated and one under way.
+    """
+    tensor = z.V * z.C if z.full else z.r * max(map(max, z.shapes.values()))
+    bucket = max(tensor, min(z.trained, BUCKET))
+    held = 0
+    if z.paged:
+        held += 2 * z.both_moments * bucket
+    if z.both_moments < 8:
+        held += 8 * bucket + 9 * tensor
+    formula = "8 bits: 8 a bucket's parameter; paged: 2 buckets"
+    return Term("step", "~ optimizer's step", held, formula, "optim.py")
+
+
+# ----- the peak -----------------------------------------------------------------------------------
+
+def memory(c: ModelConfig, run: Config) -> list[Term]:
+    """What an optimizer step of `run` holds. Not all of it at once: see `at_peak`."""
+    z = Sizes(c, run)
+    return [term_of_weights(z), term_of_adapters(z), term_of_moments(z),
+            *terms_of_gradients(z), *activations(z),
+            term_of_loss_gradients(z), term_of_logits(z), term_of_layer_backwards(z),
+            term_of_embedding_backwards(z), term_of_update(z)]
+
+
+def at_peak(c: ModelConfig, run: Config) -> tuple[str, dict[str, float]]:
+    """-> (the moment at which most is held, {kind: bytes then}). The bytes' sum is the peak.
+
+    With one micro-batch per step no gradients exist before the backward pass, which frees
+    activations as it makes gradients. With several, the earlier ones' gradients are there.
+    """
+    terms, total = memory(c, run), Counter()
+    for term in terms:
+        total[term.when] += term.bytes
+    gradients = total["gradients"] + total["embedding"]
+    before = gradients if run.grad_accum > 1 else 0
+    moments = {             # gradients, activations, temporary
+        "the loss": (before, total["kept"], total["loss"]),
+        "a layer's backward pass": (before, total["kept"], total["layer"]),
+        "the lowest layer's backward pass": (total["gradients"], 0, total["layer"]),
+        "the embedding's gradient": (gradients, 0, total["end"]),
+        "the optimizer's step": (gradients, 0, total["step"])}
+    moment = max(moments, key=lambda name: sum(moments[name]))
+    held = {term.name: term.bytes for term in terms if term.when == "throughout"}
+    held["gradients"], held["activations"], held["temporary"] = moments[moment]
+    return moment, held
+
+
+def peak_bytes(c: ModelConfig, run: Config) -> float:
+    return sum(at_peak(c, run)[1].values())
+
+
+def largest_micro_bs(c: ModelConfig, run: Config, size: float) -> int:
+    """The largest micro-batch that fits in `size` bytes, by bisection; 0: not even one sample."""
+    fits, bursts = 0, 2 ** 16
+    while bursts - fits > 1:
+        middle = (fits + bursts) // 2
+        if peak_bytes(c, dataclasses.replace(run, micro_bs=middle)) <= size:
+            fits = middle
+        else:
+            bursts = middle
+    return fits
 
 
 def rule_of_thumb(P: float, activations: float = 0) -> float:
-    """Bytes of training P parameters in float32 with Adam: 4 weight + 4 gradient + 8 moments = 16 a parameter.
+    """Bytes to train P parameters in float32 with Adam: 4 weight + 4 gradient + 8 moments = 16 P.
 
-    With 8 for activations, as is often taught, 24. But activations grow with the tokens, not with the parameters: that term
-    is a guess, and what `layer_activations` counts is not."""
+    Often 8 P are added for activations, 24 P in all. That is a guess: activations grow with the
+    tokens, not with the parameters.
+    """
     return (4 + 4 + 8 + activations) * P
 
 
-# ----- activations --------------------------------------------------------------------------------------------------
-
-def layer_activations(c: ModelConfig, run: Config, first: bool = False) -> Counter:
-    """Bytes that autograd keeps of one layer, `first`: of the lowest, from its forward to its backward pass, by kind.
-
-    Operation by operation: a product keeps the factors whose partner needs a gradient. So a frozen linear map keeps nothing,
-    one with an adapter its input x (for dA) and u = A x (for dB), and what several maps keep, as q, k and v their x, is there
-    once. Below the lowest adapter nothing needs a gradient. It is to the byte what autograd keeps on a CPU; CUDA's kernels
-    lay the attention's output out so that the copy of it before o_proj, s Q a token, falls away.
-    """
-    full, s, shapes = run.method == "full", DTYPES[run.dtype].itemsize, linears(c)
-    on, mixed, t = ATTENTION + MLP if full else targeted(run.targets), full and s == 2, 4 if full else s
-    kept, weights = Counter(), 0
-
-    def norm(x, size, heads=1, out=s):          # x in float32 and 1 / rms; for dw also what w multiplies
-        kept["norms"] += x * (4 * size + 4 * heads) + full * out * size
-
-    def linear(names, x):                       # x: does the input need a gradient? -> do the outputs?
-        nonlocal weights
-        mine = [name for name in names if name in on]
-        kept["inputs"] += s * shapes[names[0]][0] * (len(mine) if mixed else bool(mine))        # autocast casts x for each anew
-        kept["u"] += 0 if full else s * run.rank * len(mine)
-        weights += sum(i * o if full else run.rank * (o + x * i) for i, o in (shapes[name] for name in mine))
-        return [bool(x or name in on) for name in names]
-
-    x = full or not first
-    norm(x, c.hidden_size, out=t)
-    q, k, v = linear(("q_proj", "k_proj", "v_proj"), x)
-    if c.qk_norm:
-        norm(q, shapes["q_proj"][1], c.num_attention_heads)
-        norm(k, shapes["k_proj"][1], c.num_key_value_heads)
-    x = x or q or k or v
-    kept["attention"] += x * (2 * s * (shapes["q_proj"][1] + shapes["k_proj"][1]) + 4 * c.num_attention_heads)
-    x, = linear(("o_proj",), x)
-    norm(x, c.hidden_size, out=t)
-    gate, up = linear(("gate_proj", "up_proj"), x)
-    kept["mlp"] += s * c.intermediate_size * (2 * gate + up)
-    linear(("down_proj",), gate or up)
-    N = run.micro_bs * run.max_length
-    return Counter({name: N * n for name, n in kept.items()} | {"copies": 2 * weights if s == 2 else 0})
-
-
-def activations(c: ModelConfig, run: Config, checkpointing: bool) -> list[Row]:
-    """What is kept of all layers, or only each layer's input; and of the last norm."""
-    full, t = run.method == "full", 4 if run.method == "full" else DTYPES[run.dtype].itemsize
-    N, C, L = run.micro_bs * run.max_length, c.hidden_size, c.num_hidden_layers
-    kept = Counter()
-    for layer in range(0 if checkpointing else L):
-        kept.update(layer_activations(c, run, first=layer == 0))
-    rows = [("layers' inputs", checkpointing * t * N * C * L, "t N C L", "arXiv 1604.06174"),
-            ("norms", kept["norms"] + N * (4 * C + 4 + full * 4 * C), "4 N (C + 1) each" + full * ", t N C for dw", "RMSNorm"),
-            ("inputs of maps", kept["inputs"], f"s N in, for {'dW' if full else 'dA'}; q, k, v share, gate, up too", "autograd"),
-            ("u = A x", kept["u"], "s N r a map, for dB", "autograd"),
-            ("attention", kept["attention"], "2 s N (Q + K) + 4 N heads: q, k, v, output, lse", "arXiv 2307.08691"),
-            ("SwiGLU", kept["mlp"], "3 s N I: gate, silu(gate), up", "arXiv 2002.05202"),
-            ("16-bit copies", kept["copies"], "2 W" if full else "2 a", "autocast" if full else "LoRALinear"),
-            ("positions, ids", run.max_length * c.head_dim * t + full * 8 * N, "t T hd: cos, sin" + full * "; 8 N", "Transformer")]
-    return [Row("kept", "  " + name, *rest) for name, *rest in rows]
-
-
-# ----- memory -------------------------------------------------------------------------------------------------------
-
-def memory(c: ModelConfig, run: Config, checkpointing: bool) -> list[Row]:
-    """What an optimizer step of `run` holds; `at_peak` says what of it at once. All tokens count as supervised: the most."""
-    full, qlora, s, cuda = run.method == "full", run.method == "qlora", DTYPES[run.dtype].itemsize, run.device.startswith("cuda")
-    N, n, t, mixed = run.micro_bs * run.max_length, run.micro_bs * (run.max_length - 1), 4 if full else s, full and s == 2
-    P, W, V, C = parameters(c), linear_parameters(c), c.vocab_size, c.hidden_size
-    a = 0 if full else adapter_parameters(c, run.rank, run.targets)
-    trained, dW, maps, tied = P if full else a, full * 4 * V * C, list(linears(c).values()), c.tie_word_embeddings
-
-    # LinearNLL, at most: float32 logits and log p of a chunk; those of the next, beside log p (and 16-bit dlogits) of this one; or
-    # these beside dlogits^T h, which a CPU makes float32 to add it
-    m, done = min(n, LinearNLL.CHUNK), 4 + s % 4
-    product = full * (s + 4 * (mixed and not cuda)) * V * C
-    logits = max(8 * m * V, (n > m) * (8 * min(m, n - m) + done * m) * V, done * m * V + product)
-    logits += mixed * (2 * V * C + checkpointing * 2 * W)       # autocast keeps what it cast until the forward pass is over
-    # a 4-bit weight is dequantized for each product: its codes' indices or 16-bit form, 2 bytes, beside its float32 form, 4
-    once, embeddings = run.grad_accum == 1, dW * (2 - tied)        # a gradient that is the first becomes .grad, others are added
-    layer = 2 * s * N * c.intermediate_size + dW * (tied or once) + qlora * 6 * max(i * o for i, o in maps)
-    layer += checkpointing * sum(layer_activations(c, run).values())
-    # 8-bit moments are float32 while their bucket is updated, and 9 bytes while they are quantized; paged ones come in two buckets
-    each, paged = MOMENT_BYTES[run.optimizer.removeprefix("paged_")], run.optimizer.startswith("paged") and cuda
-    tensor = V * C if full else run.rank * max(map(max, maps))
-    bucket = max(tensor, min(trained, BUCKET))
-    step = paged * 2 * each * bucket + (each < 8) * (8 * bucket + 9 * tensor)
-
-    weights = {"full": (4 * P, "4 P: kept in float32", "arXiv 1710.03740"), "lora": (s * P, "s P: frozen", "arXiv 2106.09685"),
-               "qlora": (NF4_BYTES * W + s * (P - W), "4.127 / 8 W + s (P - W)", "arXiv 2305.14314")}[run.method]
-    return [
-        Row("throughout", "weights", *weights),
-        Row("throughout", "adapters", 4 * a, "4 a, a = r (in + out) a map: float32", "arXiv 2106.09685"),
-        Row("throughout", "optimizer", 0 if paged else each * trained, f"{each:g} " + ("P" if full else "a"), "arXiv 1412.6980"),
-        Row("gradients", "gradients", 4 * trained - embeddings, "4 P less these" if full else "4 a", "as what is trained"),
-        Row("embedding", "  of embeddings", embeddings, "4 V C" + (not tied) * ", twice", "as what is trained"),
-        *activations(c, run, checkpointing),
-        Row("loss", "~ dNLL/dh" + full * ", dNLL/dW", (s * C + 16) * n + dW, "s C + 16 a token" + full * ", 4 V C", "LinearNLL"),
-        Row("loss", "~ logits", logits + t * N * C, f"8 x {m} V and more; uncut 4 N V = {4 * N * V / 1e9:.2f}", "LinearNLL"),
-        Row("layer", "~ a layer backwards", layer, "2 s N I: d silu, d up" + full * ", 4 V C" + qlora * ", 6 in out"
-            + checkpointing * ", its activations", "autograd"),
-        Row("end", "~ embedding's gradient", dW * (1 + tied - once), "4 V C, beside dNLL/dW where tied", "nn.Embedding"),
-        Row("step", "~ optimizer's step", step, "8 bits: 8 a bucket's parameter; paged: 2 buckets", "optim.py"),
-    ]
-
-
-def at_peak(rows: list[Row], grad_accum: int) -> tuple[str, dict[str, float]]:
-    """The moment at which most is held, and what is held then: their sum is the peak.
-
-    With one micro-batch a step there are no gradients before the backward pass, which frees activations as it makes them."""
-    b = Counter()
-    for row in rows:
-        b[row.when] += row.bytes
-    every = b["gradients"] + b["embedding"]
-    before = every if grad_accum > 1 else 0
-    moments = {"the loss": (before, b["kept"], b["loss"]), "a layer's backward pass": (before, b["kept"], b["layer"]),
-               "the lowest layer's backward pass": (b["gradients"], 0, b["layer"]),
-               "the embedding's gradient": (every, 0, b["end"]), "the optimizer's step": (every, 0, b["step"])}
-    moment = max(moments, key=lambda name: sum(moments[name]))
-    held = {row.name: row.bytes for row in rows if row.when == "throughout"}
-    return moment, held | dict(zip(("gradients", "activations", "passing"), moments[moment]))
-
-
-def peak(c: ModelConfig, run: Config, checkpointing: bool) -> float:
-    return sum(at_peak(memory(c, run, checkpointing), run.grad_accum)[1].values())
-
-
-def largest(c: ModelConfig, run: Config, checkpointing: bool, size: float) -> int:
-    """The largest micro-batch whose peak is at most `size` bytes, by bisection; 0: not even one sample."""
-    low, high = 0, 2 ** 16
-    while high - low > 1:
-        B = (low + high) // 2
-        low, high = (B, high) if peak(c, dataclasses.replace(run, micro_bs=B), checkpointing) <= size else (low, B)
-    return low
-
-
-# ----- computation --------------------------------------------------------------------------------------------------
+# ----- computation --------------------------------------------------------------------------------
 
 def flops_ratio(weights: float, in_out: float, rank: float) -> float:
-    """A LoRA step's FLOPs over a full one's, on linear maps of `weights` weights in all, whose (in + out) sum to `in_out`.
+    """FLOPs of a LoRA step over a full one's, on maps of `weights` weights, with sum(in + out).
 
-    A token costs 2 FLOPs a weight in each of: forward, dx, dW. LoRA leaves out dW, and does all three for A and B:
-    (4 W + 6 r (in + out)) / 6 W, which on an N x N map is 2/3 + 2 r / N (Schulman et al., 2025, LoRA Without Regret)."""
+    Per token a weight costs 2 FLOPs, a product and a sum, in each of three products of equal size:
+
+        forward  y = W x            backward  dx = W^T dy  and  dW = dy x^T
+
+    LoRA never needs dW of a frozen W: two of three are left. A and B need all three. Together
+    (4 W + 6 r (in + out)) / 6 W, which on a C x C map is 2/3 + 2 r / C (LoRA Without Regret). With
+    C = 896 and r = 64 that is 0.667 + 0.143 = 0.81.
+    """
     return (4 * weights + 6 * rank * in_out) / (6 * weights)
 
 
 def break_even(weights: float, in_out: float) -> float:
-    """The rank at which `flops_ratio` is 1: W / (3 (in + out)), on an N x N map N / 6."""
+    """The rank at which `flops_ratio` is 1: W / (3 sum(in + out)); on a C x C map C / 6."""
     return weights / (3 * in_out)
 
 
-def flops(c: ModelConfig, run: Config, checkpointing: bool) -> float:
-    """Of an optimizer step on full-length samples, all tokens supervised.
+def flops(c: ModelConfig, run: Config) -> float:
+    """FLOPs of an optimizer step on full-length samples with all tokens supervised.
 
-    The unembedding is a map without adapter. Causal attention sees T / 2 keys on average: 2 T Q a token and layer forward,
-    twice that backward. Checkpointing makes the layers' forward pass again, until what is kept is there: without adapters that
-    is before down_proj."""
-    full, W, L = run.method == "full", linear_parameters(c), c.num_hidden_layers
-    a, last = 0 if full else adapter_parameters(c, run.rank, run.targets), full * L * c.intermediate_size * c.hidden_size
-    attention = 2 * run.max_length * c.num_attention_heads * c.head_dim * L
-    a_token = (6 if full else 4) * (W + c.vocab_size * c.hidden_size) + 6 * a + 3 * attention
-    a_token += checkpointing * (2 * (W + a - last) + attention)
-    return a_token * run.batch_eff * run.max_length
+    6 per weight and token, 4 where dW is not needed: of the unembedding, too, which has no adapter.
+    Causal attention sees T / 2 keys on average: 2 T Q per token and layer, twice that backwards.
+    """
+    z = Sizes(c, run)
+    attention = 2 * z.T * z.Q * z.L
+    per_weight = 6 if z.full else 4
+    per_token = per_weight * (z.W + z.V * z.C) + 6 * z.a + 3 * attention
+    if z.checkpointing:         # the layers' forward pass again, until it has what is kept
+        again = z.W + z.a
+        if z.full:
+            again -= z.L * z.I * z.C        # nothing after down_proj's input is kept
+        per_token += 2 * again + attention
+    return per_token * run.batch_eff * run.max_length
 
 
-# ----- rate and rank to begin with ----------------------------------------------------------------------------------
+# ----- a rate and a rank to start with ------------------------------------------------------------
 
-def learning_rate(c: ModelConfig, method: str, steps: int) -> float:
-    """5e-5 (2000 / C)^p, p = 0.0775 for Qwen and 0.781 for Llama (tinker-cookbook, get_lr); LoRA's is a multiple of that.
-    Found with alpha = 32 and the factor alpha / r."""
-    full = 5e-5 * (2000 / c.hidden_size) ** (0.781 if c.hf["model_type"] == "llama" else 0.0775)
-    return full * (1 if method == "full" else times_full(steps))
+def starting_rate(c: ModelConfig, method: str, steps: int) -> float:
+    """5e-5 (2000 / C)^p for full fine-tuning, a multiple of it for LoRA (tinker-cookbook, get_lr).
+
+    p = 0.781 for Llama and 0.0775 for Qwen; found with alpha = 32 and the factor alpha / r.
+    """
+    p = 0.781 if c.hf["model_type"] == "llama" else 0.0775
+    full = 5e-5 * (2000 / c.hidden_size) ** p
+    return full if method == "full" else full * lora_rate_multiple(steps)
 
 
 def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:
-    """The rank whose parameters, at 2 bits each, hold `tokens` supervised tokens of 1 bit each (Schulman et al., 2025)."""
+    """The smallest rank that can memorize `tokens` supervised tokens of 1 bit each.
+
+    2 bits per parameter: how much knowledge language models were found to store (Allen-Zhu and Li,
+    Physics of Language Models 3.3, arXiv 2404.05405). 1 bit per token: a loss of about 0.69 nats
+    is 1 bit, and the loss is an upper bound on what there is to memorize (LoRA Without Regret).
+    Both are orders of magnitude: the rank may be off by several times. 290,248 tokens and 20,352
+    parameters per rank: 290,248 / 40,704 = 7.1, so rank 8.
+    """
     return max(1, math.ceil(tokens / (2 * adapter_parameters(c, 1, targets))))
 
 
-def supervised(run: Config, data: str) -> tuple[int, int]:
-    """-> (supervised tokens of the training split, those among them that the run sees)."""
-    tokenizer = Tokenizer.from_pretrained(folder_of(run.model, ["tokenizer*.json", "chat_template*"]))
-    samples, _ = dataset.load_split(dataset.find_dataset(data) / "train.jsonl", tokenizer, run.max_length)
+def count_supervised_tokens(run: Config, data: str) -> tuple[int, int]:
+    """-> (supervised tokens of the training split, how many of them the run sees)."""
+    files = ["tokenizer*.json", "chat_template*"]
+    folder = Path(run.model).parent if Path(run.model).is_file() else resolve(run.model, files)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    samples, _ = load_split(find_dataset(data) / "train.jsonl", tokenizer, run.max_length)
     tokens = sum(len(sample.ids) - sample.start for sample in samples)
-    return tokens, round(tokens * min(1, run.max_steps * run.batch_eff / len(samples)))
+    seen = min(1, run.max_steps * run.batch_eff / len(samples))
+    return tokens, round(tokens * seen)
 
 
-# ----- the truth ----------------------------------------------------------------------------------------------------
+# ----- measuring: two real steps ------------------------------------------------------------------
 
-def stepper(c: ModelConfig, run: Config, checkpointing: bool):
+def make_stepper(c: ModelConfig, run: Config):
     """train.py's optimizer step on random weights and tokens, as a function without arguments."""
-    device, held = torch.device(run.device), train.weight_dtype(run)
+    device, dtype = torch.device(run.device), train.weight_dtype(run)
     with torch.device("meta"):
         model = Transformer(c)
-    for name, p in list(model.named_parameters()):          # as from_pretrained puts them, and load_quantized quantizes them
-        model.put(name, torch.empty(p.shape, dtype=held, device=device).normal_(std=0.02), p.shape, "")
+    # one weight at a time, as from_pretrained puts them and load_quantized quantizes them
+    for name, p in list(model.named_parameters()):
+        weight = torch.empty(p.shape, dtype=dtype, device=device).normal_(std=0.02)
+        model.put(name, weight, p.shape, "")
+        del weight
         if run.method == "qlora":
             quantize_layer(model, name.rpartition(".")[0])
     model.tie_weights()
-    made = train.set_up(dataclasses.replace(run, gradient_checkpointing=checkpointing), None, model)
+    made = train.set_up(run, None, model)
     ids = torch.randint(c.vocab_size, (run.micro_bs, run.max_length))
-    micro_batches = [(ids, ids)] * min(2, run.grad_accum)       # what the second holds, later ones hold
-    return lambda: train.optimizer_step(model, made.optimizer, made.scaler, micro_batches, made.autocast, 1e-4, 1.0)
+    micro_batches = [(ids, ids)] * min(2, run.grad_accum)   # a third holds what the second holds
+    return lambda: train.optimizer_step(model, made.optimizer, made.scaler, micro_batches,
+                                        made.autocast, 1e-4, 1.0)
 
 
-def measure(c: ModelConfig, run: Config, checkpointing: bool) -> tuple[float, float]:
-    """Bytes before the model is there, and at most in two steps: from the second on, the moments are there throughout.
+def measure_two_steps(c: ModelConfig, run: Config) -> tuple[float, float]:
+    """-> (bytes before the model exists, the most bytes in two steps). Only the second step holds
+    AdamW's moments throughout.
 
-    To be called in a process of its own: a peak is that of all that the process did before."""
+    Call it in a process of its own, because a peak is that of all that a process ever did.
+    """
     device = torch.device(run.device)
-    tiny = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
-    stepper(dataclasses.replace(c, head_dim=8, **tiny), dataclasses.replace(run, rank=1), checkpointing)()     # loads what is used
-    before, step = peak_gb(device), stepper(c, run, checkpointing)
+    tiny = dataclasses.replace(
+        c, vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1, head_dim=8)
+    make_stepper(tiny, dataclasses.replace(run, rank=1))()      # loads the libraries' own buffers
+    before = peak_gb(device)
+    step = make_stepper(c, run)
     step()
     step()
     return before * 1e9, peak_gb(device) * 1e9
 
 
-def measured(*args, **env) -> tuple[float, float]:
-    """`measure` in a fresh process, with `env` added to its environment."""
+def in_fresh_process(function, *args, **env):
+    """function(*args) in a new process, with `env` added to its environment."""
+    users = {name: os.environ.get(name) for name in env}
     try:
         os.environ.update(env)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(measure, *args).result()
-    except RuntimeError as e:       # killed by the system, or told by it
+            return pool.submit(function, *args).result()
+    except RuntimeError as e:
         if not isinstance(e, BrokenProcessPool) and not is_out_of_memory(e):
-            raise
+            raise                   # BrokenProcessPool: the system killed the process
         raise UserError("--measure ran out of memory; lower --micro_bs or --max_length") from None
     finally:
-        for name in env:
-            del os.environ[name]
+        for name, value in users.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
-# ----- what one looks at --------------------------------------------------------------------------------------------
+# ----- what is printed and drawn ------------------------------------------------------------------
 
-def variants(run: Config) -> dict[str, tuple[Config, bool]]:
-    """Each method, without and with gradient checkpointing."""
-    return {method + checkpointing * " + checkpointing": (dataclasses.replace(run, method=method), checkpointing)
-            for method in ("full", "lora", "qlora") for checkpointing in (False, True)}
+def each_method(run: Config) -> dict[str, Config]:
+    """`run` with each method, without and with gradient checkpointing."""
+    runs = {}
+    for method in ("full", "lora", "qlora"):
+        runs[method] = dataclasses.replace(run, method=method, gradient_checkpointing=False)
+        runs[f"{method} + checkpointing"] = dataclasses.replace(
+            run, method=method, gradient_checkpointing=True)
+    return runs
 
 
 def gb(n: float, width: int = 0) -> str:
@@ -349,149 +667,199 @@ def gb(n: float, width: int = 0) -> str:
 
 
 def show_sizes(c: ModelConfig, run: Config):
-    maps, (attention, mlp) = linears(c), (adapter_parameters(c, 1, targets) for targets in TARGETS)
-    print(f"{run.model}: {run.method} in {run.dtype} on {run.device}, {run.optimizer}, {run.micro_bs} x {run.max_length} tokens a "
-          f"micro-batch, {run.grad_accum} a step\n  P = {parameters(c):,}  W = {linear_parameters(c):,}  "
-          f"a = {adapter_parameters(c, run.rank, run.targets):,} (r = {run.rank}, {run.targets})  sum of in + out: attention "
-          f"{attention:,}, MLP {mlp:,}\n  N = {run.micro_bs * run.max_length:,}  C = {c.hidden_size}  I = {c.intermediate_size}  "
-          f"Q = {maps['q_proj'][1]}  K = {maps['k_proj'][1]}  V = {c.vocab_size:,}  L = {c.num_hidden_layers}  "
-          f"s = {DTYPES[run.dtype].itemsize}")
+    z = Sizes(c, run)
+    attention, mlp = (adapter_parameters(c, 1, targets) for targets in ("attention", "mlp"))
+    a = adapter_parameters(c, run.rank, run.targets)
+    print(f"{run.model}: {run.method} in {run.dtype} on {run.device}, {run.optimizer}, "
+          f"{run.micro_bs} x {run.max_length} tokens a micro-batch, {run.grad_accum} a step\n"
+          f"  P = {z.P:,}  W = {z.W:,}  a = {a:,} (r = {run.rank}, {run.targets})  "
+          f"sum of in + out: attention {attention:,}, MLP {mlp:,}\n"
+          f"  N = {z.N:,}  C = {z.C}  I = {z.I}  Q = {z.Q}  K = {z.K}  V = {z.V:,}  L = {z.L}  "
+          f"s = {z.s}")
 
 
 def show_memory(c: ModelConfig, run: Config):
-    plain, less = memory(c, run, False), memory(c, run, True)
-    print(f"\n{'memory, GB = 10^9 bytes':<24}{'plain':>9}{'checkpt.':>10}  bytes [source]; of rows with ~ only the largest counts")
-    for row, checkpointed in zip(plain, less):
-        if row.bytes or checkpointed.bytes:
-            print(f"  {row.name:<23}{gb(row.bytes, 8)}{gb(checkpointed.bytes, 10)}  {checkpointed.formula}  [{row.source}]")
-    (when, held), (when_less, held_less) = at_peak(plain, run.grad_accum), at_peak(less, run.grad_accum)
-    print(f"  {'peak':<23}{gb(sum(held.values()), 8)}{gb(sum(held_less.values()), 10)}  at {when}; checkpointed at {when_less}")
-    print(f"  rule of thumb, full float32 with Adam: (4 + 4 + 8) P = {gb(rule_of_thumb(parameters(c)))}; with 8 P for activations "
-          f"{gb(rule_of_thumb(parameters(c), 8))}")
+    plain = dataclasses.replace(run, gradient_checkpointing=False)
+    checkpointed = dataclasses.replace(run, gradient_checkpointing=True)
+    print(f"\n{'memory, GB = 10^9 bytes':<24}{'plain':>9}{'checkpt.':>10}  bytes [source]; "
+          "of rows with ~ only the largest counts")
+    for term, less in zip(memory(c, plain), memory(c, checkpointed)):
+        if term.bytes or less.bytes:
+            print(f"  {term.name:<23}{gb(term.bytes, 8)}{gb(less.bytes, 10)}  {less.formula}  "
+                  f"[{less.source}]")
+    when, held = at_peak(c, plain)
+    when_less, held_less = at_peak(c, checkpointed)
+    print(f"  {'peak':<23}{gb(sum(held.values()), 8)}{gb(sum(held_less.values()), 10)}  "
+          f"at {when}; checkpointed at {when_less}")
+    P = count_parameters(c)
+    print(f"  rule of thumb, full float32 with Adam: (4 + 4 + 8) P = {gb(rule_of_thumb(P))}; "
+          f"with 8 P for activations {gb(rule_of_thumb(P, 8))}")
 
 
 def show_cards(c: ModelConfig, run: Config):
-    print(f"\n{'on a GPU, in ' + run.dtype:<27}{'peak at ' + str(run.micro_bs):>14}" + "".join(f"{card:>9} GB" for card in CARDS)
-          + "\n  the largest micro_bs that fits")
-    for name, (variant, checkpointing) in variants(run).items():
-        fits = [largest(c, variant, checkpointing, card * 1e9) or "-" for card in CARDS]
-        print(f"  {name:<25}{gb(peak(c, variant, checkpointing), 11)} GB" + "".join(f"{B:>12}" for B in fits))
+    print(f"\n{'on a GPU, in ' + run.dtype:<27}{f'peak at {run.micro_bs}':>14}"
+          + "".join(f"{card:>9} GB" for card in CARDS) + "\n  the largest micro_bs that fits")
+    for name, variant in each_method(run).items():
+        fits = [largest_micro_bs(c, variant, card * 1e9) or "-" for card in CARDS]
+        print(f"  {name:<25}{gb(peak_bytes(c, variant), 11)} GB"
+              + "".join(f"{micro_bs:>12}" for micro_bs in fits))
 
 
 def show_computation(c: ModelConfig, run: Config):
     C, W, in_out = c.hidden_size, linear_parameters(c), adapter_parameters(c, 1)
-    print(f"\ncomputation, {run.batch_eff} x {run.max_length} tokens a step, qlora as lora  [Schulman et al., 2025]")
-    full = flops(c, dataclasses.replace(run, method="full"), False)
-    for name, (variant, checkpointing) in list(variants(run).items())[:4]:
-        n = flops(c, variant, checkpointing)
+    print(f"\ncomputation, {run.batch_eff} x {run.max_length} tokens a step, qlora as lora  "
+          f"[{SCHULMAN}]")
+    variants = each_method(run)
+    full = flops(c, variants["full"])
+    for name in ("full", "full + checkpointing", "lora", "lora + checkpointing"):
+        n = flops(c, variants[name])
         print(f"  {name:<25}{n / 1e12:11.2f} TFLOP{n / full:8.3f} x full")
-    print(f"  of the layers' maps alone {flops_ratio(W, in_out, run.rank):.3f} = 2/3 + r sum(in + out) / W; on a C x C map "
+    print(f"  of the layers' maps alone {flops_ratio(W, in_out, run.rank):.3f} = "
+          "2/3 + r sum(in + out) / W; on a C x C map "
           f"{flops_ratio(C * C, 2 * C, run.rank):.3f} = 2/3 + 2 r / C\n"
-          f"  LoRA stops being cheaper at r = {break_even(W, in_out):.0f} = W / (3 sum(in + out)); on a C x C map at C / 6 = "
-          f"{break_even(C * C, 2 * C):.0f}")
+          f"  LoRA stops being cheaper at r = {break_even(W, in_out):.0f} = W / (3 sum(in + out)); "
+          f"on a C x C map at C / 6 = {break_even(C * C, 2 * C):.0f}")
 
 
-def show_start(c: ModelConfig, run: Config, counted: tuple[int, ...]):
-    full, rate = (learning_rate(c, method, run.max_steps) for method in ("full", "lora"))
-    print(f"\nto begin with, {run.max_steps} steps  [Schulman et al., 2025]")
-    print(f"  learning rate {full:.1e} for full fine-tuning, {rate:.1e} = {rate / full:.0f} x that for LoRA with --alpha 32  "
-          "[tinker-cookbook]\n  with alpha = r, train.py's default, LoRA's best rate falls as the rank grows: lower above r = 32")
-    for what, tokens in zip(("the split's", "the run's"), counted):
-        print(f"  rank {rank_for(c, tokens, run.targets)} for {what} {tokens:,} supervised tokens: 1 bit each / (2 bits x "
-              f"{adapter_parameters(c, 1, run.targets):,} parameters a rank)")
+def show_start(c: ModelConfig, run: Config, data: str | None):
+    full = starting_rate(c, "full", run.max_steps)
+    lora = starting_rate(c, "lora", run.max_steps)
+    print(f"\nto start with, {run.max_steps} steps  [{SCHULMAN}]\n"
+          f"  learning rate {full:.1e} for full fine-tuning, {lora:.1e} = {lora / full:.0f} x that "
+          "for LoRA with --alpha 32  [tinker-cookbook]\n"
+          "  with alpha = r, train.py's default, LoRA's best rate falls as the rank grows: lower "
+          "above r = 32")
+    if data:
+        split, seen = count_supervised_tokens(run, data)
+        for what, tokens in (("the split's", split), ("the run's", seen)):
+            print(f"  rank {rank_for(c, tokens, run.targets)} for {what} {tokens:,} supervised "
+                  "tokens: 1 bit each / "
+                  f"(2 bits x {adapter_parameters(c, 1, run.targets):,} parameters a rank)")
 
 
-def show_measured(c: ModelConfig, run: Config):
-    """glibc keeps what is freed, up to a threshold that it raises to 32 MB as it goes, as holes between what is in use, and so
-    holds more than the tensors need; with a fixed threshold it gives all back. On a CPU, both are measured."""
+def show_measurement(c: ModelConfig, run: Config):
+    """Two real steps next to the prediction, without and with checkpointing.
+
+    On a CPU glibc keeps freed blocks below a threshold, which it raises to 32 MB as it goes, as
+    holes between what is in use. So a process holds more than its tensors. With a fixed threshold
+    it gives all back. Both are measured.
+    """
     cpu = not run.device.startswith("cuda")
-    print(f"\nmeasuring: two steps of two micro-batches, {2 + 2 * cpu} times; on a CPU this can take minutes" + cpu * (
-          f". Predicted: the peak above and {gb(BASELINE)} of libraries"), flush=True)
-    print(f"{'measured, GB':<24}{'before':>9}{'peak':>10}{'predicted':>12}{'off by':>9}" + cpu * "   peak, malloc left to itself")
+    if cpu:
+        times, baseline, malloc = 4, BASELINE, "   peak, malloc left to itself"
+        libraries = f". Predicted: the peak above and {gb(BASELINE)} of libraries"
+    else:
+        times, baseline, malloc, libraries = 2, 0, "", ""
+    print(f"\nmeasuring: two steps of two micro-batches, {times} times; on a CPU this can take "
+          f"minutes{libraries}", flush=True)
+    print(f"{'measured, GB':<24}{'before':>9}{'peak':>10}{'predicted':>12}{'off by':>9}{malloc}")
     for name, checkpointing in (("plain", False), ("checkpointing", True)):
-        before, got = measured(c, run, checkpointing, MALLOC_MMAP_THRESHOLD_="65536")
-        predicted = peak(c, run, checkpointing) + cpu * BASELINE
-        print(f"  {name:<23}{gb(before, 8)}{gb(got, 10)}{gb(predicted, 12)}{predicted / got - 1:+9.1%}"
-              + (gb(measured(c, run, checkpointing)[1], 11) if cpu else ""), flush=True)
+        run = dataclasses.replace(run, gradient_checkpointing=checkpointing)
+        before, peak = in_fresh_process(
+            measure_two_steps, c, run, MALLOC_MMAP_THRESHOLD_="65536")
+        predicted = peak_bytes(c, run) + baseline
+        line = (f"  {name:<23}{gb(before, 8)}{gb(peak, 10)}{gb(predicted, 12)}"
+                f"{predicted / peak - 1:+9.1%}")
+        if cpu:
+            _, untouched = in_fresh_process(measure_two_steps, c, run)
+            line += gb(untouched, 11)
+        print(line, flush=True)
 
 
-def plot(c: ModelConfig, run: Config, path: Path):
-    """Of a run on a GPU: a stacked bar for each method, without and with checkpointing, and the cards as lines."""
+def draw_memory(c: ModelConfig, run: Config, path: Path):
+    """A stacked bar per method, without and with checkpointing, and the cards as lines."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(9, 5), layout="constrained")
-    held = {name.replace(" + ", "\n+ "): at_peak(memory(c, *v), run.grad_accum)[1] for name, v in variants(run).items()}
-    tops = [0.0] * len(held)
-    for kind, colour in COLOURS.items():
-        heights = [h[kind] / 1e9 for h in held.values()]
-        ax.bar(list(held), heights, 0.6, tops, color=colour, label=kind, edgecolor="white", linewidth=0.5)
+    bars = {name.replace(" + ", "\n+ "): at_peak(c, variant)[1]
+            for name, variant in each_method(run).items()}
+    tops = [0.0] * len(bars)
+    for kind, colour in KIND_COLOURS.items():
+        heights = [held[kind] / 1e9 for held in bars.values()]
+        ax.bar(list(bars), heights, 0.6, tops, color=colour, label=kind, edgecolor="white",
+               linewidth=0.5)
         tops = [top + height for top, height in zip(tops, heights)]
     for x, top in enumerate(tops):
-        ax.annotate(f"{top:.3g}", (x, top), (0, 2), textcoords="offset points", ha="center", va="bottom")
-    for card in [card for card in CARDS if card < 1.5 * max(tops)]:
-        ax.axhline(card, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
-        ax.annotate(f"{card} GB", (1, card), (3, 0), ("axes fraction", "data"), "offset points", va="center")
+        ax.annotate(f"{top:.3g}", (x, top), (0, 2), textcoords="offset points", ha="center",
+                    va="bottom")
+    for card in CARDS:
+        if card < 1.5 * max(tops):
+            ax.axhline(card, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
+            ax.annotate(f"{card} GB", (1, card), (3, 0), ("axes fraction", "data"),
+                        "offset points", va="center")
     ax.set_ylabel("GB at the peak")
-    name = Path(run.model).resolve().parent.name if run.model.endswith(".json") else Path(run.model).name
-    ax.set_title(f"{name} on a GPU: {run.micro_bs} x {run.max_length} tokens, r = {run.rank}, {run.dtype}, {run.optimizer}")
+    model = Path(run.model)
+    name = model.resolve().parent.name if model.suffix == ".json" else model.name
+    ax.set_title(f"{name} on a GPU: {run.micro_bs} x {run.max_length} tokens, r = {run.rank}, "
+                 f"{run.dtype}, {run.optimizer}")
     ax.legend(loc="upper right", framealpha=1, edgecolor="none")
     with replacing(path) as part:
         fig.savefig(part, format=path.suffix[1:], dpi=150)
     plt.close(fig)
 
 
-# ----- settings -----------------------------------------------------------------------------------------------------
+# ----- the command --------------------------------------------------------------------------------
 
-def folder_of(name: str, files: list[str]) -> Path:
-    """The folder of a checkpoint or of a config.json; of a hub repository `files` alone are fetched."""
-    return Path(name).parent if Path(name).is_file() else resolve(name, files)
+TRAIN_FLAGS = ["model", "data", "method", "rank", "targets", "optimizer", "micro_bs", "grad_accum",
+               "max_length", "max_steps", "dtype", "device"]
 
 
-def parse(argv=None) -> argparse.Namespace:
+def parse_plan_flags(argv=None) -> tuple[Config, str | None, Path | None, bool]:
+    """-> (the run, --data, --plot, --measure). Raises UserError for a --plot that cannot be drawn.
+    """
     parser = make_parser("plan.py", __doc__)
-    ours = {"model": "folder, config.json, hub repository (config.json alone is fetched), or the embedded nano",
-            "data": "name under data/, or folder with train.jsonl and test.jsonl, to plan the rank for; default: none",
-            "max_length": "tokens of a sample", "max_steps": "optimizer steps; default: 200"}
-    names = "model data method rank targets optimizer micro_bs grad_accum max_length max_steps dtype device"
-    changes = {name: {"help": text} for name, text in ours.items()}
-    changes["data"]["default"] = None
-    add_flags(parser, Config, only=names.split(), **changes)
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the memory of each method, without and with checkpointing")
-    parser.add_argument("--measure", action="store_true", help="make two of train.py's steps on random weights, and compare")
-    return parser.parse_args(argv)
+    model = ("folder, config.json, hub repository (only config.json is fetched), or the embedded "
+             "nano")
+    data = "name under data/, or folder with train.jsonl and test.jsonl, to plan the rank for"
+    add_flags(parser, Config, only=TRAIN_FLAGS, model={"help": model},
+              data={"help": f"{data}; default: none", "default": None},
+              max_steps={"help": "optimizer steps; default: 200"})
+    parser.add_argument("--plot", metavar="FILE.png", type=Path,
+                        help="draw the memory of each method, without and with checkpointing")
+    parser.add_argument("--measure", action="store_true",
+                        help="make two of train.py's steps on random weights, and compare")
+    flags = vars(parser.parse_args(argv))
+    data, picture, measuring = (flags.pop(name) for name in ("data", "plot", "measure"))
+    if picture and picture.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--plot {picture}: its name must end in .png, .svg or .pdf")
+    if picture and not picture.parent.is_dir():
+        raise UserError(f"--plot {picture}: there is no folder {picture.parent}")
+    return Config(**flags), data, picture, measuring
 
 
-def plan(args: argparse.Namespace):
-    settings = dict(vars(args))
-    data, picture, measuring = (settings.pop(name) for name in ("data", "plot", "measure"))
-    if picture and Path(picture).suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--plot {picture}: its name has to end in .png, .svg or .pdf")
-    if picture and not Path(picture).parent.is_dir():
-        raise UserError(f"--plot {picture}: there is no folder {Path(picture).parent}")
-    check_config(Config(**settings))
-    run, file = settled(Config(**settings), 1), Path(args.model)
-    card = dataclasses.replace(run, device="cuda", dtype="bfloat16" if args.dtype == "auto" else run.dtype)
-    hf = read_json(file if file.is_file() else resolve(run.model, ["config.json"]) / "config.json")
+def read_model_config(run: Config) -> ModelConfig:
+    file = Path(run.model)
+    if not file.is_file():
+        file = resolve(run.model, ["config.json"]) / "config.json"
+    hf = read_json(file)
     if run.method == "qlora":
-        hf.pop("quantization_config", None)         # load_quantized takes a checkpoint in four bits as it is
-    c = ModelConfig.from_hf(hf)
-    counted = supervised(run, data) if data else ()
+        hf.pop("quantization_config", None)     # a checkpoint in four bits is read as it is
+    return ModelConfig.from_hf(hf)
+
+
+def print_plan(argv=None):
+    asked, data, picture, measuring = parse_plan_flags(argv)
+    check_config(asked)
+    run = settled(asked, n_train=1)
+    dtype = "bfloat16" if asked.dtype == "auto" else run.dtype
+    on_gpu = dataclasses.replace(run, device="cuda", dtype=dtype)
+    c = read_model_config(run)
     show_sizes(c, run)
     show_memory(c, run)
-    show_cards(c, card)
+    show_cards(c, on_gpu)
     show_computation(c, run)
-    show_start(c, run, counted)
+    show_start(c, run, data)
     if measuring:
-        show_measured(c, run)
+        show_measurement(c, run)
     if picture:
-        plot(c, card, Path(picture))
+        draw_memory(c, on_gpu, picture)
         print(f"\n{picture}: the table of the GPU, drawn")
 
 
 def main(argv=None):
     with errors_in_one_line():
-        plan(parse(argv))
+        print_plan(argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The plan's numbers against autograd's own bookkeeping, the profiler's count of live bytes, whole models, and known cases."""
+"""The plan's numbers against autograd's own bookkeeping, the profiler's count of live bytes, whole
+models, and known cases."""
 import contextlib
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -14,23 +16,32 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import plan
-from settings import Config
+from dataset import load_split
 from lora import apply_lora
 from model import ModelConfig, Transformer
 from plumbing.device import DTYPES
 from quant import quantize_model
+from settings import Config
+from tokenizer import Tokenizer
 
 CONFIGS = {
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "head_dim": 12},
-    "llama": {"model_type": "llama", "num_key_value_heads": 4, "num_hidden_layers": 3, "attention_bias": True, "mlp_bias": True},
+    "llama": {"model_type": "llama", "num_key_value_heads": 4, "num_hidden_layers": 3,
+              "attention_bias": True, "mlp_bias": True},
 }
-QWEN = {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-        "num_key_value_heads": 2, "vocab_size": 151_936, "tie_word_embeddings": True}
-QWEN3_8B = {"model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36, "head_dim": 128,
-            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 151_936}
-LLAMA = {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64,
-         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True}
+QWEN = {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
+        "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "vocab_size": 151_936, "tie_word_embeddings": True}
+QWEN_7B = {"model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18_944,
+           "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+           "vocab_size": 152_064}
+QWEN3_8B = {"model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12_288,
+            "num_hidden_layers": 36, "head_dim": 128, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "vocab_size": 151_936}
+LLAMA = {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
+         "num_hidden_layers": 16, "head_dim": 64, "num_attention_heads": 32,
+         "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True}
 
 
 def config(name="qwen2", **changes):
@@ -38,8 +49,15 @@ def config(name="qwen2", **changes):
 
 
 def setting(**changes):
-    default = {"rank": 5, "micro_bs": 3, "max_length": 12, "dtype": "float32", "device": "cpu", "grad_accum": 2}
+    default = {"rank": 5, "micro_bs": 3, "max_length": 12, "dtype": "float32", "device": "cpu",
+               "grad_accum": 2, "lr": 1e-4}
     return Config(**default | changes)
+
+
+def both_ways(run):
+    """`run` without and with gradient checkpointing."""
+    for checkpointing in (False, True):
+        yield dataclasses.replace(run, gradient_checkpointing=checkpointing)
 
 
 def build(c, run):
@@ -49,57 +67,131 @@ def build(c, run):
     return model if run.method == "full" else apply_lora(model, run.rank, targets=run.targets)
 
 
-# ----- sizes --------------------------------------------------------------------------------------------------------
+# ----- sizes --------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("targets", ["all-linear", "attention", "mlp", "v_proj,gate_proj"])
 def test_parameters(name, targets):
-    """As the model has them, and the adapters on it."""
+    """As many as the model has, and as many as the adapters on it have."""
     c = config(name)
     model = Transformer(c)
-    assert plan.parameters(c) == sum(p.numel() for p in model.parameters())
+    assert plan.count_parameters(c) == sum(p.numel() for p in model.parameters())
     apply_lora(model, 5, targets=targets)
-    assert plan.adapter_parameters(c, 5, targets) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert plan.adapter_parameters(c, 5, targets) == trained
 
 
 def test_known_sizes():
     qwen, qwen3, llama = (ModelConfig.from_hf(hf) for hf in (QWEN, QWEN3_8B, LLAMA))
-    assert plan.parameters(qwen) == 494_032_768 and plan.adapter_parameters(qwen, 64) == 35_192_832
-    assert [plan.adapter_parameters(qwen, 1, t) / 24 for t in ("attention", "mlp")] == [135_168 / 24, 414_720 / 24]
-    millions = [round(plan.adapter_parameters(qwen3, 256, t) / 1e6) for t in ("mlp", "attention", "all-linear")]
+    assert plan.count_parameters(qwen) == 494_032_768
+    assert plan.adapter_parameters(qwen, 64) == 35_192_832
+    assert plan.adapter_parameters(qwen, 1, "attention") == 135_168
+    assert plan.adapter_parameters(qwen, 1, "mlp") == 414_720
+    millions = [round(plan.adapter_parameters(qwen3, 256, targets) / 1e6)
+                for targets in ("mlp", "attention", "all-linear")]
     assert millions == [453, 245, 698]
-    assert plan.parameters(llama) == 1_235_814_400
+    assert plan.count_parameters(llama) == 1_235_814_400
 
 
 def test_rule_of_thumb():
-    """1.23B parameters at 16 bytes, and at 24 with 8 for activations: 29.5 GB, not the 24 GB that 20 bytes would be."""
+    """1.23B parameters at 16 bytes, and at 24 with 8 for activations: 29.5 GB.
+
+    Not the 24 GB that 20 bytes would be.
+    """
     assert plan.rule_of_thumb(1e9) == 16e9
     assert plan.rule_of_thumb(1.23e9, 8) == pytest.approx(29.5e9, rel=2e-3)
 
 
-@pytest.mark.parametrize("parameters, dtype, expected", [(1e9, "float32", 4e9), (1e9, "bfloat16", 2e9), (109e9, "bfloat16", 220e9)])
+@pytest.mark.parametrize("parameters, dtype, expected", [
+    (1e9, "float32", 4e9), (1e9, "bfloat16", 2e9), (109e9, "bfloat16", 220e9)])
 def test_weights_of_a_size(parameters, dtype, expected):
-    """1B parameters are 4 GB in float32 and 2 GB in 16 bits; 109B in 16 bits are the 220 GB that they are said to take."""
-    c = config("llama", hidden_size=1024, head_dim=64, num_attention_heads=16, num_key_value_heads=16, vocab_size=1000)
-    c = dataclasses.replace(c, intermediate_size=round(parameters / 3 / 3 / 1024))      # nearly all in the three layers' MLPs
-    got = plan.memory(c, setting(method="lora", dtype=dtype), False)[0]
+    """1B parameters are 4 GB in float32 and 2 GB in 16 bits; 109B in 16 bits are said to be 220."""
+    c = config("llama", hidden_size=1024, head_dim=64, num_attention_heads=16,
+               num_key_value_heads=16, vocab_size=1000)
+    # nearly all parameters are in the MLPs of the three layers
+    c = dataclasses.replace(c, intermediate_size=round(parameters / 3 / 3 / 1024))
+    got = plan.memory(c, setting(method="lora", dtype=dtype))[0]
     assert got.name == "weights" and got.bytes == pytest.approx(expected, rel=0.02)
 
 
-# ----- activations --------------------------------------------------------------------------------------------------
+# ----- the numbers that plan.py's own text gives --------------------------------------------------
 
-def kept_by_autograd(c, run, checkpointing):
-    """Bytes of the storages, parameters left out, that autograd holds after the forward pass."""
+def test_table_of_the_docstring():
+    """Each number of the table of a 1B and a 7B model, as the code counts it."""
+    columns = []
+    for hf in (LLAMA, QWEN_7B):
+        for method, dtype in (("full", "float32"), ("lora", "float32"), ("lora", "bfloat16"),
+                              ("qlora", "bfloat16")):
+            run = setting(method=method, dtype=dtype, rank=64, micro_bs=4, max_length=512,
+                          grad_accum=4, device="cuda")
+            held = plan.at_peak(ModelConfig.from_hf(hf), run)[1]
+            columns.append(held | {"peak": sum(held.values())})
+    for kind in ("weights", "adapters", "optimizer", "gradients", "activations", "temporary",
+                 "peak"):
+        line = re.search(rf"^    {kind}((?: +\d+\.\d\d){{8}})$", plan.__doc__, re.M)
+        told = [float(number) for number in line[1].split()]
+        assert told == [round(column[kind] / 1e9, 2) for column in columns], kind
+
+
+def test_other_numbers_of_the_docstring():
+    llama, qwen_7b = (ModelConfig.from_hf(hf) for hf in (LLAMA, QWEN_7B))
+    for c in (llama, qwen_7b):
+        assert f"({plan.count_parameters(c) / 1e9:.2f}e9 parameters)" in plan.__doc__
+    run = setting(method="lora", dtype="bfloat16", rank=64, micro_bs=4, max_length=512,
+                  device="cuda", gradient_checkpointing=True)
+    kept = plan.at_peak(llama, run)[1]["activations"]
+    assert f"({kept / 1e9:.2f} instead of 3.55)" in plan.__doc__
+
+
+def worked_numbers(function):
+    """Each "= 0.123 GB" of the docstring, in bytes, with the digits it has."""
+    units = {"GB": 1e9, "MB": 1e6}
+    return [(float(number), units[unit], len(number.partition(".")[2]))
+            for number, unit in re.findall(r"= ([\d.]+) (GB|MB)", function.__doc__)]
+
+
+def test_worked_numbers():
+    """The docstrings' numbers for Qwen2.5-0.5B, 4 x 512 tokens, r = 64, bfloat16 on a GPU."""
+    c = ModelConfig.from_hf(QWEN)
+    run = setting(rank=64, micro_bs=4, max_length=512, dtype="bfloat16", device="cuda")
+    full = dataclasses.replace(run, method="full")
+    in_8_bits = dataclasses.replace(full, optimizer="adamw8bit")
+    lora, *others = (plan.Sizes(c, r) for r in (run, full, in_8_bits))
+    needing = plan.tensors_needing_gradient(lora, lowest=False)
+    counted = {item: [item(lora, needing)] for item in plan.LAYER_ITEMS}
+    counted[plan.norm_keeps] = [plan.norm_keeps(lora, 896)]
+    for term_of in (plan.term_of_weights, plan.term_of_adapters, plan.term_of_moments,
+                    plan.term_of_loss_gradients, plan.term_of_logits, plan.term_of_layer_backwards,
+                    plan.term_of_embedding_backwards, plan.term_of_update):
+        counted[term_of] = [term_of(z).bytes for z in (lora, *others)]
+    counted[plan.terms_of_gradients] = [
+        term.bytes for z in (lora, *others) for term in plan.terms_of_gradients(z)]
+    for function, possible in counted.items():
+        told = worked_numbers(function)
+        assert told, f"{function.__name__} has no worked number"
+        for number, unit, digits in told:
+            assert number in [round(n / unit, digits) for n in possible], (function, number)
+
+    kept = [sum(term.bytes for term in plan.activations(plan.Sizes(c, r))) for r in both_ways(run)]
+    plain, checkpointed = (f"{n / 1e9:.3f} GB" for n in kept)
+    assert f"{plain}, or {checkpointed} with checkpointing" in plan.activations.__doc__
+
+
+# ----- activations --------------------------------------------------------------------------------
+
+def kept_by_autograd(c, run):
+    """Bytes of the storages that autograd holds after the forward pass, without parameters."""
     torch.manual_seed(0)
     model = build(c, run)
-    model.gradient_checkpointing = checkpointing
+    model.gradient_checkpointing = run.gradient_checkpointing
     ids = torch.randint(c.vocab_size, (run.micro_bs, run.max_length))
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept = {}
 
     def pack(t):
-        if t.untyped_storage().data_ptr() not in own:
-            kept[t.untyped_storage().data_ptr()] = t.untyped_storage()      # held, so that no address comes twice
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage      # held, so that no address comes twice
         return t
 
     mixed = run.method == "full" and run.dtype != "float32"
@@ -109,94 +201,116 @@ def kept_by_autograd(c, run, checkpointing):
     return sum(storage.nbytes() for storage in kept.values())
 
 
-ADAPTED = ["all-linear", "attention", "mlp", "q_proj,v_proj", "o_proj", "k_proj,up_proj", "down_proj"]
+ADAPTED = ["all-linear", "attention", "mlp", "q_proj,v_proj", "o_proj", "k_proj,up_proj",
+           "down_proj"]
 
 
 @pytest.mark.parametrize("name, dtype, method, targets", [
-    *((name, dtype, "full", "all-linear") for name in CONFIGS for dtype in ("float32", "bfloat16")),
-    *(("qwen3", "bfloat16", "lora", targets) for targets in ADAPTED), ("qwen2", "float32", "lora", "all-linear"),
-    ("llama", "float32", "lora", "q_proj,v_proj"), ("llama", "bfloat16", "lora", "all-linear"),
-    ("qwen2", "float32", "qlora", "all-linear")])
+    *((name, dtype, "full", "all-linear")
+      for name in CONFIGS for dtype in ("float32", "bfloat16")),
+    *(("qwen3", "bfloat16", "lora", targets) for targets in ADAPTED),
+    ("qwen2", "float32", "lora", "all-linear"), ("llama", "float32", "lora", "q_proj,v_proj"),
+    ("llama", "bfloat16", "lora", "all-linear"), ("qwen2", "float32", "qlora", "all-linear")])
 def test_activations_are_what_autograd_keeps(name, dtype, method, targets):
     """To the byte, with and without checkpointing."""
-    c, run = config(name), setting(method=method, dtype=dtype, targets=targets)
-    for checkpointing in (False, True):
-        rows = plan.memory(c, run, checkpointing)
-        planned = sum(row.bytes for row in rows if row.when == "kept" or row.name.startswith("~ dNLL"))
-        assert planned == kept_by_autograd(c, run, checkpointing), checkpointing
+    c = config(name)
+    for run in both_ways(setting(method=method, dtype=dtype, targets=targets)):
+        planned = sum(term.bytes for term in plan.memory(c, run)
+                      if term.when == "kept" or term.name.startswith("~ dNLL"))
+        assert planned == kept_by_autograd(c, run), run.gradient_checkpointing
 
 
-# ----- the peak -----------------------------------------------------------------------------------------------------
+# ----- the peak -----------------------------------------------------------------------------------
 
-def peak_of_tensors(c, run, checkpointing):
-    """The most bytes of tensors alive at once while a model is made and steps twice, as the profiler sees the allocator."""
+def peak_of_tensors(c, run):
+    """The most bytes of tensors alive at once while a model is made and steps twice.
+
+    The profiler sees them at the allocator.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step = plan.stepper(c, run, checkpointing)
+        step = plan.make_stepper(c, run)
         step()
         step()
-    events = sorted((e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0
-    for event in events:
+    for event in sorted(events, key=lambda e: e.start_ns()):
         live += event.nbytes()
         peak = max(peak, live)
     return peak
 
 
-BIG = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 2000}     # tensors, not crumbs
+# large enough for the tensors to outweigh what torch itself allocates
+BIG = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 2000}
 PEAKS = {           # what of a plan decides, and settings in which it does
-    "full": {"method": "full"}, "lora": {"method": "lora", "rank": 32}, "qlora": {"method": "qlora", "rank": 32},
-    "16 bits": {"method": "full", "dtype": "bfloat16"}, "lora in 16 bits": {"method": "lora", "dtype": "bfloat16"},
-    "two chunks": {"method": "lora", "micro_bs": 9, "max_length": 96}, "a layer": {"method": "full", "max_length": 300},
+    "full": {"method": "full"},
+    "lora": {"method": "lora", "rank": 32},
+    "qlora": {"method": "qlora", "rank": 32},
+    "16 bits": {"method": "full", "dtype": "bfloat16"},
+    "lora in 16 bits": {"method": "lora", "dtype": "bfloat16"},
+    "two chunks": {"method": "lora", "micro_bs": 9, "max_length": 96},
+    "a layer": {"method": "full", "max_length": 300},
     "8-bit moments": {"method": "full", "micro_bs": 1, "optimizer": "adamw8bit"},
     "paged": {"method": "lora", "optimizer": "paged_adamw"},
-    "one micro-batch": {"method": "full", "grad_accum": 1}, "embedding": {"method": "full", "max_length": 4, "grad_accum": 1},
+    "one micro-batch": {"method": "full", "grad_accum": 1},
+    "embedding": {"method": "full", "max_length": 4, "grad_accum": 1},
 }
 
 
 @pytest.mark.parametrize("what", PEAKS)
 def test_peak_is_the_allocator_s(what):
-    run = setting(**{"micro_bs": 2, "max_length": 100} | PEAKS[what])
-    for checkpointing in (False, True):
+    asked = setting(**{"micro_bs": 2, "max_length": 100} | PEAKS[what])
+    for run in both_ways(asked):
         for tied in (True, False) if run.method == "full" else (True,):
             c = config(**BIG | {"tie_word_embeddings": tied})
-            true = peak_of_tensors(c, run, checkpointing)
-            assert plan.peak(c, run, checkpointing) == pytest.approx(true, rel=0.03), (checkpointing, tied)
+            true = peak_of_tensors(c, run)
+            assert plan.peak_bytes(c, run) == pytest.approx(true, rel=0.03), (run, tied)
 
 
 def test_what_a_card_holds():
     """The largest micro-batch fits, and one sample more does not."""
-    c, run = ModelConfig.from_hf(QWEN), setting(method="lora", rank=64, max_length=512, dtype="bfloat16", device="cuda")
-    for card in plan.CARDS:
-        B = plan.largest(c, run, False, card * 1e9)
-        fits, bursts = (plan.peak(c, dataclasses.replace(run, micro_bs=n), False) for n in (B, B + 1))
-        assert B > 1 and fits <= card * 1e9 < bursts
-    assert plan.largest(c, run, False, 1e9) == 0
-
-
-def test_paged_moments_are_not_on_the_card():
     c = ModelConfig.from_hf(QWEN)
-    for optimizer, bytes_each in (("adamw", 8), ("adamw8bit", 2.03125), ("paged_adamw", 0), ("paged_adamw8bit", 0)):
-        rows = {row.name: row.bytes for row in plan.memory(c, setting(method="full", optimizer=optimizer, device="cuda"), False)}
-        assert rows["optimizer"] == bytes_each * 494_032_768
-        assert plan.memory(c, setting(optimizer=optimizer), False)[2].bytes > 0     # on a CPU the host's memory is the device's
+    run = setting(method="lora", rank=64, max_length=512, dtype="bfloat16", device="cuda")
+    for card in plan.CARDS:
+        micro_bs = plan.largest_micro_bs(c, run, card * 1e9)
+        fits, bursts = (plan.peak_bytes(c, dataclasses.replace(run, micro_bs=n))
+                        for n in (micro_bs, micro_bs + 1))
+        assert micro_bs > 1 and fits <= card * 1e9 < bursts
+    assert plan.largest_micro_bs(c, run, 1e9) == 0
+
+
+@pytest.mark.parametrize("optimizer, bytes_each", [
+    ("adamw", 8), ("adamw8bit", 2.03125), ("paged_adamw", 0), ("paged_adamw8bit", 0)])
+def test_paged_moments_are_not_on_the_card(optimizer, bytes_each):
+    """On a CPU the host's memory is the device's."""
+    c = ModelConfig.from_hf(QWEN)
+    on_gpu = setting(method="full", optimizer=optimizer, device="cuda")
+    on_cpu = setting(optimizer=optimizer)
+    moments, host_moments = ({term.name: term.bytes for term in plan.memory(c, run)}["optimizer"]
+                             for run in (on_gpu, on_cpu))
+    assert moments == bytes_each * 494_032_768
+    assert host_moments > 0
 
 
 def test_llama_1b_in_float32():
-    """Measured elsewhere with transformers, batch 4, length 512, in units of 2^30 bytes: 4.60 loaded, 13.25 after the forward pass.
+    """Measured elsewhere with transformers, batch 4, length 512, in units of 2^30 bytes:
+    4.60 loaded, 13.25 after the forward pass.
 
-    The first is 4 P to the last digit. Of the second, ours keeps less: transformers repeats keys and values for every query
-    head, and keeps the logits and their log-softmax of all positions, 4 N V each. With these added, the two agree to 2 %.
+    The first is 4 P to the last digit. Of the second, ours keeps less: transformers repeats keys
+    and values for every query head, and keeps the logits and their log-softmax of all positions,
+    4 N V each. With these added, the two agree to 2 %.
     """
     c, run = ModelConfig.from_hf(LLAMA), setting(method="full", micro_bs=4, max_length=512)
-    rows = plan.memory(c, run, False)
-    assert rows[0].name == "weights" and rows[0].bytes / 2 ** 30 == pytest.approx(4.60, abs=0.005)
-    kept, N = sum(row.bytes for row in rows if row.when == "kept"), 4 * 512
-    assert (rows[0].bytes + kept) / 2 ** 30 == pytest.approx(10.98, abs=0.05)
+    terms = plan.memory(c, run)
+    weights = terms[0].bytes
+    assert terms[0].name == "weights" and weights / 2 ** 30 == pytest.approx(4.60, abs=0.005)
+    kept, N = sum(term.bytes for term in terms if term.when == "kept"), 4 * 512
+    assert (weights + kept) / 2 ** 30 == pytest.approx(10.98, abs=0.05)
     repeated, logits = 2 * 4 * N * (2048 - 512) * 16, 2 * 4 * N * 128_256
-    assert (rows[0].bytes + kept + repeated + logits) / 2 ** 30 == pytest.approx(13.25, rel=0.02)
+    theirs = weights + kept + repeated + logits
+    assert theirs / 2 ** 30 == pytest.approx(13.25, rel=0.02)
 
 
-# ----- computation --------------------------------------------------------------------------------------------------
+# ----- computation --------------------------------------------------------------------------------
 
 def test_flops_of_a_square_map():
     """2/3 + 2 r / N, 1 at r = N / 6; with N = 896, r = 256 costs 1.24 times full fine-tuning."""
@@ -210,67 +324,135 @@ def test_flops_of_a_square_map():
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_flops_are_those_that_torch_counts(method, checkpointing):
-    """But for what is small: in LoRA the lowest layer's dx is not made, and attention it counts without the causal half."""
-    c, run = config(**BIG | {"num_hidden_layers": 6}), setting(method=method, rank=32, micro_bs=2, max_length=16)
-    step = plan.stepper(c, run, checkpointing)
+    """Up to what is small: LoRA does not make dx of the lowest layer, and torch counts attention
+    without its causal half."""
+    c = config(**BIG | {"num_hidden_layers": 6})
+    run = setting(method=method, rank=32, micro_bs=2, max_length=16,
+                  gradient_checkpointing=checkpointing)
+    step = plan.make_stepper(c, run)
     with FlopCounterMode(display=False) as counter:
         step()
-    assert plan.flops(c, run, checkpointing) == pytest.approx(counter.get_total_flops(), rel=0.03)
+    assert plan.flops(c, run) == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
-# ----- rate and rank ------------------------------------------------------------------------------------------------
+# ----- rate and rank ------------------------------------------------------------------------------
 
-def test_learning_rate():
-    c = ModelConfig.from_hf(QWEN)
-    assert plan.learning_rate(c, "lora", 200) == pytest.approx(5.3e-4, abs=5e-6)
-    assert plan.learning_rate(c, "qlora", 200) == plan.learning_rate(c, "lora", 200) == 10 * plan.learning_rate(c, "full", 200)
-    assert plan.learning_rate(c, "lora", 60) == pytest.approx(15 * plan.learning_rate(c, "full", 60))
-    assert plan.learning_rate(ModelConfig.from_hf(LLAMA), "full", 60) == pytest.approx(5e-5 * (2000 / 2048) ** 0.781)
+def test_starting_rate():
+    qwen, llama = ModelConfig.from_hf(QWEN), ModelConfig.from_hf(LLAMA)
+    full, lora, qlora = (plan.starting_rate(qwen, m, 200) for m in ("full", "lora", "qlora"))
+    assert lora == pytest.approx(5.3e-4, abs=5e-6)
+    assert qlora == lora == 10 * full
+    assert plan.starting_rate(qwen, "lora", 60) == pytest.approx(15 * full)
+    assert plan.starting_rate(llama, "full", 60) == pytest.approx(5e-5 * (2000 / 2048) ** 0.781)
 
 
 def test_rank_for_tokens():
-    """2 bits a parameter, 1 bit a token: Qwen2.5-0.5B's 549,888 parameters a rank hold 1,099,776 tokens."""
+    """2 bits per parameter, 1 bit per token: Qwen2.5-0.5B's 549,888 parameters per rank hold
+    1,099,776 tokens."""
     c = ModelConfig.from_hf(QWEN)
-    assert [plan.rank_for(c, tokens) for tokens in (1, 1_099_776, 1_099_777, 64 * 1_099_776)] == [1, 1, 2, 64]
+    ranks = [plan.rank_for(c, tokens) for tokens in (1, 1_099_776, 1_099_777, 64 * 1_099_776)]
+    assert ranks == [1, 1, 2, 64]
 
 
-# ----- the command --------------------------------------------------------------------------------------------------
+# ----- measuring ----------------------------------------------------------------------------------
 
-def test_command(checkpoint, chat, tmp_path, capsys):
-    """From config.json alone; the peak is the sum of what it names; with data, the rank; the picture's bars are the peaks."""
+def test_stepper_is_train_s(monkeypatch):
+    """What is measured is set up as train.py does it: matrices decay, norms and biases do not."""
+    runs, set_up = [], plan.train.set_up
+    monkeypatch.setattr(plan.train, "set_up", lambda *args: runs.append(set_up(*args)) or runs[0])
+    step = plan.make_stepper(config(), setting(method="full", weight_decay=0.1))
+    decays = {(p.dim(), group["weight_decay"]) for group in runs[0].optimizer.param_groups
+              for p in group["params"]}
+    assert decays == {(1, 0.0), (2, 0.1)}
+    before = [p.clone() for p in runs[0].trained.values()]
+    step()
+    changed = [not torch.equal(p, old) for p, old in zip(runs[0].trained.values(), before)]
+    assert len(changed) == len(list(runs[0].model.parameters())) and all(changed)
+
+
+@pytest.mark.parametrize("users", [None, "131072"])
+def test_environment_of_the_user_stays(users, monkeypatch):
+    """The fresh process has the variable, and the user has his own again afterwards."""
+    name = "MALLOC_MMAP_THRESHOLD_"
+    monkeypatch.delenv(name, raising=False)
+    if users:
+        monkeypatch.setenv(name, users)
+    assert plan.in_fresh_process(os.getenv, name, **{name: "65536"}) == "65536"
+    assert os.environ.get(name) == users
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_measurement(method):
+    """nano's predicted peak is within 15 % of what two real steps take: the resident memory, or
+    that of the GPU's allocator."""
+    ran = subprocess.run([sys.executable, REPO / "plan.py", "--method", method, "--measure"],
+                         text=True, capture_output=True)
+    assert ran.returncode == 0, ran.stderr
+    lines = [line.split() for line in ran.stdout.partition("\nmeasured")[2].splitlines()[1:]]
+    assert [line[0] for line in lines] == ["plain", "checkpointing"]
+    for _, before, peak, predicted, *_ in lines:
+        assert float(before) < float(peak)
+        assert float(predicted) == pytest.approx(float(peak), rel=0.15)
+
+
+# ----- the command --------------------------------------------------------------------------------
+
+FLAGS = ["--rank=8", "--micro_bs=64", "--max_length=512", "--dtype=float32", "--max_steps=2"]
+
+
+def test_table_adds_up(checkpoint, tmp_path, capsys):
+    """From config.json alone. The peak is the sum of the rows that it names."""
     (tmp_path / "config.json").write_bytes((checkpoint("qwen3") / "config.json").read_bytes())
-    flags = ["--rank=8", "--micro_bs=64", "--max_length=512", "--dtype=float32", "--max_steps=2"]
-    plan.main([f"--model={tmp_path / 'config.json'}", *flags, f"--plot={tmp_path / 'plan.png'}"])
+    plan.main([f"--model={tmp_path / 'config.json'}", *FLAGS, f"--plot={tmp_path / 'plan.png'}"])
     printed = capsys.readouterr().out
-    rows = {m[1].strip(): float(m[2]) for m in re.finditer(r"^  (.{23}) *(\d+\.\d{3}) +\d+\.\d{3}  ", printed, re.M)}
-    passing = {name: n for name, n in rows.items() if name.startswith("~")}
-    loss = passing.pop("~ dNLL/dh") + passing.pop("~ logits")
+    found = re.finditer(r"^  (.{23}) *(\d+\.\d{3}) +\d+\.\d{3}  ", printed, re.M)
+    rows = {m[1].strip(): float(m[2]) for m in found}
+    temporary = {name: n for name, n in rows.items() if name.startswith("~")}
+    loss = temporary.pop("~ dNLL/dh") + temporary.pop("~ logits")
     held = sum(n for name, n in rows.items() if name != "peak" and not name.startswith("~"))
-    assert len(rows) > 10 and rows["peak"] == pytest.approx(held + max(loss, *passing.values()), abs=0.01)
-    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG") and max(map(len, printed.splitlines()[1:])) <= 120
-    plan.main([f"--model={checkpoint('qwen3')}", *flags, "--micro_bs=4", f"--data={chat}"])        # 2 x 16 of 40 samples
+    assert len(rows) > 10
+    assert rows["peak"] == pytest.approx(held + max(loss, *temporary.values()), abs=0.01)
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert max(map(len, printed.splitlines()[1:])) <= 120
+
+
+def test_rank_for_data(checkpoint, chat, capsys):
+    """The run sees 2 x 16 of the 40 samples."""
+    plan.main([f"--model={checkpoint('qwen3')}", *FLAGS, "--micro_bs=4", f"--data={chat}"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  rank ")]
-    samples, _ = plan.dataset.load_split(chat / "train.jsonl", plan.Tokenizer.from_pretrained(checkpoint("qwen3")), 512)
+    tokenizer = Tokenizer.from_pretrained(checkpoint("qwen3"))
+    samples, _ = load_split(chat / "train.jsonl", tokenizer, 512)
     tokens = sum(len(s.ids) - s.start for s in samples)
-    assert f"the split's {tokens:,} supervised" in lines[0] and f"the run's {round(tokens * 32 / 40):,} supervised" in lines[1]
+    assert f"the split's {tokens:,} supervised" in lines[0]
+    assert f"the run's {round(tokens * 32 / 40):,} supervised" in lines[1]
 
 
-def test_picture_shows_the_peaks(checkpoint, tmp_path, monkeypatch):
+def test_picture_shows_the_peaks(tmp_path, monkeypatch):
+    """The height of each bar is the peak of its method."""
     c, run = ModelConfig.from_hf(QWEN), setting(model="Qwen", rank=64, micro_bs=4, max_length=512)
     monkeypatch.setattr(plt, "close", lambda figure: None)
-    plan.plot(c, run, tmp_path / "plan.svg")
+    plan.draw_memory(c, run, tmp_path / "plan.svg")
     tops = {}
     for bar in plt.gcf().axes[0].patches:
         tops[bar.get_x()] = max(tops.get(bar.get_x(), 0), bar.get_y() + bar.get_height())
     plt.close("all")
-    assert [tops[x] * 1e9 for x in sorted(tops)] == pytest.approx([plan.peak(c, *v) for v in plan.variants(run).values()])
+    peaks = [plan.peak_bytes(c, variant) for variant in plan.each_method(run).values()]
+    assert [tops[x] * 1e9 for x in sorted(tops)] == pytest.approx(peaks)
 
 
 MISTAKES = {
-    "--rank=0": "--rank 0: it has to be at least 1", "--micro_bs=x": "--micro_bs: invalid int", "--method=dora": "invalid choice",
-    "--targets=q_proj,lm_head": "target 'lm_head' is none that is planned for", "--model=nowhere": "nowhere: no such folder",
-    "--plot=plan.exe": "has to end in .png", "--optimizer=sgd": "invalid choice", "--data=nowhere": "--data nowhere: no folder",
-    "--device=banana": "torch cannot use", "--wide": "unrecognized arguments: --wide (python plan.py --help lists",
+    "--rank=0": "--rank 0: it must be at least 1",
+    "--micro_bs=x": "--micro_bs: invalid int",
+    "--method=dora": "invalid choice",
+    "--targets=q_proj,lm_head": "plan.py knows no target 'lm_head'",
+    "--model=nowhere": "nowhere: no such folder",
+    "--plot=plan.exe": "must end in .png",
+    "--plot=nowhere/plan.png": "there is no folder nowhere",
+    "--optimizer=sgd": "invalid choice",
+    "--data=nowhere": "--data nowhere: no folder",
+    "--device=banana": "torch cannot use",
+    "--wide": "unrecognized arguments: --wide (python plan.py --help lists",
 }
 
 
@@ -281,23 +463,13 @@ def test_mistakes(flag, capsys):
     assert MISTAKES[flag] in one_line(e.value.code, capsys.readouterr().err)
 
 
-def test_broken_config(tmp_path, capsys):
-    for content, words in (("{", "is not valid JSON"), ('{"model_type": "gpt2"}', "model_type 'gpt2' is not supported"),
-                           ('{"model_type": "qwen2"}', "lacks 'vocab_size'")):
-        (tmp_path / "config.json").write_text(content)
-        for model in (tmp_path, tmp_path / "config.json"):
-            with pytest.raises(SystemExit) as e:
-                plan.main([f"--model={model}"])
-            assert words in one_line(e.value.code, capsys.readouterr().err)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-def test_measured(method):
-    """nano's predicted peak is within 15 % of the resident memory (of the GPU's allocator) that two real steps take."""
-    ran = subprocess.run([sys.executable, REPO / "plan.py", "--method", method, "--measure"], text=True, capture_output=True)
-    assert ran.returncode == 0, ran.stderr
-    lines = [line.split() for line in ran.stdout.partition("\nmeasured")[2].splitlines()[1:]]
-    assert [line[0] for line in lines] == ["plain", "checkpointing"]
-    for _, before, peak, predicted, *_ in lines:
-        assert float(before) < float(peak) and float(predicted) == pytest.approx(float(peak), rel=0.15)
+@pytest.mark.parametrize("content, words", [
+    ("{", "is not valid JSON"),
+    ('{"model_type": "gpt2"}', "model_type 'gpt2' is not supported"),
+    ('{"model_type": "qwen2"}', "lacks 'vocab_size'")])
+def test_broken_config(content, words, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(content)
+    for model in (tmp_path, tmp_path / "config.json"):
+        with pytest.raises(SystemExit) as e:
+            plan.main([f"--model={model}"])
+        assert words in one_line(e.value.code, capsys.readouterr().err)
