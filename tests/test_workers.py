@@ -1,0 +1,171 @@
+"""Claims that one process holds at a time, and a pool in which a process may die."""
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from plumbing import workers
+
+TESTS = Path(__file__).parent
+REPO = TESTS.parent         # conftest has it too, but every process of a pool would load its torch
+
+# ----- claims -------------------------------------------------------------------------------------
+
+HOLD_A_CLAIM = """
+import sys, time
+from pathlib import Path
+from plumbing.workers import claim_file
+with claim_file(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_claim_is_held_by_one_and_falls_with_its_process(tmp_path):
+    path = tmp_path / "run.csv"
+    with workers.claim_file(path) as first, workers.claim_file(path) as second:
+        assert (first, second) == (True, False)
+    with workers.claim_file(path) as again:
+        assert again
+    assert list(tmp_path.iterdir()) == []
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD_A_CLAIM, path], cwd=REPO, text=True, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == "held\n"
+    with workers.claim_file(path) as ours:
+        assert not ours
+    process.kill()
+    process.communicate()
+    assert (tmp_path / "run.lock").exists()
+    with workers.claim_file(path) as ours:
+        assert ours
+
+
+def test_a_lock_on_a_file_that_is_gone_claims_nothing(tmp_path, monkeypatch):
+    """Between opening and locking the file, its owner may delete it, and another make a new one."""
+    real = workers.fcntl.flock
+
+    def lock_late(f, how):
+        (tmp_path / "run.lock").unlink()
+        real(f, how)
+    monkeypatch.setattr(workers.fcntl, "flock", lock_late)
+    with workers.claim_file(tmp_path / "run.csv") as ours:
+        assert not ours
+
+
+def test_without_locks_every_claim_is_granted(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+    monkeypatch.setattr(workers.fcntl, "flock", no_locks)           # some network folders
+    with workers.claim_file(tmp_path / "run.csv") as ours:
+        assert ours
+    monkeypatch.setattr(workers, "fcntl", None)                     # Windows
+    with workers.claim_file(tmp_path / "run.csv") as ours:
+        assert ours
+
+
+# ----- jobs: what they do is plain arithmetic here, or dying --------------------------------------
+
+def prepare(folder: Path, number: int):
+    (folder / f"process{number}").touch()
+
+
+def work(job, folder: Path):
+    """The square of a number; it is busy twice before. Other jobs die, fail or never end."""
+    if job == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job == "fail":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if job == "sleep":
+        (folder / f"{os.getpid()}.pid").touch()
+        time.sleep(600)
+    calls = folder / f"job{job}"
+    with open(calls, "a") as f:
+        f.write(".")
+    return job ** 2 if calls.stat().st_size > 2 else workers.BUSY
+
+
+def do_jobs(jobs, processes, folder):
+    return workers.do_jobs(jobs, partial(work, folder=folder), processes, partial(prepare, folder))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_job_is_answered_and_the_busy_ones_are_tried_again(tmp_path, processes):
+    answers = list(do_jobs(range(5), processes, tmp_path))
+    assert sorted(answers) == [(0, 0), (1, 1), (2, 4), (3, 9), (4, 16)]
+    assert [(tmp_path / f"job{job}").stat().st_size for job in range(5)] == [3] * 5
+    prepared = sorted(path.name for path in tmp_path.glob("process*"))
+    assert prepared == (["process0", "process1"] if processes == 2 else [])
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_dies_costs_its_job_and_is_replaced(tmp_path):
+    answers = dict(do_jobs(["die", 1, 2, 3], 2, tmp_path))
+    assert answers == {"die": "its process died (exit code -9)", 1: 1, 2: 4, 3: 9}
+
+
+def test_a_process_that_is_killed_while_it_waits_is_replaced(tmp_path, monkeypatch):
+    """Two are killed before their first job; two others take their places."""
+    process, hired = multiprocessing.get_context("spawn").Process, []
+    real = process.start
+
+    def start_and_kill(self):
+        real(self)
+        hired.append(self)
+        if len(hired) <= 2:
+            self.kill()
+            self.join()
+    monkeypatch.setattr(process, "start", start_and_kill)
+    assert dict(do_jobs([1, 2, 3], 2, tmp_path)) == {1: 1, 2: 4, 3: 9}
+    assert len(hired) == 4
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_a_job_raises_ends_the_work(tmp_path, processes):
+    with pytest.raises(OSError, match="No space left"):
+        list(do_jobs(["fail", "sleep"][:processes], processes, tmp_path))
+    assert not multiprocessing.active_children()
+
+
+START_A_POOL = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+import test_workers
+if __name__ == "__main__":
+    list(test_workers.do_jobs(["sleep", "sleep"], 3, Path(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_the_end_of_the_parent_ends_the_children(tmp_path, ending):
+    """Both those in the middle of a job and the one that waits. No process says anything of it."""
+    script = tmp_path / "script.py"
+    script.write_text(START_A_POOL)
+    command = [sys.executable, script, REPO, TESTS, tmp_path]
+    parent = subprocess.Popen(command, text=True, stderr=subprocess.PIPE, start_new_session=True)
+    while len(list(tmp_path.glob("*.pid"))) < 2 or not (tmp_path / "process0").exists():
+        assert parent.poll() is None
+        time.sleep(0.01)
+    if ending == signal.SIGKILL:
+        parent.kill()
+    else:
+        os.killpg(parent.pid, signal.SIGINT)        # as the terminal's Ctrl-C: to all of them
+    _, error = parent.communicate(timeout=60)       # ends when the last child has closed stderr
+    assert error.count("Traceback") == (ending == signal.SIGINT)        # the parent's own
+
+
+def test_torchrun_says_which_process_this_is(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert workers.rank_and_world() == (0, 1)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert workers.rank_and_world() == (3, 8)
