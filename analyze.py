@@ -1,16 +1,17 @@
-"""What an adapter is: its rank, its targets, its size next to its base.
+"""What an adapter is: its rank, its targets, its size next to its base, and how far it moves W.
 
     python analyze.py out/3f087d1874
 """
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from engine import base_of
-from lora import Factors, check_fit, read_adapter
+from lora import Factors, check_fit, last_name, read_adapter
 from model import ModelConfig, Transformer
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.errors import UserError, errors_in_one_line
@@ -21,57 +22,97 @@ from plumbing.files import cached_folder, read_json, resolve
 class Settings:
     adapter: str = flag(None, "folder of the adapter", nargs="?")
     model: str = flag(
-        None, "the base, where the adapter does not say it; a hub repository's config.json is fetched")
+        None, "the base, where the adapter does not say it; a hub repository's config.json is "
+        "fetched")
 
 
-def info(adapter: str, model: str | None = None):
-    """Print what the adapter in the folder `adapter` is. The network is touched only if `model` names a hub repository."""
-    factors = read_adapter(adapter)
-    size, nbytes = parameters(factors), (Path(adapter) / "adapter_model.safetensors").stat().st_size
+def print_adapter(settings: Settings):
+    """Print what the adapter is. The network is used only if --model names a hub repository."""
+    if not settings.adapter:
+        raise UserError("which adapter? give its folder: python analyze.py out/3f087d1874")
+    adapter = read_adapter(settings.adapter)
+    size = adapter_size(adapter)
+    n_bytes = (Path(settings.adapter) / "adapter_model.safetensors").stat().st_size
+
+    # ----- next to the base, if its files are on this machine -----
+    share = share_on_disk = ""
     try:
-        base, total, base_bytes = base_sizes(factors, adapter, model)
-        share = f", {size / total:.3g} of the base's {total:,}"
-        on_disk = f", {nbytes / base_bytes:.3g} of the base's {base_bytes / 1e6:,.2f}" if base_bytes else ""
+        base, base_size, base_bytes = look_up_base(adapter, settings)
+        share = f", {size / base_size:.3g} of the base's {base_size:,}"
+        if base_bytes:
+            share_on_disk = f", {n_bytes / base_bytes:.3g} of the base's {base_bytes / 1e6:,.2f}"
     except UserError as e:
-        if model:
+        if settings.model:
             raise
-        base, share, on_disk = e, "", ""
-    print(f"adapter     {adapter}\nbase        {base}\nrank        {span(len(f.A) for f in factors.values())}\n"
-          f"alpha       {span(f.alpha for f in factors.values())}: B A is scaled by {span(f.scale for f in factors.values())}\n"
-          f"parameters  {size:,}{share}\nMB on disk  {nbytes / 1e6:,.2f}{on_disk}\n\n"
-          f"{'target':<12}{'layers':>7}{'in -> out':>16}{'parameters':>14}{'||dW||':>10}  (Frobenius, root mean square)")
-    for kind in dict.fromkeys(name.rpartition(".")[2] for name in factors):
-        some = {name: f for name, f in factors.items() if name.rpartition(".")[2] == kind}
-        shape = f"{span(f.A.shape[1] for f in some.values())} -> {span(len(f.B) for f in some.values())}"
-        # ||B A||^2 = tr(A^T B^T B A) = the sum of (B^T B) * (A A^T), which are r x r
-        squares = [f.scale ** 2 * ((f.B.T @ f.B) * (f.A @ f.A.T)).sum().item() for f in some.values()]
-        print(f"{kind:<12}{len(some):>7}{shape:>16}{parameters(some):>14,}{math.sqrt(sum(squares) / len(squares)):>10.4g}")
+        base = e
+    factors = adapter.values()
+    ranks, alphas = range_of(f.rank for f in factors), range_of(f.alpha for f in factors)
+    print(f"adapter     {settings.adapter}")
+    print(f"base        {base}")
+    print(f"rank        {ranks}")
+    print(f"alpha       {alphas}: B A is scaled by {range_of(f.scale for f in factors)}")
+    print(f"parameters  {size:,}{share}")
+    print(f"MB on disk  {n_bytes / 1e6:,.2f}{share_on_disk}\n")
+
+    # ----- one row per kind of layer -----
+    print(f"{'target':<12}{'layers':>7}{'in -> out':>16}{'parameters':>14}{'||dW||':>10}"
+          "  (Frobenius, root mean square)")
+    kinds = {}                                      # "q_proj" -> the adapter's layers of that name
+    for name, f in adapter.items():
+        kinds.setdefault(last_name(name), {})[name] = f
+    for kind, layers in kinds.items():
+        factors = layers.values()
+        shape = f"{range_of(f.A.shape[1] for f in factors)} -> {range_of(len(f.B) for f in factors)}"
+        mean_square = sum(squared_norm(f) for f in factors) / len(factors)
+        print(f"{kind:<12}{len(layers):>7}{shape:>16}{adapter_size(layers):>14,}"
+              f"{math.sqrt(mean_square):>10.4g}")
 
 
-def parameters(adapter: dict[str, Factors]) -> int:
+def adapter_size(adapter: dict[str, Factors]) -> int:
+    """How many numbers A and B hold: r (in + out) per layer."""
     return sum(f.A.numel() + f.B.numel() for f in adapter.values())
 
 
-def span(numbers) -> str:
-    low, *_, high = sorted([*numbers] * 2)
+def squared_norm(f: Factors) -> float:
+    """||dW||^2, the sum of the squares of s B A, without making the (out, in) matrix.
+
+    ||B A||^2 = tr(A^T B^T B A) = tr(B^T B A A^T) = sum of (B^T B) * (A A^T)
+    """
+    BB, AA = f.B.T @ f.B, f.A @ f.A.T                                       # (r, r) each
+    return f.scale ** 2 * (BB * AA).sum().item()
+
+
+def range_of(numbers: Iterable[float]) -> str:
+    """4, 4, 4 -> "4"; 8, 3, 4 -> "3 to 8" """
+    numbers = list(numbers)
+    low, high = min(numbers), max(numbers)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def base_sizes(factors: dict[str, Factors], adapter: str, model: str | None) -> tuple[str, int, int]:
-    """Name of the base, its parameters, and the bytes of its weights on disk (0: they are not on this machine)."""
-    name = model or base_of(adapter)
-    folder = resolve(name, ["config.json"]) if model or os.path.isdir(name) else cached_folder(name)
+def look_up_base(adapter: dict[str, Factors], settings: Settings) -> tuple[str, int, int]:
+    """The base's name, its number of parameters, and the bytes of its weights on disk.
+
+    The bytes are 0 if the weights are not on this machine. Raises UserError if its config.json is
+    not here either, and if the adapter is for another base.
+    """
+    name = settings.model or base_of(settings.adapter)
+    if settings.model or name == "nano" or os.path.isdir(name):
+        folder = resolve(name, ["config.json"])
+    else:
+        folder = cached_folder(name)
     config = read_json(folder / "config.json")
     config.pop("quantization_config", None)
-    with torch.device("meta"):
+    with torch.device("meta"):                      # shapes without memory
         base = Transformer(ModelConfig.from_hf(config))
-    check_fit(base, factors, adapter)
-    return name, sum(p.numel() for p in base.parameters()), sum(f.stat().st_size for f in folder.glob("model*.safetensors"))
+    check_fit(base, adapter, settings.adapter)
+    base_size = sum(p.numel() for p in base.parameters())
+    base_bytes = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    return name, base_size, base_bytes
 
 
 def main(argv=None):
     with errors_in_one_line():
-        info(**vars(parse_flags(Settings, "analyze.py", __doc__, argv)))
+        print_adapter(parse_flags(Settings, "analyze.py", __doc__, argv))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """A base and an adapter as one whole Hugging Face checkpoint: W + (alpha / r) B A in every layer.
 
     python export.py --adapter out/3f087d1874 --out merged              # for vLLM, llama.cpp ...
+
+Rounding the sum to the checkpoint's dtype changes it a little, and a weight in bfloat16 has only 8
+significant bits. So the command prints how far the logits move, B A next to W or merged into it.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +11,17 @@ from pathlib import Path
 import torch
 
 from engine import base_of, load_base
-from lora import load_adapter, merge_lora, merged, remove_lora
+from lora import dense_linear, load_adapter, merge_lora, remove_lora
+from model import Transformer
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.device import DTYPES, dtype_name
 from plumbing.errors import UserError, errors_in_one_line
 from quant import NF4Linear
 from tokenizer import Tokenizer, stop_ids
+
+PROBE = ("Lan có 12 quả táo, mẹ cho thêm 7 quả. Natalia sold 48 clips in April, and then half as "
+         "many in May: 48 / 2 = 24.")
+
 
 @dataclass
 class Settings:
@@ -29,37 +37,59 @@ class Settings:
         action="store_true")
 
 
-PROBE = "Lan có 12 quả táo, mẹ cho thêm 7 quả. Natalia sold 48 clips in April, and then half as many in May: 48 / 2 = 24."
-
-
-def merge(adapter: str, out: str, model: str | None = None, dtype: str | None = None, nf4: bool = False):
-    """Write W + (alpha / r) B A of every layer as a whole Hugging Face checkpoint, and print what the rounding did."""
-    name, folder = model or base_of(adapter), Path(out)
+def merge_to_checkpoint(settings: Settings):
+    """Write the checkpoint, and print what the rounding did to the logits of PROBE."""
+    folder = Path(settings.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--out {out} is there already and not empty; give another one, or delete it")
-    module = load_base(name, DTYPES.get(dtype), nf4=nf4)
-    for layer, m in list(module.named_modules()):
-        if isinstance(m, NF4Linear):
-            module.set_submodule(layer, merged(m, 0.0))
-    tokenizer = Tokenizer.from_pretrained(name)
-    tokenizer.check_vocabulary(module.config.vocab_size, name)
-    ids = torch.tensor([tokenizer.encode(PROBE)])
-    with torch.no_grad():
-        beside = load_adapter(module, adapter).eval()(ids)[0].float()                           # (T, V)
-        merge_lora(module)
-        after = remove_lora(module)(ids)[0].float()
-    module.save_pretrained(folder, stop_ids(tokenizer))
-    tokenizer.save_pretrained(folder)
-    print(f"{out}: {name} with {adapter} merged, in {dtype_name(module.lm_head.weight.dtype)}\n"
-          f"over {len(after)} tokens the largest difference of a logit, B A beside W or merged and rounded, is "
-          f"{(beside - after).abs().max():.3g},\nwith logits up to {beside.abs().max():.3g}; the likeliest token is the same at "
-          f"{(beside.argmax(-1) == after.argmax(-1)).sum()} of them")
+        raise UserError(f"--out {folder} exists and is not empty; give another one, or delete it")
 
+    # ----- the base -----
+    base = settings.model or base_of(settings.adapter)
+    model = load_base(base, DTYPES.get(settings.dtype), nf4=settings.nf4)
+    dequantize_layers(model)
+    tokenizer = Tokenizer.from_pretrained(base)
+    tokenizer.check_vocabulary(model.config.vocab_size, base)
+
+    # ----- the merge, with a look at the logits before and after -----
+    ids = torch.tensor([tokenizer.encode(PROBE)])                           # (1, T)
+    load_adapter(model, settings.adapter).eval()
+    before = compute_logits(model, ids)                                     # (T, V)
+    merge_lora(model)
+    remove_lora(model)
+    after = compute_logits(model, ids)
+
+    # ----- the checkpoint -----
+    model.save_pretrained(folder, stop_ids(tokenizer))
+    tokenizer.save_pretrained(folder)
+    largest = (before - after).abs().max()
+    same = (before.argmax(-1) == after.argmax(-1)).sum()
+    print(f"{folder}: {base} with {settings.adapter} merged, "
+          f"in {dtype_name(model.lm_head.weight.dtype)}\n"
+          f"over {len(after)} tokens the largest difference of a logit, B A next to W or merged and "
+          f"rounded, is {largest:.3g},\nwith logits up to {before.abs().max():.3g}; the likeliest "
+          f"token is the same at {same} of them")
+
+
+def dequantize_layers(model: Transformer):
+    """Replace each layer in four bits by the linear layer that it stands for.
+
+    All of them, also those without an adapter: a checkpoint of plain weights is the aim.
+    """
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, NF4Linear):
+            model.set_submodule(name, dense_linear(layer.weight.dequantize(), layer.bias))
+
+
+@torch.no_grad()
+def compute_logits(model: Transformer, ids) -> torch.Tensor:
+    """ids (1, T) -> logits (T, V) in float32."""
+    return model(ids)[0].float()
 
 
 def main(argv=None):
-    with errors_in_one_line("merging keeps W and W + B A; try --dtype bfloat16, or a machine with more"):
-        merge(**vars(parse_flags(Settings, "export.py", __doc__, argv)))
+    advice = "merging keeps W and W + B A; try --dtype bfloat16, or a machine with more"
+    with errors_in_one_line(advice):
+        merge_to_checkpoint(parse_flags(Settings, "export.py", __doc__, argv))
 
 
 if __name__ == "__main__":
