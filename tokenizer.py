@@ -85,6 +85,7 @@ class Tokenizer:
         self.n_vocab = max(self.to_bytes) + 1
         self.bos_token, self.eos_token = (content(config.get(name)) for name in ("bos_token", "eos_token"))
         self.template = template
+        self.eos_ids = set()            # of the checkpoint: from_pretrained reads them
 
     @classmethod
     def from_pretrained(cls, name_or_path) -> "Tokenizer":
@@ -99,6 +100,7 @@ class Tokenizer:
             if (folder / "chat_template.jinja").exists():
                 template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
             tokenizer = cls(spec, config, template)
+            tokenizer.eos_ids = read_eos_ids(folder)
         except UserError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as e:          # null, say, where a table should be
@@ -155,9 +157,25 @@ class Tokenizer:
         return next((i for i in end if i in self.special_ids), None)
 
 
+def read_eos_ids(folder: Path) -> set[int]:
+    """The ids that end generation according to the checkpoint: eos_token_id, an id or a list.
+
+    As in transformers, generation_config.json comes first and config.json second. The former is
+    not copied when a model is saved: it would not name the end of the turn that the model was
+    trained on. save_pretrained writes all stop_ids into config.json instead.
+    """
+    for name in ("generation_config.json", "config.json"):
+        eos = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
+        if eos is not None:
+            return set(eos) if isinstance(eos, list) else {eos}
+    return set()
+
+
 def stop_ids(tokenizer: Tokenizer) -> set[int]:
-    """The tokens that end an answer: the template's, and the tokenizer's own end."""
-    return {tokenizer.end_of_turn, tokenizer.added.get(tokenizer.eos_token)} - {None}
+    """The tokens that end an answer: the template's end of turn, the tokenizer's own end of text,
+    and those of the checkpoint (three in Llama 3.1, and its template writes one of them)."""
+    ends = {tokenizer.end_of_turn, tokenizer.added.get(tokenizer.eos_token), *tokenizer.eos_ids}
+    return ends - {None}
 
 
 def content(token) -> str | None:
