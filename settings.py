@@ -1,12 +1,12 @@
-"""What a run is: every setting with its default, its range and its help, and the hash that names it.
+"""What a run is: each setting with its default, range and help, and the hash that names the run.
 
 The flags of train.py are the fields of `Config`, in the same order. sweep.py and plan.py take them
 too. A setting passes through three hands:
 
     parse         the command line -> Config; what nobody gave is None or "auto"
     check_config  refuse what cannot be meant
-    settled       put a value in the place of each None and "auto": they depend on the machine, on the
-                  method or on the number of samples
+    settled       put a value in the place of each None and "auto", which depend on the machine, on
+                  the method or on the number of samples
 
 Only a settled config has a name, `config.run`.
 """
@@ -143,7 +143,7 @@ def settled(config: Config, n_train: int) -> Config:
 
     n_train: the number of training samples, from which --epochs follow.
     """
-    from plumbing.device import choose_device   # here, because whoever only reads CSV needs no torch
+    from plumbing.device import choose_device       # loads torch, which plot.py does not need
     device, dtype = choose_device(config.device, config.dtype)
     steps = config.max_steps or 200
     if config.epochs:

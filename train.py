@@ -61,7 +61,12 @@ class Data(NamedTuple):
 
 
 def read_data(config: Config) -> Data:
-    """Both splits as token ids. Raises UserError for settings and files that cannot be meant."""
+    """Both splits as token ids, cut to --max_length.
+
+    All of it is in memory: 7,470 samples of 150 tokens are a million numbers, and no run of this
+    project has more than a few hundred thousand samples. Raises UserError for settings and files
+    that cannot be meant.
+    """
     check_config(config)
     tokenizer = Tokenizer.from_pretrained(config.model)
     folder = dataset.find_dataset(config.data)
@@ -85,9 +90,10 @@ def weight_dtype(config: Config) -> torch.dtype:
 
 
 def model_for(config: Config, base: Transformer | None = None) -> Transformer:
-    """The pretrained model of a run, with its linear layers in four bits for qlora.
+    """The pretrained model of a run. For qlora its linear layers are in four bits.
 
-    base: the model as its files have it, for callers that make many runs. It is copied.
+    base: the model as its files have it, for callers that make many runs of it. It is copied, so
+    that each run starts from the same weights.
     """
     device, dtype, nf4 = torch.device(config.device), weight_dtype(config), config.method == "qlora"
     if base is None:
@@ -128,7 +134,8 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
-    # LoRA: freeze the base and put A and B next to its layers. The seed decides A; B is zero
+    # LoRA: freeze the base and put A and B next to its layers. The seed decides A; B is zero, so
+    # the first evaluation is the base's own, whatever the rank.
     if config.method != "full":
         torch.manual_seed(config.seed)
         apply_lora(model, config.rank, config.alpha, config.targets)
@@ -138,7 +145,8 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
     model.gradient_checkpointing = config.gradient_checkpointing
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
-    # AdamW decays matrices; norms and biases it leaves, as Hugging Face's Trainer does
+    # Weight decay pulls matrices towards zero. Norms, near one, and biases are left alone, as in
+    # Hugging Face's Trainer. Under LoRA all that is trained is matrices.
     matrices = [p for p in trained.values() if p.dim() >= 2]
     vectors = [p for p in trained.values() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay},
@@ -147,7 +155,10 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
     optimizer = OPTIMIZERS[config.optimizer](
         groups, config.lr, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
-    # float32 weights computed with in 16 bits need autocast; float16 gradients need scaling
+    # Autocast: full fine-tuning in 16 bits casts its float32 weights for each product.
+    # Scaling: float16 has nothing below 6e-8, and many gradients are smaller. The scaler multiplies
+    # the loss by up to 65,536 and divides the gradients again before the update. bfloat16 has
+    # float32's range and needs none.
     autocast = contextlib.nullcontext
     if dtype != weight_dtype(config):
         autocast = functools.partial(torch.autocast, device.type, dtype)
@@ -178,6 +189,7 @@ def go_on_from(run: Run, path: Path):
 
 
 # ----- 5. show what is about to happen ------------------------------------------------------------
+# A wrong template, a cut answer or a factor alpha / r of 0.01 shows here, before it costs an hour.
 
 def show_settings(run: Run):
     config, data = run.config, run.data
@@ -215,6 +227,9 @@ def answer_question(run: Run, messages: list[dict]) -> str:
 
 
 # ----- 6. the loop --------------------------------------------------------------------------------
+# A step takes micro_bs x grad_accum samples, 4 x 4 by default. grad_accum forward and backward
+# passes of micro_bs samples add up their gradients, and AdamW updates once. Memory is decided by
+# micro_bs, learning by the product.
 
 def lr_at(step: int, config: Config) -> float:
     """The learning rate of optimizer step `step`, counted from 0.
@@ -247,18 +262,21 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
     batch_tokens = sum(int((labels[:, 1:] != -100).sum()) for _, labels in micro_batches)
     total = torch.zeros((), device=device)
 
-    # forward and backward; the gradients of the micro-batches add up in p.grad
+    # Forward and backward. The gradients of the micro-batches add up in p.grad.
     for ids, labels in micro_batches:
         with autocast():
             nll, _ = model.loss(ids.to(device), labels.to(device))
         scaler.scale(nll / batch_tokens).backward()
         total += nll.detach()
 
-    # update, unless a float16 gradient overflowed: then the scaler skips the step and scales less
+    # The gradient of a rare batch can be ten times the usual one. Clipping shortens it to the norm
+    # grad_clip and leaves its direction.
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if grad_clip:
         torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+
+    # Update, unless a float16 gradient overflowed: then the scaler skips the step and scales less.
     for group in optimizer.param_groups:
         group["lr"] = lr
     scaler.step(optimizer)
@@ -270,8 +288,11 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 def training_steps(run: Run, quiet: bool | None = None) -> Iterator[bool]:
     """The loop: evaluate, make a step, and so on until the last step is evaluated.
 
-    Yields before each step and after the last one, when run.progress is whole: True if the model
-    was evaluated just now. quiet: no progress bar; None: one if there is a terminal.
+    A generator, so that the caller decides what happens between two steps: `train` writes files,
+    sweep.py looks whether the run diverged. It yields whenever run.progress is whole, before each
+    step and after the last one: True if the model was evaluated just now.
+
+    quiet: no progress bar; None: one if there is a terminal.
     """
     config, data, progress = run.config, run.data, run.progress
     device = run.model.model.embed_tokens.weight.device
@@ -282,6 +303,9 @@ def training_steps(run: Run, quiet: bool | None = None) -> Iterator[bool]:
     with bar:
         while True:
             # ----- evaluate -----
+            # Step 0 too: it is the base's loss, which everything is compared with. train_nll is the
+            # mean over the steps since the last row, each measured before its update. So it lags
+            # behind test_nll, and only a test_nll that turns and rises is over-fitting.
             step = progress.step
             due = step % config.eval_steps == 0 or step == config.max_steps
             done = bool(progress.rows) and progress.rows[-1]["step"] == step    # before a resume

@@ -82,7 +82,7 @@ def resolve(name_or_path, files=CHECKPOINT_FILES) -> Path:
 
 
 def fetch(repo: str, revision: str | None, files: list[str]) -> Path:
-    from huggingface_hub import errors, snapshot_download   # takes a second: only when it is needed
+    from huggingface_hub import errors, snapshot_download       # takes a second: not at the top
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=files))
     except errors.GatedRepoError:
@@ -93,7 +93,7 @@ def fetch(repo: str, revision: str | None, files: list[str]) -> Path:
                         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(f"the hub's {repo} has no revision {revision!r}") from None
-    except Exception as e:      # no route, a proxy's page, a full disk: the client raises many kinds
+    except Exception as e:      # no route, a proxy's page, a full disk: there are many kinds
         if getattr(getattr(e, "response", None), "status_code", 0) == 401:
             raise UserError("the hub refuses the token in HF_TOKEN; renew it, or unset it for a "
                             "public model") from None
