@@ -305,9 +305,10 @@ class LinearNLL(torch.autograd.Function):
     # float16 is precise from 2^-14 = 6e-5 to 65,504. Below that it has multiples of 2^-24 = 6e-8
     # only: of p - y = 1e-6 it keeps 4 bits, of 1e-8 nothing. A gradient scaler exists to avoid just
     # this, but its factor arrives in backward, when the products are already taken. So float16
-    # takes them of 2^10 (p - y). Near y = 1, float32 resolves p - y to 2^-24, and 2^10 lifts that
-    # to 2^-14. More is not needed, and there is room above: the entries of p - y sum to at most 2
-    # in absolute value, so no entry of dh exceeds 2 * 2^10 * max |W|, which fits for |W| up to 31.
+    # takes them of 2^10 (p - y). At the target, float32 itself resolves p - 1 only to 2^-24, which
+    # becomes 2^-14: a larger factor would gain nothing. Nor does this one overflow: the entries of
+    # p - y sum to at most 2 in absolute value, so those of dh stay below 2 * 2^10 * max |W|. That
+    # fits for |W| up to 31 (2 * 1,024 * 31 = 63,488); trained weights are below 10.
     FLOAT16_SCALE = 2.0 ** 10
 
     @staticmethod
@@ -370,7 +371,7 @@ class Cache:
         B, nk, T, hd = k.shape
         end = self.used + T
         if layer not in self.kv:
-            self.kv[layer] = [k.new_empty(B, nk, self.size, hd) for _ in range(2)]
+            self.kv[layer] = [t.new_empty(B, nk, self.size, hd) for t in (k, v)]
         keys, values = self.kv[layer]
         keys[:, :, self.used:end] = k
         values[:, :, self.used:end] = v
@@ -386,7 +387,8 @@ def left_padding_mask(pad, columns, S: int):
     """(B, 1, T, S): which of the columns 0 .. S-1 the tokens in `columns` (T,) see.
 
     pad (B, 1): sequence b begins in column pad[b]. The prompts abcd, ef and ghi make a batch of
-    3 x 4 ids. Its mask has a row for each token, and an x (True) for each column that it sees:
+    3 x 4 ids, where - is padding. Its mask has a row for each token, and an x (True) for each
+    column that it sees:
 
         a b c d          - - e f          - g h i
       a x . . .        - x . . .        - x . . .
@@ -402,7 +404,7 @@ def left_padding_mask(pad, columns, S: int):
     causal = key <= query                                                   # (T, S)
     not_padding = key >= pad[:, :, None]                                    # (B, 1, S)
     itself = key == query                                                   # (T, S)
-    return (causal & not_padding | itself)[:, None]
+    return ((causal & not_padding) | itself)[:, None]                      # (B, 1, T, S)
 
 
 def draw_token(logits, temperature: float, top_p: float, generator=None):

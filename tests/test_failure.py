@@ -139,7 +139,7 @@ def llama3(folder):
 NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
 UNIGRAM = json.dumps({"model": {"type": "Unigram", "vocab": []}, "added_tokens": [], "pre_tokenizer": None}).encode()
 CHECKPOINTS = {
-    "unknown model type": (edit("config.json", model_type="mamba"), "model_type 'mamba' is not supported; it has to be qwen2"),
+    "unknown model type": (edit("config.json", model_type="mamba"), "model_type 'mamba' is not supported; it must be qwen2"),
     "no model type": (edit("config.json", model_type=None), "model_type None is not supported"),
     "activation": (edit("config.json", hidden_act="gelu"), "hidden_act 'gelu' is not supported"),
     "sliding window": (edit("config.json", use_sliding_window=True), "use_sliding_window"),
@@ -151,7 +151,7 @@ CHECKPOINTS = {
     "config a list": (write("config.json", b"[]"), "config.json has to hold a JSON object"),
     "config lacking a key": (edit("config.json", hidden_size=None), "config.json lacks 'hidden_size'"),
     "config with a null": (write("config.json", b'{"model_type": "qwen2", "vocab_size": null}'), "config.json lacks 'vocab_size'"),
-    "config with a text": (edit("config.json", hidden_size="32"), "'hidden_size', or it is no whole number"),
+    "config with a text": (edit("config.json", hidden_size="32"), "'hidden_size', or it is not a whole number"),
     "heads that do not divide": (edit("config.json", num_key_value_heads=3), "4 attention heads cannot share 3"),
     "weights missing": (delete("model.safetensors"), "has no model.safetensors"),
     "weights empty": (write("model.safetensors", b""), "model.safetensors is damaged or incomplete"),
@@ -448,7 +448,7 @@ def test_one_line_in_a_shell(broken, chat, tmp_path):
     edit("config.json", model_type="mamba")(broken)
     process = start(command(broken, chat, tmp_path / "out"))
     out, error = process.communicate(timeout=600)
-    assert out == "" and "error: model_type 'mamba' is not supported; it has to be qwen2" in one_line(process.returncode, error)
+    assert out == "" and "error: model_type 'mamba' is not supported; it must be qwen2" in one_line(process.returncode, error)
 
 
 def test_a_terminal_that_cannot_show_a_letter(checkpoint, chat, tmp_path):

@@ -326,9 +326,12 @@ def test_small_gradients_survive_float16(W_dtype):
 
 
 def test_the_worst_gradient_fits_float16():
-    """p = 1 for a wrong token, with weights of the largest size that LinearNLL promises, 31."""
-    W = torch.full((3, 4), -31.0)
-    W[1] = 31.0
+    """p = 1 for a wrong token in 600 rows, with weights of the largest size promised, 31.
+
+    Without the scale, dW = 600 * 0.5 = 300; with it, it fits into float32 only.
+    """
+    W = torch.full((3, 4), -31.0, dtype=torch.float16)
+    W[1] = 31
     h, target = torch.full((600, 4), 0.5).half(), torch.zeros(600, dtype=torch.long)
     _, dh, dW = nll_and_gradients(LinearNLL.apply, h, W, target)
     _, dh64, dW64 = nll_and_gradients(plain, h.double(), W.double(), target)
