@@ -86,8 +86,7 @@ def linear_shapes(c: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def targeted_maps(targets: str) -> list[str]:
-    """The linear maps of a layer that --targets means. Raises UserError for one that no layer has.
-    """
+    """The linear maps of a layer that --targets means. Raises UserError for an unknown one."""
     known = [*TARGETS["attention"], *TARGETS["mlp"]]
     if targets == "all-linear":
         return known
@@ -192,7 +191,7 @@ def term_of_weights(z: Sizes) -> Term:
 
 def term_of_adapters(z: Sizes) -> Term:
     """A (r, in) and B (out, r) of each adapted map, in float32: 4 a = 0.141 GB."""
-    return Term("throughout", "adapters", 4 * z.a, "4 a, a = r (in + out) a map: float32",
+    return Term("throughout", "adapters", 4 * z.a, "4 a, a = r (in + out) per map: float32",
                 "arXiv 2106.09685")
 
 
@@ -359,7 +358,7 @@ def activations(z: Sizes) -> list[Term]:
         ("norms", all_layers(z, layer_norms) + norm_keeps(z, z.C, out=z.t), norms, "RMSNorm"),
         ("inputs of maps", all_layers(z, layer_inputs),
          f"s N in, for {inputs}; q, k, v share, gate, up too", "autograd"),
-        ("u = A x", all_layers(z, layer_u), "s N r a map, for dB", "autograd"),
+        ("u = A x", all_layers(z, layer_u), "s N r per map, for dB", "autograd"),
         ("attention", all_layers(z, layer_attention),
          "2 s N (Q + K) + 4 N heads: q, k, v, output, lse", "arXiv 2307.08691"),
         ("SwiGLU", all_layers(z, layer_swiglu), "3 s N I: gate, silu(gate), up",
@@ -378,7 +377,7 @@ def term_of_loss_gradients(z: Sizes) -> Term:
 
     (s C + 16) B (T - 1) = 3.7 MB; in full fine-tuning also dNLL/dW, 4 V C.
     """
-    name, formula = "~ dNLL/dh", "s C + 16 a token"
+    name, formula = "~ dNLL/dh", "s C + 16 per token"
     if z.full:
         name, formula = f"{name}, dNLL/dW", f"{formula}, 4 V C"
     return Term("loss", name, (z.s * z.C + 16) * z.predicted + z.dW, formula, "LinearNLL")
@@ -391,15 +390,17 @@ def term_of_logits(z: Sizes) -> Term:
     """
     m = min(z.predicted, LinearNLL.CHUNK)
     next_m = min(m, z.predicted - m)                    # tokens of the next chunk
-    done = 4 if z.s == 4 else 6     # per logit: log p becomes dlogits in place; its 16-bit form
-    logits = [8 * m * z.V]                              # float32 logits and log p: three moments
+    done = 4 if z.s == 4 else 6     # per logit: dlogits in the place of log p; its 16-bit copy
+
+    # the most of three moments: softmax; the next chunk's softmax; the product for dW
+    logits = [8 * m * z.V]                              # float32 logits next to log p
     if next_m:
-        logits.append(8 * next_m * z.V + done * m * z.V)        # those of the next chunk
+        logits.append(8 * next_m * z.V + done * m * z.V)
     if z.full:
-        dW = z.s                                        # dlogits^T h, (V, C)
+        product = z.s                                   # dlogits^T h, (V, C)
         if z.mixed and not z.cuda:
-            dW += 4                                     # a CPU makes it float32 before adding it
-        logits.append(done * m * z.V + dW * z.V * z.C)
+            product += 4                                # a CPU makes it float32 before adding it
+        logits.append(done * m * z.V + product * z.V * z.C)
     held = max(logits) + z.t * z.N * z.C
     if z.mixed:
         held += 2 * z.V * z.C       # autocast keeps 16-bit weights until the forward pass is over
@@ -454,7 +455,7 @@ def term_of_update(z: Sizes) -> Term:
         held += 2 * z.both_moments * bucket
     if z.both_moments < 8:
         held += 8 * bucket + 9 * tensor
-    formula = "8 bits: 8 a bucket's parameter; paged: 2 buckets"
+    formula = "8 bits: 8 per parameter of a bucket; paged: 2 buckets"
     return Term("step", "~ optimizer's step", held, formula, "optim.py")
 
 
@@ -538,8 +539,8 @@ def break_even(weights: float, in_out: float) -> float:
     return weights / (3 * in_out)
 
 
-def flops(c: ModelConfig, run: Config) -> float:
-    """FLOPs of an optimizer step on full-length samples with all tokens supervised.
+def step_flops(c: ModelConfig, run: Config) -> float:
+    """FLOPs of an optimizer step of `run` on full-length samples with all tokens supervised.
 
     6 per weight and token, 4 where dW is not needed: of the unembedding, too, which has no adapter.
     Causal attention sees T / 2 keys on average: 2 T Q per token and layer, twice that backwards.
@@ -569,13 +570,14 @@ def starting_rate(c: ModelConfig, method: str, steps: int) -> float:
 
 
 def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:
-    """The smallest rank that can memorize `tokens` supervised tokens of 1 bit each.
+    """The smallest rank that can memorize so many supervised tokens: 1 bit each, 2 per parameter.
 
-    2 bits per parameter: how much knowledge language models were found to store (Allen-Zhu and Li,
-    Physics of Language Models 3.3, arXiv 2404.05405). 1 bit per token: a loss of about 0.69 nats
-    is 1 bit, and the loss is an upper bound on what there is to memorize (LoRA Without Regret).
-    Both are orders of magnitude: the rank may be off by several times. 290,248 tokens and 20,352
-    parameters per rank: 290,248 / 40,704 = 7.1, so rank 8.
+    2 bits per parameter is what language models were found to store of the knowledge they are
+    trained on (Allen-Zhu and Li, Physics of Language Models 3.3, arXiv 2404.05405). 1 bit per token
+    is the loss of typical data, which is of the order of 0.69 nats = 1 bit per supervised token. It
+    is an upper bound on what there is to memorize (LoRA Without Regret). Both are orders of
+    magnitude, and so is the rank. Data of nano: 290,248 tokens, 20,352 parameters per rank,
+    290,248 / (2 x 20,352) = 7.1, so rank 8.
     """
     return max(1, math.ceil(tokens / (2 * adapter_parameters(c, 1, targets))))
 
@@ -600,9 +602,8 @@ def make_stepper(c: ModelConfig, run: Config):
         model = Transformer(c)
     # one weight at a time, as from_pretrained puts them and load_quantized quantizes them
     for name, p in list(model.named_parameters()):
-        weight = torch.empty(p.shape, dtype=dtype, device=device).normal_(std=0.02)
-        model.put(name, weight, p.shape, "")
-        del weight
+        model.put(name, torch.empty(p.shape, dtype=dtype, device=device).normal_(std=0.02),
+                  p.shape, "")
         if run.method == "qlora":
             quantize_layer(model, name.rpartition(".")[0])
     model.tie_weights()
@@ -671,7 +672,7 @@ def show_sizes(c: ModelConfig, run: Config):
     attention, mlp = (adapter_parameters(c, 1, targets) for targets in ("attention", "mlp"))
     a = adapter_parameters(c, run.rank, run.targets)
     print(f"{run.model}: {run.method} in {run.dtype} on {run.device}, {run.optimizer}, "
-          f"{run.micro_bs} x {run.max_length} tokens a micro-batch, {run.grad_accum} a step\n"
+          f"{run.micro_bs} x {run.max_length} tokens per micro-batch, {run.grad_accum} per step\n"
           f"  P = {z.P:,}  W = {z.W:,}  a = {a:,} (r = {run.rank}, {run.targets})  "
           f"sum of in + out: attention {attention:,}, MLP {mlp:,}\n"
           f"  N = {z.N:,}  C = {z.C}  I = {z.I}  Q = {z.Q}  K = {z.K}  V = {z.V:,}  L = {z.L}  "
@@ -707,12 +708,12 @@ def show_cards(c: ModelConfig, run: Config):
 
 def show_computation(c: ModelConfig, run: Config):
     C, W, in_out = c.hidden_size, linear_parameters(c), adapter_parameters(c, 1)
-    print(f"\ncomputation, {run.batch_eff} x {run.max_length} tokens a step, qlora as lora  "
+    print(f"\ncomputation, {run.batch_eff} x {run.max_length} tokens per step, qlora as lora  "
           f"[{SCHULMAN}]")
     variants = each_method(run)
-    full = flops(c, variants["full"])
+    full = step_flops(c, variants["full"])
     for name in ("full", "full + checkpointing", "lora", "lora + checkpointing"):
-        n = flops(c, variants[name])
+        n = step_flops(c, variants[name])
         print(f"  {name:<25}{n / 1e12:11.2f} TFLOP{n / full:8.3f} x full")
     print(f"  of the layers' maps alone {flops_ratio(W, in_out, run.rank):.3f} = "
           "2/3 + r sum(in + out) / W; on a C x C map "
@@ -734,7 +735,7 @@ def show_start(c: ModelConfig, run: Config, data: str | None):
         for what, tokens in (("the split's", split), ("the run's", seen)):
             print(f"  rank {rank_for(c, tokens, run.targets)} for {what} {tokens:,} supervised "
                   "tokens: 1 bit each / "
-                  f"(2 bits x {adapter_parameters(c, 1, run.targets):,} parameters a rank)")
+                  f"(2 bits x {adapter_parameters(c, 1, run.targets):,} parameters per rank)")
 
 
 def show_measurement(c: ModelConfig, run: Config):

@@ -332,7 +332,7 @@ def test_flops_are_those_that_torch_counts(method, checkpointing):
     step = plan.make_stepper(c, run)
     with FlopCounterMode(display=False) as counter:
         step()
-    assert plan.flops(c, run) == pytest.approx(counter.get_total_flops(), rel=0.03)
+    assert plan.step_flops(c, run) == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
 # ----- rate and rank ------------------------------------------------------------------------------
