@@ -61,10 +61,10 @@ def print_adapter(settings: Settings):
     for name, f in adapter.items():
         kinds.setdefault(last_name(name), {})[name] = f
     for kind, layers in kinds.items():
-        factors = layers.values()
-        shape = f"{range_of(f.A.shape[1] for f in factors)} -> {range_of(len(f.B) for f in factors)}"
-        mean_square = sum(squared_norm(f) for f in factors) / len(factors)
-        print(f"{kind:<12}{len(layers):>7}{shape:>16}{adapter_size(layers):>14,}"
+        n_in = range_of(f.A.shape[1] for f in layers.values())
+        n_out = range_of(f.B.shape[0] for f in layers.values())
+        mean_square = sum(squared_norm(f) for f in layers.values()) / len(layers)
+        print(f"{kind:<12}{len(layers):>7}{f'{n_in} -> {n_out}':>16}{adapter_size(layers):>14,}"
               f"{math.sqrt(mean_square):>10.4g}")
 
 

@@ -63,11 +63,12 @@ def merge_to_checkpoint(settings: Settings):
     tokenizer.save_pretrained(folder)
     largest = (before - after).abs().max()
     same = (before.argmax(-1) == after.argmax(-1)).sum()
-    print(f"{folder}: {base} with {settings.adapter} merged, "
-          f"in {dtype_name(model.lm_head.weight.dtype)}\n"
-          f"over {len(after)} tokens the largest difference of a logit, B A next to W or merged and "
-          f"rounded, is {largest:.3g},\nwith logits up to {before.abs().max():.3g}; the likeliest "
-          f"token is the same at {same} of them")
+    dtype = dtype_name(model.lm_head.weight.dtype)
+    print(f"{folder}: {base} with {settings.adapter} merged, in {dtype}")
+    print(f"over {len(after)} tokens the largest difference of a logit, B A next to W or merged "
+          f"and rounded, is {largest:.3g},")
+    print(f"with logits up to {before.abs().max():.3g}; the likeliest token is the same at {same} "
+          "of them")
 
 
 def dequantize_layers(model: Transformer):
