@@ -5,8 +5,8 @@
 
 Only the CSV files directly in FOLDER are read, with one run per file or many. Their columns alone
 decide what is drawn, not the command that made them: arms of three rates or more make finding 2's
-figure, whatever they were swept for. What "arm", "best of sweep" and "spread" mean, and how a claim
-is judged, stands in verdicts.py.
+figure, whatever they were swept for. verdicts.py explains what "arm", "best of sweep" and "spread"
+mean, and how a claim is judged.
 
 How to read the figures. A curve is the mean over seeds, the band around it goes from the smallest
 to the largest. Where NLL is drawn against the learning rate, a ring marks the lowest mean that was
@@ -14,8 +14,9 @@ measured. A triangle on the axis marks the best rate of one seed, from a parabol
 point and the two neighbours, because the grid of rates is coarse. An arm with its best rate at the
 edge of the grid has no triangle. A cross near the top marks a rate at which a run diverged.
 """
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from verdicts import (MARGIN, Arm, Sweep, count_noun, drop_nan, find_best_rate, 
                       format_rate_multiple, format_rates, group_runs, read_runs, select_sweeps,
                       verdict_table)
 
-# matplotlib needs a second to be imported, so only the functions that draw import it.
+# Importing matplotlib takes half a second, so only new_figure and draw_figures do it: --help and
+# --table answer at once.
 
 
 # ----- colours, markers, labels -------------------------------------------------------------------
@@ -36,38 +38,37 @@ from verdicts import (MARGIN, Arm, Sweep, count_noun, drop_nan, find_best_rate, 
 BLACK, PLACES = "#000000", {"attention": "#D55E00", "mlp": "#CC79A7"}
 RANKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#56B4E9", "D"), ("#999999", "v"),
          ("#F0E442", "P"))
+LINES = (":", "--", "-", "-.")
 STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9.5,
          "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
          "legend.frameon": False, "legend.handlelength": 3.2, "lines.linewidth": 1.8,
          "lines.markersize": 5, "figure.constrained_layout.use": True, "svg.hashsalt": "nanoLoRA"}
 
 
-def style_of(arm: Arm) -> dict:
-    """matplotlib's keywords for a curve. Colour and marker say what is trained.
+def style_of(arm: Arm, name: str = "", **more) -> dict:
+    """matplotlib's keywords for the curve of an arm. Colour and marker say what is trained.
 
     Full fine-tuning is black. LoRA on all layers has the colour of its rank, elsewhere that of the
-    place.
+    place. The label says of how many rates the best was taken: "r = 1 (5 rates)".
     """
-    if arm.method == "full":
-        return {"color": BLACK, "marker": "x", "markeredgewidth": 1.8}
-    if arm.targets in PLACES:
-        color, marker = PLACES[arm.targets], "p"
-    else:
-        color, marker = RANKS[arm.higher_ranks % len(RANKS)]
-    return {"color": color, "marker": marker, "markeredgecolor": "#333333", "markeredgewidth": 0.6}
-
-
-def legend_label(arm: Arm, name: str = "") -> str:
-    """The arm and how many rates the best was taken of: "r = 1 (5 rates, 3 of 15 runs diverged)"."""
     details = count_noun(len(arm.lrs), "rate")
     if arm.n_diverged:
         details += f", {arm.n_diverged} of {arm.n_runs} runs diverged"
-    return f"{name or arm} ({details})"
+    style = {"label": f"{name or arm} ({details})", "markeredgecolor": "#333333",
+             "markeredgewidth": 0.6}
+    if arm.method == "full":
+        style |= {"color": BLACK, "marker": "x", "markeredgecolor": BLACK, "markeredgewidth": 1.8}
+    elif arm.targets in PLACES:
+        style |= {"color": PLACES[arm.targets], "marker": "p"}
+    else:
+        color, marker = RANKS[arm.higher_ranks % len(RANKS)]
+        style |= {"color": color, "marker": marker}
+    return style | more
 
 
 # ----- what the figures are made of ---------------------------------------------------------------
 
-def new_figure(head: str, sweep: Sweep, arms: list[Arm], panels: int = 2):
+def new_figure(head: str, sweep: Sweep, arms: Iterable[Arm], panels: int = 2):
     """-> the figure and its axes, one for each panel."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(12.5, 6))
@@ -79,7 +80,7 @@ def new_figure(head: str, sweep: Sweep, arms: list[Arm], panels: int = 2):
 
 
 def draw_curve(ax, x, values: np.ndarray, **style):
-    """Mean over seeds and band of `values` (S, len(x)). A point at which a seed diverged is left out."""
+    """Mean over seeds and band of `values` (S, len(x)). Diverged points are left out."""
     values = values[~np.isnan(values[:, 0])]
     values = np.where(np.isfinite(values), values, np.nan)
     if len(values):
@@ -92,7 +93,7 @@ def draw_curve(ax, x, values: np.ndarray, **style):
 def scale_nll_axis(ax, label: str = "test NLL, nats a token"):
     """Label the axis, and make it logarithmic if it covers more than a factor of two."""
     low, high = ax.dataLim.intervaly
-    if 0 < 2 * low < high:
+    if 0 < 2 * low < high:      # a label at 1, 1.5, 2, 3 ... of each decade
         ax.set_yscale("log")
         ax.yaxis.get_major_locator().set_params(subs=(1, 1.5, 2, 3, 4, 5, 6, 7, 8))
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
@@ -100,54 +101,49 @@ def scale_nll_axis(ax, label: str = "test NLL, nats a token"):
     ax.set_ylabel(label)
 
 
-def draw_best(ax, sweep: Sweep, arms: list[Arm], styles: list[dict], note: str):
+def draw_best(ax, sweep: Sweep, styles: dict[Arm, dict], note: str):
     """Best of sweep against steps. The legend stands below both panels, where it hides nothing."""
-    for arm, style in zip(arms, styles, strict=True):
+    for arm, style in styles.items():
         draw_curve(ax, sweep.steps[1:], arm.curves[:, 1:], **style)
-    every = math.ceil(len(sweep.steps[1:]) / 12)
+    every = math.ceil(len(sweep.steps[1:]) / 12)        # at most twelve labels on the axis
     ax.set(xlabel=f"steps ({note})", title="best of sweep", xticks=sweep.steps[1::every])
     scale_nll_axis(ax)
-    longest = max(len(style["label"]) for style in styles)
-    ax.figure.legend(loc="outside lower center", ncols=2 if len(arms) <= 4 or longest > 45 else 3)
+    longest = max(len(style["label"]) for style in styles.values())
+    columns = 2 if len(styles) <= 4 or longest > 45 else 3
+    ax.figure.legend(loc="outside lower center", ncols=columns)
 
 
 def finish_gap_axis(ax, **labels):
-    """The right panel, how far something lies above full fine-tuning: its line at 0 and labels."""
+    """The axis of gaps to full fine-tuning: its line at 0, and signs."""
     ax.axhline(0, color=BLACK, linewidth=1.8)
     ax.yaxis.set_major_formatter(lambda y, _: f"{y:+g}" if y else "0")
     ax.set(ylabel="nats a token above full fine-tuning", **labels)
 
 
-def curves_figure(head: str, sweep: Sweep, arms: list[Arm], styles: dict[Arm, dict] | None = None):
-    """Left: best of sweep against steps. Right: how far it lies above full fine-tuning.
-
-    styles: changes of some arms' style, their label for instance.
-    """
-    full, steps = sweep.full_arm(), sweep.steps[1:]
-    drawn = [full, *arms] if full else arms
-    styles = {arm: style_of(arm) | {"label": legend_label(arm)} | (styles or {}).get(arm, {})
-              for arm in drawn}
-    figure, (left, right) = new_figure(head, sweep, drawn)
+def curves_figure(head: str, sweep: Sweep, arms: list[Arm], choose_style=style_of):
+    """Left: best of sweep against steps. Right: how far it lies above full fine-tuning."""
+    full = sweep.full_arm()
+    styles = {arm: choose_style(arm) for arm in (full, *arms) if arm}
+    figure, (left, right) = new_figure(head, sweep, styles)
     base = np.nanmean([arm.curves[:, 0] for arm in arms])
-    draw_best(left, sweep, drawn, list(styles.values()), f"the base, at step 0: {base:.3f}")
+    draw_best(left, sweep, styles, f"the base, at step 0: {base:.3f}")
     if not full:
         right.set_axis_off()
         return figure
     for arm in arms:
         gap = (arm.curves - full.curves)[:, 1:]
-        draw_curve(right, steps, gap, **styles[arm] | {"label": None})
-    finish_gap_axis(right, xlabel="steps", xticks=left.get_xticks(),
-                    title=f"the same, less full fine-tuning (grey: {MARGIN:.0%} of its gain)")
+        draw_curve(right, sweep.steps[1:], gap, **styles[arm] | {"label": None})
     margin = MARGIN * sweep.full_gain()
     right.axhspan(-margin, margin, color=BLACK, alpha=0.08, linewidth=0)
+    finish_gap_axis(right, xlabel="steps", xticks=left.get_xticks(),
+                    title=f"the same, less full fine-tuning (grey: {MARGIN:.0%} of its gain)")
     return figure
 
 
 def rates_figure(head: str, sweep: Sweep, panels: dict[str, list[Arm]]):
     """NLL after the last step against the learning rate, a panel for each {title: arms}."""
     full = [sweep.full_arm()] if sweep.full_arm() else []
-    all_arms = full + [arm for arms in panels.values() for arm in arms]
-    figure, axes = new_figure(head, sweep, list(dict.fromkeys(all_arms)), len(panels))
+    figure, axes = new_figure(head, sweep, set(full).union(*panels.values()), len(panels))
     for ax, (title, arms) in zip(axes, panels.items()):
         ax.sharey(axes[0])
         for i, arm in enumerate(full + arms):
@@ -161,15 +157,20 @@ def rates_figure(head: str, sweep: Sweep, panels: dict[str, list[Arm]]):
 
 
 def draw_rates(ax, arm: Arm, full: Arm | None, cross_height: float):
-    """One arm: its curve over the rates, ring, triangles and crosses."""
+    """One arm: its curve over the rates, ring, triangles and crosses.
+
+    Arms may diverge at the same rate, so each has a `cross_height` of its own, from 0 to 1.
+    """
     label = f"{arm}: best {format_rates(arm.best.vertex)}"
     if any(arm.best.edge):
         label += ", at the edge"
-    elif full and arm is not full and format_rate_multiple(arm, full):
-        label += f", {format_rate_multiple(arm, full)} x full's"
-    style, last = style_of(arm), arm.nll[:, :, -1]                          # (S, R)
-    draw_curve(ax, arm.lrs, last, label=label, **style)
+    multiple = format_rate_multiple(arm, full)
+    if multiple:
+        label += f", {multiple} x full's"
+    last = arm.nll[:, :, -1]                                                # (S, R)
+    style = style_of(arm, label=label)
     color = style["color"]
+    draw_curve(ax, arm.lrs, last, **style)
     lowest = find_best_rate(arm.lrs, last[arm.has_seed].mean(0))
     ax.plot(lowest.lr, lowest.nll, "o", color=color, markersize=13, markerfacecolor="none",
             markeredgewidth=1.6)
@@ -184,29 +185,33 @@ def draw_rates(ax, arm: Arm, full: Arm | None, cross_height: float):
 # ----- the figures: each function returns None if its runs are missing ----------------------------
 
 def plot_rank(sweep: Sweep):
+    """LoRA on all layers at every rank. A high rank should stay in the grey, a low one above it."""
     arms = sweep.lora_arms()
     return curves_figure("Finding 1, rank", sweep, arms) if arms else None
 
 
 def plot_rates(sweep: Sweep):
+    """A U for each rank with three rates or more. How far right of full fine-tuning is it?"""
     arms = [arm for arm in sweep.lora_arms() if len(arm.lrs) > 2]
     return rates_figure("Finding 2, learning rate", sweep, {"": arms}) if arms else None
 
 
 def plot_batch_sizes(sweep: Sweep):
+    """LoRA and full fine-tuning at each batch size. Does the gap on the right grow?
+
+    The curves of different batches are not comparable with each other, only the two of each pair.
+    """
     pairs = sweep.pairs_by_batch()
     if len(pairs) < 2:
         return None
-    arms, styles, gaps = [], [], []
-    for i, (batch, (lora, full)) in enumerate(pairs.items()):
+    styles, gaps = {}, []
+    for line, (batch, (lora, full)) in zip(itertools.cycle(LINES), pairs.items()):
         gaps.append(lora.best.nll - full.best.nll)
         for arm in (lora, full):
-            label = legend_label(arm, f"batch {batch:g}, {arm}")
-            arms.append(arm)
-            styles.append(style_of(arm) | {"label": label, "linestyle": (":", "--", "-", "-.")[i % 4]})
-    figure, (left, right) = new_figure("Finding 3, batch size", sweep, arms)
-    draw_best(left, sweep, arms, styles, "a larger batch has seen more data")
-    draw_curve(right, list(pairs), np.stack(gaps, axis=1), **style_of(lora))
+            styles[arm] = style_of(arm, f"batch {batch:g}, {arm}", linestyle=line)
+    figure, (left, right) = new_figure("Finding 3, batch size", sweep, styles)
+    draw_best(left, sweep, styles, "a larger batch has seen more data")
+    draw_curve(right, list(pairs), np.stack(gaps, axis=1), **style_of(lora, label=None))
     title = f"{lora} less full fine-tuning, after {sweep.steps[-1]:g} steps"
     finish_gap_axis(right, xlabel="batch, samples", title=title)
     right.set_xscale("log", base=2)
@@ -215,23 +220,24 @@ def plot_batch_sizes(sweep: Sweep):
 
 
 def plot_placement(sweep: Sweep):
+    """Adapters on attention, on the MLP, on both. Dashed: the pair with as many parameters."""
     apart = sweep.lora_arms("attention") + sweep.lora_arms("mlp")
     if not apart:
         return None
-    ranks = {arm.rank for arm in apart}
+    ranks, matched = {arm.rank for arm in apart}, sweep.matched_placements()
+
+    def choose_style(arm):
+        name = f"{arm.place}: {format_parameters(arm.trainable)} trained"
+        if arm in matched:
+            return style_of(arm, f"{name}, matched", linestyle="--")
+        return style_of(arm, name)
+
     arms = [arm for arm in sweep.lora_arms() if arm.rank in ranks] + apart
-    styles = {}
-    for arm in (*arms, sweep.full_arm()):
-        if arm:
-            name = f"{arm.place}: {format_parameters(arm.trainable)} trained"
-            styles[arm] = {"label": legend_label(arm, name)}
-    for arm in sweep.matched_placements():
-        name = f"{arm.place}: {format_parameters(arm.trainable)} trained, matched"
-        styles[arm] = {"label": legend_label(arm, name), "linestyle": "--"}
-    return curves_figure("Finding 4, placement", sweep, arms, styles)
+    return curves_figure("Finding 4, placement", sweep, arms, choose_style)
 
 
 def plot_alpha(sweep: Sweep):
+    """The U of each rank with alpha fixed, next to alpha = r. On the left they should align."""
     fixed, ranks = sweep.fixed_alpha_arms(), sweep.lora_arms()
     if not fixed:
         return None
@@ -242,6 +248,7 @@ def plot_alpha(sweep: Sweep):
 
 
 def plot_capacity(sweep: Sweep):
+    """Like plot_rank, for the long runs. Dotted: where a rank leaves the grey for good."""
     arms = sweep.lora_arms()
     if not arms or not sweep.full_arm():
         return None

@@ -1,0 +1,107 @@
+"""CSV files of sweeps made by hand, with known answers, for test_verdicts.py and test_plot.py."""
+import math
+from typing import NamedTuple
+
+from plumbing.records import write_rows
+from verdicts import group_runs, read_runs, select_sweeps
+
+
+class ArmKey(NamedTuple):
+    method: str
+    targets: str
+    rank: float
+    alpha: float
+    batch: float
+
+
+FULL = ArmKey("full", "", -1, -1, 16)
+R1 = ArmKey("lora", "all-linear", 1, 1, 16)
+R64 = ArmKey("lora", "all-linear", 64, 64, 16)
+STEPS = (0, 10, 20, 30)
+LONGER = tuple(range(0, 301, 20))
+SEEDS, SHIFT = (42, 43, 44), (0.0, 0.002, 0.001)
+FULL_LR = (5e-6, 1e-5, 2e-5, 4e-5, 8e-5)
+LORA_LR = (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
+
+
+def run_rows(arm, lr, nll, seed=42, steps=STEPS, **columns):
+    """The rows of one run, as sweep.py writes them. nll: one number per step."""
+    row = {"model": "nano", "data": "nano", "method": arm.method, "targets": arm.targets,
+           "lr": lr, "batch_eff": arm.batch, "seed": seed, "train_nll": "", "tokens": 0,
+           "seconds": 1.0, "peak_gb": "", "trainable": 1000, "rank": arm.rank, "alpha": arm.alpha}
+    if arm.method == "full":
+        row |= {"rank": "", "alpha": ""}
+    row |= columns
+    row.setdefault("run", f"{row['model']}{row['data']}{arm}{lr}{seed}{len(steps)}")
+    return [row | {"step": step, "test_nll": value}
+            for step, value in zip(steps, nll, strict=True)]
+
+
+def line_to(lr, best, floor, steps=STEPS):
+    """The NLLs of a run that falls from 3 to floor + (ln(lr / best))^2 / 10 on a straight line."""
+    end = floor + math.log(lr / best) ** 2 / 10
+    return [3.0 + (end - 3.0) * step / steps[-1] for step in steps]
+
+
+def make_grid(arm, lrs, best, floor, seeds=(42,), steps=STEPS, shift=(0.0,) * 3, **columns):
+    """The runs of an arm with best rate `best` and NLL `floor` there, plus the seed's shift."""
+    runs = []
+    for seed, more in zip(seeds, shift):
+        for lr in lrs:
+            nll = line_to(lr, best, floor + more, steps)
+            runs.append(run_rows(arm, lr, nll, seed, steps, **columns))
+    return runs
+
+
+def full_grid(**kwargs):
+    return make_grid(FULL, FULL_LR, 2e-5, 1.0, SEEDS, **kwargs)
+
+
+def placement_grids(attention, mlp, everywhere=1.0):
+    """Five arms with these floors. Attention, r = 80 and MLP, r = 48 are of about the same size."""
+    runs = []
+    for targets, rank, floor, thousands in (
+            ("attention", 64, attention, 490), ("attention", 80, attention, 614),
+            ("mlp", 64, mlp, 811), ("mlp", 48, mlp, 608), ("all-linear", 64, everywhere, 1302)):
+        arm = ArmKey("lora", targets, rank, rank, 16)
+        runs += make_grid(arm, LORA_LR, 2e-4, floor, SEEDS, shift=SHIFT,
+                          trainable=1000 * thousands)
+    return runs
+
+
+def leaving_runs(arm, at, seed=42, best=2e-4):
+    """Three long runs. The one at `best` follows 3 - step / 150 until step `at` and then stays."""
+    runs = []
+    for lr in (best / 2, best, 2 * best):
+        worse = 0.0 if lr == best else 0.5
+        nll = [3.0] + [3 - min(step, at) / 150 + worse for step in LONGER[1:]]
+        runs.append(run_rows(arm, lr, nll, seed, LONGER))
+    return runs
+
+
+def write_csv(folder, *runs):
+    """One file per run -> the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, run in enumerate(runs):
+        write_rows(folder / f"{i}.csv", run)
+    return folder
+
+
+def sweep_of(folder, *runs):
+    """The one sweep that the runs make."""
+    sweep, = group_runs(read_runs(write_csv(folder, *runs)))
+    return sweep
+
+
+def pairs_of(folder, *runs):
+    """The (usual, long) sweeps of the runs."""
+    return select_sweeps(group_runs(read_runs(write_csv(folder, *runs))))
+
+
+def find_arm(sweep, key):
+    """The arm of the sweep that was made from the runs of `key`."""
+    if key.method == "full":
+        key = key._replace(rank="", alpha="")
+    arm, = (arm for arm in sweep.arms
+            if (arm.method, arm.targets, arm.rank, arm.alpha, arm.batch) == tuple(key))
+    return arm
