@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import export
+import train
 from engine import base_of
 from lora import apply_lora, load_adapter, lora_layers, save_adapter
 from model import Transformer
 from plumbing.files import NANO_BASE
 from quant import quantize_model
+from settings import parse
 from tokenizer import Tokenizer
 
 
@@ -128,6 +130,15 @@ def test_an_adapter_of_nano_finds_nano_in_any_clone(named, tmp_path, capsys):
     torch.testing.assert_close(logits(merged, ids), expected, atol=1e-3, rtol=0)
     theirs = in_peft(NANO_BASE, tmp_path / "adapter", torch.float32)
     torch.testing.assert_close(logits(theirs, ids), expected, atol=1e-3, rtol=0)
+
+
+def test_a_run_on_nano_names_nano_and_no_folder(chat, tmp_path, capsys):
+    argv = ["--data", chat, "--out", tmp_path / "run", "--max_steps", 1, "--rank", 1]
+    train.train(parse([str(a) for a in argv]))
+    config = json.loads((tmp_path / "run/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "nano"
+    run(capsys, "--adapter", tmp_path / "run", "--out", tmp_path / "merged")
+    assert (tmp_path / "merged/config.json").is_file()
 
 
 MISTAKES = {
