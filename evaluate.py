@@ -172,7 +172,11 @@ def answer_questions(model, tokenizer, task: Task, questions: list[Question],
                for question in todo}
     todo.sort(key=lambda question: len(prompts[question.index]), reverse=True)
     if todo:
-        check_room(model, todo[0], prompts[todo[0].index], settings.max_new_tokens)
+        longest = len(prompts[todo[0].index])
+        room = room_for_prompt(model, settings.max_new_tokens)
+        if longest > room:
+            raise UserError(f"test sample {todo[0].index + 1} takes {longest} tokens, and next to "
+                            f"--max_new_tokens the model has room for {room}")
     with (open(out, "a", encoding="utf-8", errors="backslashreplace") as file,
           tqdm(total=len(questions), initial=len(rows), unit="answer", disable=None,
                dynamic_ncols=True) as bar):
@@ -192,14 +196,6 @@ def answer_questions(model, tokenizer, task: Task, questions: list[Question],
             if "correct" in new[0]:
                 right = sum(row["correct"] for row in rows.values())
                 bar.set_postfix_str(f"{right / len(rows):.1%} right")
-
-
-def check_room(model, question: Question, prompt: list[int], max_new_tokens: int):
-    """Raise UserError if the longest prompt and an answer exceed the model's context."""
-    room = room_for_prompt(model, max_new_tokens)
-    if len(prompt) > room:
-        raise UserError(f"test sample {question.index + 1} takes {len(prompt)} tokens, and next to "
-                        f"--max_new_tokens the model has room for {room}")
 
 
 def answer_batch(model, tokenizer, task: Task, questions: list[Question],
@@ -328,11 +324,12 @@ def run_evaluation(settings: Settings) -> dict:
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     out = Path(settings.out or f"out/eval_{digest[:10]}.jsonl")
 
+    path = out.with_suffix(".json")
+
     # ----- what has been done already -----
     result = read_earlier_result(out, identity)
     if result["finished"]:
-        print(f"{out.with_suffix('.json')} holds this evaluation, finished; delete it and "
-              f"{out.name} to make it again")
+        print(f"{path} holds this evaluation, finished; delete it and {out.name} to make it again")
         return result
     rows = read_answers(out)
 
@@ -348,7 +345,7 @@ def run_evaluation(settings: Settings) -> dict:
                 folder / "test.jsonl", tokenizer, settings.max_length)
             batches = dataset.micro_batches(samples[:settings.limit], settings.batch)
             result["test_nll"] = mean_nll(model, batches)
-            write_result(result, out)
+            write_json(path, result)
         if task.metric:
             answer_questions(model, tokenizer, task, questions, rows, out, settings)
             in_order = [rows[question.index] for question in questions]
@@ -360,7 +357,7 @@ def run_evaluation(settings: Settings) -> dict:
         raise KeyboardInterrupt(f"stopped with {len(rows)} of {len(questions)} answers; the same "
                                 "command continues") from None
     result["finished"] = True
-    write_result(result, out)
+    write_json(path, result)
     return result
 
 
@@ -437,10 +434,6 @@ def read_answers(path: Path) -> dict[int, dict]:
         with replacing(path) as part:
             part.write_bytes(whole)
     return rows
-
-
-def write_result(result: dict, out: Path):
-    write_json(out.with_suffix(".json"), result)
 
 
 def describe_weights(model: str, adapter: str | None) -> dict:

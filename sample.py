@@ -18,7 +18,6 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +33,11 @@ from engine import (
     stream_answer,
 )
 from lora import read_adapter, set_adapter
-from model import Transformer
 from plumbing.cli import check_ranges, flag, parse_flags, run_command
 from plumbing.device import DTYPES
 from plumbing.errors import UserError, errors_in_one_line, interruption
 from plumbing.files import NANO_BASE, replacing, resolve
 from plumbing.text import escape_markdown, replace_control, terminal_table, wrap_text
-from tokenizer import Tokenizer
 
 CHAT_HELP = """/reset          forget the conversation
 /adapter NAME   answer with this adapter, one of: {}
@@ -135,7 +132,7 @@ def check_sampling(settings: Settings):
 
 # ----- how tokens are chosen ----------------------------------------------------------------------
 
-def seed_generation(settings: Settings, model: Transformer) -> dict:
+def seed_generation(settings: Settings, model) -> dict:
     """The keyword arguments of model.generate and model.stream. Each call starts the seed again.
 
     From the last hidden state come the logits z, one per token of the vocabulary. Then
@@ -159,6 +156,10 @@ def seed_generation(settings: Settings, model: Transformer) -> dict:
 
 def run_chat(model, tokenizer, adapters: dict, system: list[dict], how: dict, merge: bool):
     """A turn per line until the input ends. `model` carries the first of `adapters`.
+
+    A model remembers nothing. The conversation is the list `messages`, and for every turn the model
+    reads it from the beginning: the system's message, all questions and all answers so far,
+    whichever adapter gave them.
 
     At a terminal Ctrl-C stops the current answer. What was said of it counts as said.
     """
@@ -214,7 +215,8 @@ def switch_adapter(model, adapters: dict, name: str, active: str, merge: bool) -
 def answer_turn(model, tokenizer, messages: list[dict], question: str, how: dict):
     """Print the answer to `question`, and append both to `messages`.
 
-    If the context is full, the oldest turns are taken out of `messages`.
+    The prompt and the longest answer must fit into the model's context (max_position_embeddings).
+    If they do not, the oldest turns are taken out of `messages`. The system's message stays.
     """
     asked = [*messages, {"role": "user", "content": question}]
     prompt = fit_prompt(asked, tokenizer, room_for_prompt(model, how["max_new_tokens"]))
@@ -249,7 +251,8 @@ def print_note(text: str):
 def compare_models(settings: Settings, model, tokenizer, adapters: dict, system: list[dict]):
     """Print a table for each question: the answers of the base, of each adapter and of --against.
 
-    Each model answers all questions before the next one is loaded.
+    Each side answers all questions before the next one is loaded. With --temperature each begins
+    with the same seed.
     """
     answers = {}
     if settings.data:
@@ -272,9 +275,11 @@ def compare_models(settings: Settings, model, tokenizer, adapters: dict, system:
             part.write_text(format_comparison(settings, questions, answers), encoding="utf-8")
 
 
-def open_sides(settings: Settings, model, tokenizer, adapters: dict
-               ) -> Iterator[tuple[str, Transformer, Tokenizer]]:
-    """Yield (name, model, tokenizer): the base, then with each adapter, then other models."""
+def open_sides(settings: Settings, model, tokenizer, adapters: dict):
+    """Yield (name, model, tokenizer): the base, then with each adapter, then other models.
+
+    The base is loaded once and its adapters take turns, so three adapters need the memory of one.
+    """
     for name, adapter in ({"base": None} | adapters).items():
         yield name, set_adapter(model, adapter, merge=not settings.nf4), tokenizer
     for name, folder in settings.against.items():
@@ -283,7 +288,11 @@ def open_sides(settings: Settings, model, tokenizer, adapters: dict
 
 def answer_conversations(model, tokenizer, conversations: list[list[dict]], how: dict
                          ) -> list[str]:
-    """The answers to conversations that end in a question, a batch at a time."""
+    """The answers to conversations that end in a question, a batch at a time.
+
+    A batch takes hardly longer than one answer: for each token all weights are read from memory,
+    and they are read once for the whole batch.
+    """
     room = room_for_prompt(model, how["max_new_tokens"])
     prompts = [fit_prompt([*messages], tokenizer, room) for messages in conversations]
     answers = []
