@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import REPO
 from csv_runs import (FULL, FULL_LR, LONGER, LORA_LR, R1, R64, SEEDS, SHIFT, STEPS, ArmKey,
                       find_arm, full_grid, leaving_runs, make_grid, pairs_of,
                       placement_grids, run_rows, sweep_of, write_csv)
@@ -10,6 +11,8 @@ from csv_runs import (FULL, FULL_LR, LONGER, LORA_LR, R1, R64, SEEDS, SHIFT, STE
 import verdicts
 from plumbing.errors import UserError
 from verdicts import Claim, judge_claim
+
+RESULTS = REPO / "results"
 
 
 # ----- reading ------------------------------------------------------------------------------------
@@ -309,6 +312,13 @@ def test_claim_on_capacity_and_the_step_at_which_a_rank_leaves(tmp_path, low, hi
     assert long.leaving_steps(find_arm(long, R64)).tolist() == [min(high + 20, 300)] * 3
 
 
+@pytest.mark.parametrize(("at", "leaves"), [(112, 120), (116, 140)])
+def test_a_rank_leaves_where_it_is_two_percent_of_the_gain_behind(tmp_path, at, leaves):
+    """At step 120 it is (120 - at) / 150 behind: 0.053 or 0.027, where 2 % of 2 nats are 0.04."""
+    sweep = sweep_of(tmp_path, *leaving_runs(FULL, 300), *leaving_runs(R1, at))
+    assert sweep.leaving_steps(find_arm(sweep, R1)).tolist() == [leaves]
+
+
 def test_claims_that_cannot_be_asked(tmp_path):
     """Nobody can say whether a single rank is high, and there is no share of no gain."""
     r64 = make_grid(R64, LORA_LR, 2e-4, 1.0, SEEDS, shift=SHIFT)
@@ -349,13 +359,17 @@ def test_arms_at_the_edge_are_named_in_each_of_their_claims(tmp_path):
 
 # ----- the table ----------------------------------------------------------------------------------
 
+def split_row(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def test_the_table_has_every_arm_and_every_claim(tmp_path):
     (sweep, long), = pairs_of(
         tmp_path, *full_grid(), *make_grid(R64, LORA_LR, 2e-4, 1.01, SEEDS, shift=SHIFT),
         *make_grid(R1, LORA_LR, 8e-4, 1.3, SEEDS))
     lines = verdicts.verdict_table(sweep, long).splitlines()
     assert lines[0] == "## nano on nano, batch 16, 45 runs, 3 seeds"
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    rows = [split_row(line) for line in lines]
     full, r1, r64 = (row for row in rows if row[0] in ("full", "r = 1", "r = 64"))
     assert full == ["full", "16", "1k", "5", "0 of 15", "2.0e-05", "2.0e-05", "1.0000 ± 0.0000",
                     "", ""]
@@ -366,3 +380,18 @@ def test_the_table_has_every_arm_and_every_claim(tmp_path):
                    "+0.0110 ± 0.0020", "10"]
     words = [row[3] for row in rows[-4:]]
     assert words == ["*supported*", "*undecided*", "*undecided*", "*supported*"]
+
+
+@pytest.mark.parametrize(("name", "n_rows"), [("findings_nano", 30), ("findings_smollm2", 5)])
+def test_the_tables_in_results_are_what_their_rows_give(name, n_rows):
+    """The pages may leave out columns and claims, but no number in their tables may differ."""
+    pairs = verdicts.select_sweeps(verdicts.group_runs(verdicts.read_runs(RESULTS / name)))
+    computed = [split_row(line) for pair in pairs
+                for line in verdicts.verdict_table(*pair).splitlines()]
+    page = (RESULTS / f"{name}.md").read_text(encoding="utf-8").splitlines()
+    first_cells = {cells[0] for cells in computed if len(cells) > 1} - {"arm", "claim"}
+    rows = [split_row(line) for line in page]
+    rows = [cells for cells in rows if len(cells) > 1 and cells[0] in first_cells]
+    assert len(rows) == n_rows
+    for cells in rows:
+        assert any(set(cells) <= set(other) for other in computed), cells
