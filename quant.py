@@ -102,11 +102,8 @@ def multiply_blocks(values, absmax, block_size):
 
 
 def find_nearest(x, code):
-    """The index (uint8) of the value in code (ascending) nearest to each x; ties go to the lower.
-
-    A binary search among the middles between neighbours. All distances would be len(code) tensors.
-    """
-    middles = (code[:-1] + code[1:]) / 2
+    """The index (uint8) of code's value nearest to each x; code ascends, a tie goes to the lower."""
+    middles = (code[:-1] + code[1:]) / 2        # binary search: no tensor of all distances
     return torch.bucketize(x, middles, out_int32=True).to(torch.uint8)
 
 
@@ -186,8 +183,7 @@ def derive_nf4():
     return values / values.abs().max()
 
 
-# The values that every implementation shares. They were computed as above, once and in lower
-# precision; derive_nf4 agrees to 2e-7.
+# What every implementation uses: the above, computed once in lower precision (2e-7 off).
 NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -239,7 +235,7 @@ def nf4_pairs(device):
 
     The byte 0x9F holds code 9 and, in its lower half, code 15. nf4_pairs[0x9F] is the float32
     NF4[9] = 0.1609 and behind it the float32 NF4[15] = 1.0. So m bytes look up (m,) int64, and the
-    same memory read as float32 is (2 m,), the weights in order. One fetch for two weights is four
+    same memory read as float32 is (2 m,), the weights in order. One fetch for two weights is three
     times as fast as taking the halves of each byte apart.
     """
     code = torch.tensor(NF4, device=device)
@@ -346,12 +342,9 @@ def quantize_model(model: nn.Module, block_size=64, double_quant=True) -> nn.Mod
 
 
 def quantize_layer(model: nn.Module, name: str, block_size=64, double_quant=True):
-    """Make the module `name` an NF4Linear if it is an nn.Linear with weights and not lm_head.
-
-    The model itself, "", is left too: it has no parent that could hold another one.
-    """
+    """Make the module `name` an NF4Linear if it is an nn.Linear with weights and not lm_head."""
     layer = model.get_submodule(name)
-    if not name or not isinstance(layer, nn.Linear):
+    if not name or not isinstance(layer, nn.Linear):        # "" is the model, which has no parent
         return
     if layer.weight.is_meta or "lm_head" in name.split("."):
         return
