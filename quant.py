@@ -102,7 +102,7 @@ def multiply_blocks(values, absmax, block_size):
 
 
 def find_nearest(x, code):
-    """The index (uint8) of code's value nearest to each x; code ascends, a tie goes to the lower."""
+    """uint8: which value of code (ascending) is nearest to each x; a tie goes to the lower."""
     middles = (code[:-1] + code[1:]) / 2        # binary search: no tensor of all distances
     return torch.bucketize(x, middles, out_int32=True).to(torch.uint8)
 
