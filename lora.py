@@ -31,7 +31,8 @@ s does about it, as best rates measured on nano (results/findings_nano.md):
     alpha = 32  s = 32 / r                  2.0e-4      3.1e-4      4.6e-4      as r^(+1/5)
 
 So a rate belongs to a rank and an alpha. alpha = r is the default here; with it, 2e-4 is a rate for
-r near 64, and lower ranks want more. With alpha fixed, one rate serves many ranks fairly well.
+r near 64, and lower ranks want more. With alpha fixed, the best rates of r = 1 and r = 64 are only
+2.3 times apart, instead of 16, and one rate serves them all fairly well.
 
 This file works on any torch module. It knows no decoder, no tokenizer and no quantizer: what it
 wraps is any layer that computes W x and has in_features and out_features.
@@ -127,11 +128,12 @@ class LoRALinear(nn.Module):
 def scaling_factor(rank: int, alpha: float, rslora: bool) -> float:
     """s = alpha / r, or alpha / sqrt(r) in rsLoRA (arXiv 2312.03732).
 
-    Why the root? A step of gradient descent from B = 0 is dB = -lr s dy u^T. At the next token,
-    with its own u', it changes h by s dB u' = -lr s^2 (u . u') dy. The product u . u' is a sum of r
-    terms, and as A is random it grows as r. So s = alpha / r shrinks the change as 1 / r, and
-    s = alpha / sqrt(r) keeps its size. Adam divides by the gradient's size, and with it one s:
-    there the change grows as s r or, if the terms have mixed signs, as s sqrt(r).
+    Why the root? A step of gradient descent from B = 0 is dB = -lr s dy u^T. For another input x',
+    with u' = A x', it changes h by s dB u' = -lr s^2 (u . u') dy. Here u . u' is a sum of r terms,
+    about r (x . x') / (3 in) while A is as it started. So the change grows as s^2 r: with
+    s = alpha / r it shrinks as 1 / r, and with s = alpha / sqrt(r) it keeps its size. Adam divides
+    the gradient's size out, and one s with it. There the change grows as s r if all terms have one
+    sign, and as s sqrt(r) if their signs are mixed. The rates above were measured with Adam.
     """
     return alpha / math.sqrt(rank) if rslora else alpha / rank
 
@@ -236,6 +238,7 @@ def refuse_unwrappable(module: nn.Module, names):
 
 
 def unwrapped(layer: nn.Module) -> nn.Module:
+    """The layer itself, or what a LoRALinear holds: the base, or the merged layer."""
     return layer.base if isinstance(layer, LoRALinear) else layer
 
 
@@ -245,9 +248,9 @@ def unwrapped(layer: nn.Module) -> nn.Module:
 def merge_lora(module: nn.Module):
     """W <- W + s B A. A token then costs what it costs the base: one product instead of three.
 
-    The sum is taken in float32 and rounded once to W's dtype. Subtracting B A again would not give
-    back the bits that this rounding took, so each layer keeps its base for `unmerge_lora`. While
-    merged, the wrapped layers need their memory twice.
+    Merging itself costs one product (out, r) (r, in) per layer. The sum is taken in float32 and
+    rounded once to W's dtype. Subtracting B A again would not give back the bits that this rounding
+    took, so each layer keeps its base for `unmerge_lora`: until then it takes its memory twice.
 
     A base in four bits is dequantized for the sum and stays so: rounding to four bits again would
     lose most of B A. A warning says that it happens. Merging is never a side effect of .eval().
@@ -381,14 +384,7 @@ def save_adapter(module: nn.Module, folder, base_model: str = ""):
     folder = make_folder(folder)
     with replacing(folder / "adapter_model.safetensors") as part:
         save_file(tensors, part, metadata={"format": "pt"})
-        written = read_tensors(part)
-        if shapes_of(written) != shapes_of(tensors):
-            raise OSError(f"{part} does not hold what was written to it; is the disk full?")
     write_json(folder / "adapter_config.json", peft_config(module, layers, base_model))
-
-
-def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def peft_config(module: nn.Module, layers: dict[str, LoRALinear], base_model: str) -> dict:
@@ -432,9 +428,8 @@ def read_adapter(folder, module: nn.Module | None = None) -> dict[str, Factors]:
     config = read_json(folder / "adapter_config.json")
     tensors = read_tensors(folder / "adapter_model.safetensors")
     refuse_relatives(config, folder)
-    before_A, after_A = peft_name("|", "A").split("|")
-    names = [key.removeprefix(before_A).removesuffix(after_A)
-             for key in tensors if key.endswith(after_A)]
+    names = [key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+             for key in tensors if key.endswith(".lora_A.weight")]
     expected = {peft_name(name, factor) for name in names for factor in "AB"}
     if not names or set(tensors) != expected:
         raise UserError(f"{folder}: the adapter's tensors are not pairs of A and B of linear "
