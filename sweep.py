@@ -168,7 +168,7 @@ def combine_values(arm: dict) -> list[dict]:
     return [dict(zip(arm, values, strict=True)) for values in itertools.product(*choices)]
 
 
-def read_model_config(model: str) -> ModelConfig:
+def fetch_model_config(model: str) -> ModelConfig:
     """What config.json says. Of a hub repository nothing else is fetched."""
     return ModelConfig.from_hf(read_json(resolve(model, ["config.json"]) / "config.json"))
 
@@ -180,7 +180,7 @@ def match_ranks(model: str, attention: list[int], mlp: list[int]) -> dict[str, i
     Qwen2.5-0.5B: r = 96 on attention has 12,976,128 and r = 32 on the MLP 13,271,040.
     """
     with torch.device("meta"):          # shapes alone, no memory: the weights are not read
-        decoder = Transformer(read_model_config(model))
+        decoder = Transformer(fetch_model_config(model))
 
     def rank1_size(targets: str) -> int:
         layers = [decoder.get_submodule(name) for name in find_targets(decoder, targets)]
@@ -466,7 +466,7 @@ def sweep(argv=None) -> int:
     rank, world = rank_and_world()
     if common.device in ("auto", "cuda"):
         take_gpu(rank)                      # from here on "cuda" is this rank's own GPU
-    read_model_config(common.model)         # a model that is missing shows here, also in a dry run
+    fetch_model_config(common.model)         # a model that is missing shows here, also in a dry run
     runs = distinct_runs(args.sweeps, args.preset, common, args.seeds)
     first = next(iter(runs.values()))
     jobs = args.jobs or (default_jobs(first) if world == 1 else 1)

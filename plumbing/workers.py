@@ -136,13 +136,13 @@ class Pool:
         return Worker(number, process, ours)
 
     def send(self, job):
-        """Give `job` to an idle process."""
+        """Give `job` to an idle process, or to a new one in the place of one that has died."""
         worker = self.idle.pop()
         while True:
             try:
                 worker.connection.send(job)
                 break
-            except ConnectionError:         # it was killed while it waited
+            except ConnectionError:         # killed in its last job, or while it waited
                 worker = self.hire(worker.number)
         self.at_work[worker.connection] = worker, job
 
@@ -155,7 +155,6 @@ class Pool:
             except (EOFError, ConnectionError):
                 worker.process.join()
                 answer = f"its process died (exit code {worker.process.exitcode})"
-                worker = self.hire(worker.number)
             self.idle.append(worker)
             yield job, answer
 
