@@ -16,14 +16,13 @@ edge of the grid has no triangle. A cross near the top marks a rate at which a r
 """
 import itertools
 import math
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from plumbing.cli import make_parser, run_command
 from plumbing.errors import UserError, errors_in_one_line
-from verdicts import (MARGIN, Arm, Sweep, count_noun, drop_nan, find_best_rate, format_parameters,
+from verdicts import (MARGIN, Arm, Sweep, count_noun, find_best_rate, format_parameters,
                       format_rate_multiple, format_rates, group_runs, read_runs, select_sweeps,
                       verdict_table)
 
@@ -61,15 +60,14 @@ def style_of(arm: Arm, name: str = "", **more) -> dict:
     elif arm.targets in PLACES:
         style |= {"color": PLACES[arm.targets], "marker": "p"}
     else:
-        color, marker = RANKS[arm.higher_ranks % len(RANKS)]
-        style |= {"color": color, "marker": marker}
+        style["color"], style["marker"] = RANKS[arm.higher_ranks % len(RANKS)]
     return style | more
 
 
 # ----- what the figures are made of ---------------------------------------------------------------
 
-def new_figure(head: str, sweep: Sweep, arms: Iterable[Arm], panels: int = 2):
-    """-> the figure and its axes, one for each panel."""
+def new_figure(head: str, sweep: Sweep, arms, panels=2):
+    """-> the figure and its axes, one for each panel. The title counts the runs of `arms`."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(12.5, 6))
     title = f"{head}: {sweep.describe(arms)}"
@@ -131,8 +129,8 @@ def curves_figure(head: str, sweep: Sweep, arms: list[Arm], choose_style=style_o
         right.set_axis_off()
         return figure
     for arm in arms:
-        gap = (arm.curves - full.curves)[:, 1:]
-        draw_curve(right, sweep.steps[1:], gap, **styles[arm] | {"label": None})
+        style = styles[arm] | {"label": None}       # the legend has it from the left panel
+        draw_curve(right, sweep.steps[1:], (arm.curves - full.curves)[:, 1:], **style)
     margin = MARGIN * sweep.full_gain()
     right.axhspan(-margin, margin, color=BLACK, alpha=0.08, linewidth=0)
     finish_gap_axis(right, xlabel="steps", xticks=left.get_xticks(),
@@ -142,12 +140,15 @@ def curves_figure(head: str, sweep: Sweep, arms: list[Arm], choose_style=style_o
 
 def rates_figure(head: str, sweep: Sweep, panels: dict[str, list[Arm]]):
     """NLL after the last step against the learning rate, a panel for each {title: arms}."""
-    full = [sweep.full_arm()] if sweep.full_arm() else []
-    figure, axes = new_figure(head, sweep, set(full).union(*panels.values()), len(panels))
+    full = sweep.full_arm()
+    if full:
+        panels = {title: [full, *arms] for title, arms in panels.items()}
+    shown = {arm for arms in panels.values() for arm in arms}       # an arm may be in both panels
+    figure, axes = new_figure(head, sweep, shown, len(panels))
     for ax, (title, arms) in zip(axes, panels.items()):
         ax.sharey(axes[0])
-        for i, arm in enumerate(full + arms):
-            draw_rates(ax, arm, sweep.full_arm(), cross_height=0.97 - 0.035 * i)
+        for i, arm in enumerate(arms):
+            draw_rates(ax, arm, full, cross_height=0.97 - 0.035 * i)
         scale_nll_axis(ax, f"test NLL after {sweep.steps[-1]:g} steps, nats a token")
         ax.set(xscale="log", title=title, xlabel="learning rate (ring: the lowest; cross: diverged;"
                "\ntriangles: each seed's best by a parabola, and in the legend their mean)")
@@ -255,7 +256,7 @@ def plot_capacity(sweep: Sweep):
     figure = curves_figure("Capacity", sweep, arms)
     right, lines = figure.axes[1], []
     for arm in arms:
-        step = drop_nan(sweep.leaving_steps(arm)).mean()
+        step = np.nanmean(sweep.leaving_steps(arm))
         if step < sweep.steps[-1]:
             lines.append(right.axvline(step, color=style_of(arm)["color"], linestyle=":",
                                        label=f"{arm} leaves at step {step:.0f}"))
@@ -268,10 +269,11 @@ FIGURES = {"finding1": plot_rank, "finding2": plot_rates, "finding3": plot_batch
            "finding4": plot_placement, "alpha": plot_alpha, "capacity": plot_capacity}
 
 
-def draw_figures(sweep: Sweep, long: Sweep | None, out: Path, prefix: str) -> Iterator[Path]:
+def draw_figures(sweep: Sweep, long: Sweep | None, out: Path, prefix: str) -> list[Path]:
     """Save every figure that the runs allow as PNG and SVG -> the PNGs' paths."""
     import matplotlib
     out.mkdir(parents=True, exist_ok=True)
+    paths = []
     for name, plot_finding in FIGURES.items():
         runs = long if name == "capacity" else sweep
         with matplotlib.rc_context(STYLE):
@@ -280,7 +282,8 @@ def draw_figures(sweep: Sweep, long: Sweep | None, out: Path, prefix: str) -> It
                 path = out / f"{prefix}{name}.png"
                 figure.savefig(path, dpi=130)
                 figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-                yield path
+                paths.append(path)
+    return paths
 
 
 # ----- the command --------------------------------------------------------------------------------
@@ -301,11 +304,12 @@ def main(argv=None):
             prefix = ""
             if len(pairs) > 1:
                 prefix = f"{Path(sweep.model).name}_{Path(sweep.data).name}_"
-            paths = list(draw_figures(sweep, long, args.out or args.folder, prefix))
+            paths = draw_figures(sweep, long, args.out or args.folder, prefix)
             if not paths:
                 raise UserError(f"{args.folder} has runs of {sweep.model} on {sweep.data}, but "
                                 "none that make one of the figures")
-            print("\n".join(f"{path} (and .svg)" for path in paths))
+            for path in paths:
+                print(f"{path} (and .svg)")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ The claims are those of "LoRA Without Regret" (Schulman et al., 2025); see "the 
 import math
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -142,11 +143,12 @@ class Arm:
     def __str__(self):
         if self.method == "full":
             return "full"
-        parts = [f"r = {self.rank:g}"]
-        if self.targets != "all-linear":
-            parts.insert(0, self.targets)
+        parts = []
         if self.method != "lora":
-            parts.insert(0, self.method)
+            parts.append(self.method)
+        if self.targets != "all-linear":
+            parts.append(self.targets)
+        parts.append(f"r = {self.rank:g}")
         if self.alpha != self.rank:
             parts.append(f"alpha = {self.alpha:g}")
         return ", ".join(parts)
@@ -208,10 +210,8 @@ class Sweep:
     def full_arm(self, batch: float | None = None) -> Arm | None:
         """Full fine-tuning at `batch`, or at the most common batch size."""
         batch = batch or self.batch
-        for arm in self.arms:
-            if arm.method == "full" and arm.batch == batch:
-                return arm
-        return None
+        arms = (arm for arm in self.arms if arm.method == "full" and arm.batch == batch)
+        return next(arms, None)
 
     def lora_arms(self, targets="all-linear", alpha: float | None = None,
                   batch: float | None = None) -> list[Arm]:
@@ -247,17 +247,15 @@ class Sweep:
         If two ranks were, it is the higher. Only rates that were run at all batches are kept,
         because a batch at which more rates were tried would look better.
         """
-        by_rank = defaultdict(dict)         # rank -> batch -> (LoRA, full fine-tuning)
-        for batch in sorted({arm.batch for arm in self.arms}):
-            full = self.full_arm(batch)
-            for lora in self.lora_arms(batch=batch):
-                if full:
-                    by_rank[lora.rank][batch] = (lora, full)
-        if not by_rank:
+        batches = sorted({arm.batch for arm in self.arms if arm.method == "full"})
+        loras = [arm for batch in batches for arm in self.lora_arms(batch=batch)]
+        if not loras:
             return {}
-        rank = max(by_rank, key=lambda rank: (len(by_rank[rank]), rank))
-        loras, fulls = zip(*by_rank[rank].values())
-        return dict(zip(by_rank[rank], zip(keep_common_rates(loras), keep_common_rates(fulls))))
+        n_batches = Counter(arm.rank for arm in loras)
+        rank = max(n_batches, key=lambda rank: (n_batches[rank], rank))
+        loras = keep_common_rates([arm for arm in loras if arm.rank == rank])
+        fulls = keep_common_rates([self.full_arm(arm.batch) for arm in loras])
+        return {lora.batch: (lora, full) for lora, full in zip(loras, fulls)}
 
     def full_gain(self) -> float:
         """What full fine-tuning gains over the base, in nats, in its best seed.
@@ -293,11 +291,11 @@ class Sweep:
         return ", ".join(parts)
 
 
-def keep_common_rates(arms: tuple[Arm, ...]) -> list[Arm]:
+def keep_common_rates(arms: list[Arm]) -> list[Arm]:
     """The arms, each with only those rates that all of them have. Unchanged if there are none."""
     common = set.intersection(*(set(arm.lrs) for arm in arms))
     if not common:
-        return list(arms)
+        return arms
     kept = []
     for arm in arms:
         columns = [i for i, lr in enumerate(arm.lrs) if lr in common]
@@ -355,7 +353,7 @@ def refuse_other_test_sets(runs: list[list[dict]]):
                 "different folders")
 
 
-ARM_COLUMNS = ("method", "targets", "rank", "alpha", "batch_eff", "trainable")
+ARM_COLUMNS = ("method", "targets", "rank", "alpha", "batch_eff", "trainable")  # Arm's first fields
 
 
 def group_runs(runs: list[list[dict]]) -> list[Sweep]:
@@ -368,19 +366,20 @@ def group_runs(runs: list[list[dict]]) -> list[Sweep]:
     for rows in runs:
         first = rows[0]
         sweep = first["model"], first["data"], tuple(row["step"] for row in rows)
-        arm = tuple(first[column] for column in ARM_COLUMNS)
-        of_arm = tree[sweep][arm]
-        other = of_arm.setdefault((first["seed"], first["lr"]), rows)
-        if other is not rows:
+        runs_of_arm = tree[sweep][tuple(first[column] for column in ARM_COLUMNS)]
+        seed_and_rate = first["seed"], first["lr"]
+        if seed_and_rate in runs_of_arm:
+            other = runs_of_arm[seed_and_rate][0]
             raise UserError(
-                f"runs {other[0]['run']} and {first['run']} are alike in every column but differ "
-                "in other settings (--eval_samples, --dtype ...); put their files into different "
+                f"runs {other['run']} and {first['run']} are alike in every column but differ in "
+                "other settings (--eval_samples, --dtype ...); put their files into different "
                 "folders")
+        runs_of_arm[seed_and_rate] = rows
     ranks = {rows[0]["rank"] for rows in runs if rows[0]["targets"] == "all-linear"}
     sweeps = []
     for (model, data, steps), arms in tree.items():
-        seeds = sorted({seed for of_arm in arms.values() for seed, _ in of_arm})
-        arms = [make_arm(of_arm, seeds, ranks) for of_arm in arms.values()]
+        seeds = sorted({seed for runs_of_arm in arms.values() for seed, _ in runs_of_arm})
+        arms = [make_arm(runs_of_arm, seeds, ranks) for runs_of_arm in arms.values()]
         sweeps.append(Sweep(model, data, np.array(steps), arms))
     left_out = len(runs) - sum(sweep.n_runs for sweep in sweeps)
     if left_out:
@@ -396,14 +395,14 @@ def make_arm(runs: dict[tuple, list[dict]], seeds: list[int], ranks: set) -> Arm
     """
     grids = [sorted(lr for seed, lr in runs if seed == wanted) for wanted in seeds]
     lrs = max(grids, key=len)
-    first, *rest = next(iter(runs.values()))
-    nll = np.full((len(seeds), len(lrs), 1 + len(rest)), np.nan)
+    some_run = next(iter(runs.values()))
+    first = some_run[0]
+    nll = np.full((len(seeds), len(lrs), len(some_run)), np.nan)
     for s, seed in enumerate(seeds):
         if grids[s] == lrs:
             nll[s] = [nll_curve(runs[seed, lr]) for lr in lrs]
-    rank = first["rank"]
-    return Arm(first["method"], first["targets"], rank, first["alpha"], first["batch_eff"],
-               first["trainable"], sum(other > (rank or 0) for other in ranks), lrs, nll)
+    higher_ranks = sum(rank > (first["rank"] or 0) for rank in ranks)
+    return Arm(*(first[column] for column in ARM_COLUMNS), higher_ranks, lrs, nll)
 
 
 def nll_curve(rows: list[dict]) -> list[float]:
@@ -469,7 +468,7 @@ def arms_at_edge(*arms: Arm) -> list[str]:
     return [str(arm) for arm in arms if any(arm.best.edge)]
 
 
-def claim_gap(text: str, arm: Arm, other: Arm, interval=POSITIVE, gain=None) -> Claim:
+def claim_gap(text, arm: Arm, other: Arm, interval=POSITIVE, gain=None) -> Claim:
     """How far `arm` ends above `other`, in nats or as a share of `gain`."""
     quantity = f"{arm} above {other.place}"
     gap = arm.best.nll - other.best.nll
@@ -479,7 +478,7 @@ def claim_gap(text: str, arm: Arm, other: Arm, interval=POSITIVE, gain=None) -> 
     return Claim(text, quantity, gap, interval, arms_at_edge(arm, other))
 
 
-def claim_rate(text: str, arm: Arm, other: Arm, multiple: float) -> Claim:
+def claim_rate(text, arm: Arm, other: Arm, multiple: float) -> Claim:
     """The best rate of `arm` is about `multiple` times that of `other`."""
     low, high = (multiple * factor for factor in ABOUT)
     return Claim(f"{text} ({low:g} to {high:g})", f"rate of {arm} / rate of {other}",
@@ -496,24 +495,23 @@ def list_claims(sweep: Sweep, long: Sweep | None) -> list[Claim]:
     return claims
 
 
-def claim_ranks(sweep: Sweep) -> list[Claim]:
+def claim_ranks(sweep: Sweep) -> Iterator[Claim]:
     """Findings 1 and 2: how well each rank learns, and at which rate."""
     full, ranks, gain = sweep.full_arm(), sweep.lora_arms(), sweep.full_gain()
     if not full:
-        return []
-    claims = []
+        return
     if len(ranks) > 1:      # nobody can say whether a single rank is high or low
-        claims += [
-            claim_gap("a high rank learns as well as full fine-tuning: "
-                      f"at most {MARGIN:.0%} of the gain behind", ranks[-1], full, WITHIN, gain),
-            claim_gap(f"too low a rank falls behind: more than {MARGIN:.0%} of the gain",
-                      ranks[0], full, BEYOND, gain)]
+        yield claim_gap("a high rank learns as well as full fine-tuning: "
+                        f"at most {MARGIN:.0%} of the gain behind", ranks[-1], full, WITHIN, gain)
+        yield claim_gap(f"too low a rank falls behind: more than {MARGIN:.0%} of the gain",
+                        ranks[0], full, BEYOND, gain)
     multiple = lora_rate_multiple(sweep.steps[-1])
-    text = f"LoRA's best rate is about {multiple} times that of full fine-tuning"
-    return claims + [claim_rate(text, arm, full, multiple) for arm in ranks]
+    for arm in ranks:
+        yield claim_rate(f"LoRA's best rate is about {multiple} times that of full fine-tuning",
+                         arm, full, multiple)
 
 
-def claim_batch_sizes(sweep: Sweep) -> list[Claim]:
+def claim_batch_sizes(sweep: Sweep) -> Iterator[Claim]:
     """Finding 3: LoRA is said to lose more to full fine-tuning as the batch grows, at every rank.
 
     Schulman et al. see the reason in the product B A, not in its rank. Full fine-tuning takes its
@@ -528,42 +526,39 @@ def claim_batch_sizes(sweep: Sweep) -> list[Claim]:
     """
     pairs = sweep.pairs_by_batch()
     if len(pairs) < 2:
-        return []
+        return
     small, large = min(pairs), max(pairs)
     gaps, edges = {}, []
     for batch in (small, large):
         lora, full = pairs[batch]
         gaps[batch] = lora.best.nll - full.best.nll
         edges += [f"{arm}, batch {batch:g}" for arm in arms_at_edge(lora, full)]
-    return [Claim("LoRA loses more to full fine-tuning where the batch is large",
-                  f"{pairs[large][0]} above full at batch {large:g}, less that at {small:g}",
-                  gaps[large] - gaps[small], POSITIVE, edges)]
+    yield Claim("LoRA loses more to full fine-tuning where the batch is large",
+                f"{pairs[large][0]} above full at batch {large:g}, less that at {small:g}",
+                gaps[large] - gaps[small], POSITIVE, edges)
 
 
-def claim_placements(sweep: Sweep) -> list[Claim]:
+def claim_placements(sweep: Sweep) -> Iterator[Claim]:
     """Finding 4: which layers should have adapters.
 
     Two comparisons with attention alone, because at one rank the MLP also has more parameters.
     """
-    claims = []
     matched = sweep.matched_placements()
     if matched:
-        claims.append(claim_gap(
-            "attention alone is worse than the MLP alone, with as many parameters", *matched))
+        yield claim_gap(
+            "attention alone is worse than the MLP alone, with as many parameters", *matched)
     everywhere = {arm.rank: arm for arm in sweep.lora_arms()}
     for arm in sweep.lora_arms("attention"):
         if arm.rank in everywhere:
-            text = "attention alone is worse than all layers"
-            claims.append(claim_gap(text, arm, everywhere[arm.rank]))
+            yield claim_gap("attention alone is worse than all layers", arm, everywhere[arm.rank])
     for arm in sweep.lora_arms("mlp"):
         if arm.rank in everywhere:
-            text = ("the MLP alone does as well as all layers: "
-                    f"at most {MARGIN:.0%} of the gain behind")
-            claims.append(claim_gap(text, arm, everywhere[arm.rank], WITHIN, sweep.full_gain()))
-    return claims
+            yield claim_gap("the MLP alone does as well as all layers: "
+                            f"at most {MARGIN:.0%} of the gain behind",
+                            arm, everywhere[arm.rank], WITHIN, sweep.full_gain())
 
 
-def claim_alpha(sweep: Sweep) -> list[Claim]:
+def claim_alpha(sweep: Sweep) -> Iterator[Claim]:
     """B A is a sum of r outer products, and (alpha / r) B A is alpha times their mean.
 
     Adam moves each entry of B by about the learning rate, at any rank. So with alpha fixed the size
@@ -572,23 +567,23 @@ def claim_alpha(sweep: Sweep) -> list[Claim]:
     with alpha = 32.
     """
     arms = sweep.fixed_alpha_arms()
-    text = "with alpha fixed the best rate hardly depends on rank"
-    return [claim_rate(text, arms[-1], arms[0], 1)] if arms else []
+    if arms:
+        yield claim_rate("with alpha fixed the best rate hardly depends on rank", arms[-1], arms[0],
+                         multiple=1)
 
 
-def claim_capacity(long: Sweep) -> list[Claim]:
+def claim_capacity(long: Sweep) -> Iterator[Claim]:
     """A low rank is said to follow full fine-tuning at first, until its capacity is used up.
 
     Short runs do not get there, so this needs runs with more than LONG evaluations.
     """
     full, ranks = long.full_arm(), long.lora_arms()
-    if not full or len(ranks) < 2:
-        return []
-    low, high = ranks[0], ranks[-1]
-    return [Claim("the lower the rank, the earlier it leaves the curve of full fine-tuning",
-                  f"step at which {high} leaves it, less that of {low}",
-                  long.leaving_steps(high) - long.leaving_steps(low), POSITIVE,
-                  arms_at_edge(low, high, full))]
+    if full and len(ranks) > 1:
+        low, high = ranks[0], ranks[-1]
+        yield Claim("the lower the rank, the earlier it leaves the curve of full fine-tuning",
+                    f"step at which {high} leaves it, less that of {low}",
+                    long.leaving_steps(high) - long.leaving_steps(low), POSITIVE,
+                    arms_at_edge(low, high, full))
 
 
 # ----- the table ----------------------------------------------------------------------------------
@@ -605,9 +600,11 @@ def verdict_table(sweep: Sweep, long: Sweep | None = None) -> str:
         parts.append(arm_table(long))
     rows = []
     for claim in list_claims(sweep, long):
-        format_values = format_rates if claim.ratio else format_spread
         word, why = judge_claim(claim)
-        value = format_values(claim.values, ".3g" if claim.ratio else ".4g")
+        if claim.ratio:
+            value = format_rates(claim.values, ".3g")
+        else:
+            value = format_spread(claim.values, ".4g")
         rows.append((claim.text, claim.quantity, value, f"*{word}*", why))
     return "\n\n".join([*parts, markdown_table(CLAIM_HEADER, rows, left=5)])
 

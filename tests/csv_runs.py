@@ -1,20 +1,20 @@
-"""CSV files of sweeps made by hand, with known answers, for test_verdicts.py and test_plot.py."""
+"""Runs and CSV files made by hand, with known answers, for test_verdicts.py and test_plot.py."""
 import math
 from typing import NamedTuple
 
 from plumbing.records import write_rows
-from verdicts import group_runs, read_runs, select_sweeps
+from verdicts import group_runs, select_sweeps
 
 
 class ArmKey(NamedTuple):
     method: str
     targets: str
-    rank: float
+    rank: float         # "" for full fine-tuning, and so is alpha
     alpha: float
     batch: float
 
 
-FULL = ArmKey("full", "", -1, -1, 16)
+FULL = ArmKey("full", "", "", "", 16)
 R1 = ArmKey("lora", "all-linear", 1, 1, 16)
 R64 = ArmKey("lora", "all-linear", 64, 64, 16)
 STEPS = (0, 10, 20, 30)
@@ -29,8 +29,6 @@ def run_rows(arm, lr, nll, seed=42, steps=STEPS, **columns):
     row = {"model": "nano", "data": "nano", "method": arm.method, "targets": arm.targets,
            "lr": lr, "batch_eff": arm.batch, "seed": seed, "train_nll": "", "tokens": 0,
            "seconds": 1.0, "peak_gb": "", "trainable": 1000, "rank": arm.rank, "alpha": arm.alpha}
-    if arm.method == "full":
-        row |= {"rank": "", "alpha": ""}
     row |= columns
     row.setdefault("run", f"{row['model']}{row['data']}{arm}{lr}{seed}{len(steps)}")
     return [row | {"step": step, "test_nll": value}
@@ -87,21 +85,19 @@ def write_csv(folder, *runs):
     return folder
 
 
-def sweep_of(folder, *runs):
+def sweep_of(*runs):
     """The one sweep that the runs make."""
-    sweep, = group_runs(read_runs(write_csv(folder, *runs)))
+    sweep, = group_runs(runs)
     return sweep
 
 
-def pairs_of(folder, *runs):
+def pairs_of(*runs):
     """The (usual, long) sweeps of the runs."""
-    return select_sweeps(group_runs(read_runs(write_csv(folder, *runs))))
+    return select_sweeps(group_runs(runs))
 
 
 def find_arm(sweep, key):
     """The arm of the sweep that was made from the runs of `key`."""
-    if key.method == "full":
-        key = key._replace(rank="", alpha="")
     arm, = (arm for arm in sweep.arms
-            if (arm.method, arm.targets, arm.rank, arm.alpha, arm.batch) == tuple(key))
+            if (arm.method, arm.targets, arm.rank, arm.alpha, arm.batch) == key)
     return arm

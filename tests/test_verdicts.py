@@ -30,7 +30,7 @@ def test_one_file_or_many_are_the_same_and_other_csv_files_are_left_out(tmp_path
     assert "other.csv is left out" in capsys.readouterr().err
 
 
-def test_runs_with_other_test_sets_are_refused(tmp_path):
+def test_runs_with_other_test_sets_are_refused():
     """At step 0, 3.02 next to 3.00 is the rounding of another dtype, 3.04 is not.
 
     QLoRA has another base.
@@ -38,64 +38,63 @@ def test_runs_with_other_test_sets_are_refused(tmp_path):
     rest = [2.0, 1.5, 1.0]
     runs = [run_rows(FULL, 1e-5, [3.0, *rest], run="aaa"), run_rows(R1, 1e-4, [3.02, *rest]),
             run_rows(R1._replace(method="qlora"), 1e-4, [3.2, *rest])]
-    assert len(sweep_of(tmp_path / "a", *runs).arms) == 3
+    assert len(sweep_of(*runs).arms) == 3
     runs.append(run_rows(R64, 1e-4, [3.04, *rest], run="bbb"))
     with pytest.raises(UserError, match="runs aaa and bbb begin at test NLLs of 3.000 and 3.040"):
-        sweep_of(tmp_path / "b", *runs)
+        sweep_of(*runs)
 
 
-def test_only_seeds_that_have_all_rates_are_compared(tmp_path, capsys):
+def test_only_seeds_that_have_all_rates_are_compared(capsys):
     """A message names the number of runs that are left out."""
     runs = make_grid(R64, (1e-4, 2e-4, 4e-4), 2e-4, 1.0, seeds=SEEDS)
 
-    def kept_seeds(name, *runs):
-        arm = find_arm(sweep_of(tmp_path / name, *runs), R64)
+    def kept_seeds(*runs):
+        arm = find_arm(sweep_of(*runs), R64)
         assert (~np.isnan(arm.curves)).all(axis=1).tolist() == arm.has_seed.tolist()
         assert arm.n_runs == sum(arm.has_seed) * len(arm.lrs)
         return arm.has_seed.tolist(), capsys.readouterr().err.partition(" are")[0]
 
-    assert kept_seeds("a", *runs) == ([True, True, True], "")
-    assert kept_seeds("b", *runs[:-1]) == ([True, True, False], "2 runs")
-    assert kept_seeds("c", *runs[:2], *runs[4:5]) == ([True, False], "1 runs")
+    assert kept_seeds(*runs) == ([True, True, True], "")
+    assert kept_seeds(*runs[:-1]) == ([True, True, False], "2 runs")
+    assert kept_seeds(*runs[:2], *runs[4:5]) == ([True, False], "1 runs")
     # no seed has both rates: the first of those with the most is kept
-    assert kept_seeds("d", *runs[4:5], *runs[:1]) == ([True, False], "1 runs")
+    assert kept_seeds(*runs[4:5], *runs[:1]) == ([True, False], "1 runs")
 
 
-def test_the_long_runs_are_the_usual_ones_only_if_there_are_no_others(tmp_path):
+def test_the_long_runs_are_the_usual_ones_only_if_there_are_no_others():
     """Three usual runs and six long ones."""
     long = leaving_runs(R1, 100) + leaving_runs(R64, 300)
     usual = make_grid(R64, LORA_LR[:3], 1e-4, 1.0)
-    (first, second), = pairs_of(tmp_path / "a", *long, *usual)
+    (first, second), = pairs_of(*long, *usual)
     assert len(first.steps) == len(STEPS) and len(second.steps) == len(LONGER)
-    (first, second), = pairs_of(tmp_path / "b", *long)
+    (first, second), = pairs_of(*long)
     assert first is second and len(first.steps) == len(LONGER)
 
 
-def test_the_batch_of_a_sweep_is_the_most_common_one_and_the_smaller_of_two(tmp_path):
+def test_the_batch_of_a_sweep_is_the_most_common_one_and_the_smaller_of_two():
     runs = []
     for batch in (32, 8, 16):
         runs += make_grid(R64._replace(batch=batch), LORA_LR, 1e-4, 1.0)
-    assert sweep_of(tmp_path / "c", *runs).batch == 8
-    assert sweep_of(tmp_path / "d", *runs, *make_grid(R1, (1e-4,), 1e-4, 1.0)).batch == 16
+    assert sweep_of(*runs).batch == 8
+    assert sweep_of(*runs, *make_grid(R1, (1e-4,), 1e-4, 1.0)).batch == 16
 
 
-def test_runs_of_another_length_are_named(tmp_path, capsys):
+def test_runs_of_another_length_are_named(capsys):
     usual = make_grid(FULL, FULL_LR, 2e-5, 1.0)
     shorter = make_grid(R64, LORA_LR[:3], 1e-4, 1.0, steps=STEPS[:3])
-    pairs_of(tmp_path / "x", *usual)
+    pairs_of(*usual)
     assert capsys.readouterr().err == ""
-    (sweep, _), = pairs_of(tmp_path / "y", *usual, *shorter)
+    (sweep, _), = pairs_of(*usual, *shorter)
     assert sweep.n_runs == 5
     assert capsys.readouterr().err.startswith(f"3 runs of {STEPS[2]:g} steps are left out")
 
 
 # ----- best of sweep ------------------------------------------------------------------------------
 
-def test_best_of_sweep_is_the_lowest_at_each_step_separately(tmp_path):
+def test_best_of_sweep_is_the_lowest_at_each_step_separately():
     """Worked by hand. What follows a value above twice that of step 0 counts as diverged too."""
     sweep = sweep_of(
-        tmp_path / "a",
-        run_rows(R64, 1e-4, [3.0, 2.5, 2.0, 1.50]), run_rows(R64, 2e-4, [3.0, 2.2, 1.6, 1.4]),
+        run_rows(R64, 1e-4, [3.0, 2.5, 2.0, 1.5]), run_rows(R64, 2e-4, [3.0, 2.2, 1.6, 1.4]),
         run_rows(R64, 4e-4, [3.0, 1.9, 1.8, 1.7]), run_rows(R64, 8e-4, [3.0, 1.8, 6.5, math.nan]),
         run_rows(R64, 16e-4, [3.0, math.nan, math.nan, math.nan]),
         run_rows(R64, 32e-4, [3.0, 7.0, 0.5, 0.5]))
@@ -148,19 +147,16 @@ def test_without_a_curvature_above_rounding_the_best_is_the_middle_rate(nll):
 
 
 def test_a_curvature_above_rounding_counts():
-    assert verdicts.parabola_minimum([1, 2, 4], [1.5, 1.0, 1.5]) == pytest.approx(2)
     assert verdicts.parabola_minimum([1, 2, 4], [1.000001, 1.0, 1.000001]) == pytest.approx(2)
     assert verdicts.parabola_minimum([1, 2, 4], [1.000001, 1.0, 1.0]) == pytest.approx(8 ** 0.5)
-    assert 1 < verdicts.parabola_minimum([1, 2, 4], [1.1, 1.0, 1.5]) < 2
     with pytest.raises(AssertionError, match="not the lowest"):
         verdicts.parabola_minimum([1, 2, 4], [1.0, 1.2, 1.5])
 
 
-def test_differences_are_taken_within_a_seed(tmp_path):
+def test_differences_are_taken_within_a_seed():
     """In seed 43 full fine-tuning is worse by 0.5, and so is LoRA: their gap does not show that."""
     shift = (0.0, 0.5)
     sweep = sweep_of(
-        tmp_path / "a",
         *make_grid(FULL, (1e-5, 2e-5, 4e-5), 2e-5, 1.0, (42, 43), shift=shift),
         *make_grid(R64, (1e-4, 2e-4, 4e-4), 2e-4, 1.1, (43, 42), shift=shift[::-1]))
     full, r64 = sweep.full_arm(), find_arm(sweep, R64)
@@ -170,11 +166,11 @@ def test_differences_are_taken_within_a_seed(tmp_path):
         "2.0e-04", "2.0e-04", "1.3500 ± 0.5000", "+0.1000 ± 0.0000", "10"]
 
 
-def test_the_gain_is_that_of_full_fine_tuning_even_if_lora_gains_more(tmp_path):
+def test_the_gain_is_that_of_full_fine_tuning_even_if_lora_gains_more():
     full = make_grid(FULL, (1e-5,), 1e-5, 1.0)
-    assert sweep_of(tmp_path / "a", *full).full_gain() == 2.0
-    assert sweep_of(tmp_path / "b", *make_grid(R1, (1e-4,), 1e-4, 1.5)).full_gain() == 1.5
-    better = sweep_of(tmp_path / "c", *full, *make_grid(R1, (1e-4,), 1e-4, 0.5))
+    assert sweep_of(*full).full_gain() == 2.0
+    assert sweep_of(*make_grid(R1, (1e-4,), 1e-4, 1.5)).full_gain() == 1.5
+    better = sweep_of(*full, *make_grid(R1, (1e-4,), 1e-4, 0.5))
     assert better.full_gain() == 2.0
 
 
@@ -206,9 +202,9 @@ def test_ratios_are_judged_by_their_logarithm():
     assert judge_claim(claim)[0] == "undecided"
 
 
-def judged_claims(folder, *runs):
+def judged_claims(*runs):
     """{quantity: (verdict, why)} of the claims that hand-made runs allow."""
-    (sweep, long), = pairs_of(folder, *runs)
+    (sweep, long), = pairs_of(*runs)
     return {claim.quantity: judge_claim(claim) for claim in verdicts.list_claims(sweep, long)}
 
 
@@ -216,8 +212,8 @@ def judged_claims(folder, *runs):
     (1.01, SHIFT, "supported", "contradicted"),         # 0.01 of a gain of 2.0: well within 2 %
     (1.20, SHIFT, "contradicted", "supported"),
     (1.03, (0.0, 0.05, 0.01), "undecided", "undecided")])
-def test_claims_on_rank(tmp_path, floor, shift, high, low):
-    judged = judged_claims(tmp_path, *full_grid(),
+def test_claims_on_rank(floor, shift, high, low):
+    judged = judged_claims(*full_grid(),
                            *make_grid(R64, LORA_LR, 2e-4, floor, SEEDS, shift=shift),
                            *make_grid(R1, LORA_LR, 2e-4, floor, SEEDS, shift=shift))
     assert judged["r = 64 above full, share of the gain"][0] == high
@@ -228,7 +224,7 @@ def test_claims_on_rank(tmp_path, floor, shift, high, low):
     (2e-4, 30, "supported"), (1.4e-4, 30, "undecided"), (9e-5, 30, "contradicted"),
     (8e-4, 30, "undecided"), (2e-4, 100, "supported"), (1.4e-4, 100, "supported"),
     (9e-5, 100, "undecided"), (7.5e-5, 100, "contradicted")])
-def test_claim_on_the_ratio_of_rates(tmp_path, best, last, word):
+def test_claim_on_the_ratio_of_rates(best, last, word):
     """It must be about 15 in runs of less than 100 steps, else 10.
 
     Full fine-tuning is best at 2e-5. LoRA's best differs by 0, 10 and 20 % over the seeds; 8e-4 is
@@ -237,7 +233,7 @@ def test_claim_on_the_ratio_of_rates(tmp_path, best, last, word):
     lora = []
     for i, seed in enumerate(SEEDS):
         lora += make_grid(R64, LORA_LR, best * (1 + i / 10), 1.0, (seed,), (0, last))
-    judged = judged_claims(tmp_path, *full_grid(steps=(0, last)), *lora)
+    judged = judged_claims(*full_grid(steps=(0, last)), *lora)
     found, why = judged["rate of r = 64 / rate of full"]
     assert found == word
     assert ("edge" in why) == (best == 8e-4)
@@ -245,7 +241,7 @@ def test_claim_on_the_ratio_of_rates(tmp_path, best, last, word):
 
 @pytest.mark.parametrize(("small_gap", "large_gap", "word"), [
     (0.0, 0.1, "supported"), (0.1, 0.0, "contradicted"), (0.05, 0.0505, "undecided")])
-def test_claim_on_batch_size(tmp_path, small_gap, large_gap, word):
+def test_claim_on_batch_size(small_gap, large_gap, word):
     """A rate that was run at batch 16 alone is not used, and of two ranks the higher counts."""
     runs = [run_rows(R64, 1.6e-3, [3.0, 0.5, 0.5, 0.5], seed) for seed in SEEDS]    # lucky
     for batch, gap in ((8, small_gap), (16, 0.0), (32, large_gap)):
@@ -254,9 +250,9 @@ def test_claim_on_batch_size(tmp_path, small_gap, large_gap, word):
         runs += make_grid(full, FULL_LR, 2e-5, 1.0, SEEDS)
         runs += make_grid(lora, LORA_LR, 2e-4, 1.0 + gap, SEEDS, shift=shift)
         runs += make_grid(R1._replace(batch=batch), (2e-4,), 2e-4, 1.5)
-    judged = judged_claims(tmp_path / "a", *runs)
+    judged = judged_claims(*runs)
     assert judged["r = 64 above full at batch 32, less that at 8"][0] == word
-    pairs = sweep_of(tmp_path / "b", *runs).pairs_by_batch()
+    pairs = sweep_of(*runs).pairs_by_batch()
     assert list(pairs) == [8, 16, 32]
     lora, full = pairs[16]
     assert (str(lora), str(full), lora.batch, full.batch) == ("r = 64", "full", 16, 16)
@@ -267,8 +263,8 @@ def test_claim_on_batch_size(tmp_path, small_gap, large_gap, word):
 @pytest.mark.parametrize(("attention", "mlp", "words"), [
     (1.2, 1.0, ("supported", "supported", "supported")),
     (1.0, 1.2, ("contradicted", "undecided", "contradicted"))])
-def test_claims_on_placement(tmp_path, attention, mlp, words):
-    judged = judged_claims(tmp_path, *full_grid(), *placement_grids(attention, mlp))
+def test_claims_on_placement(attention, mlp, words):
+    judged = judged_claims(*full_grid(), *placement_grids(attention, mlp))
     quantities = ("attention, r = 80 above mlp, r = 48",
                   "attention, r = 64 above all layers, r = 64",
                   "mlp, r = 64 above all layers, r = 64, share of the gain")
@@ -276,36 +272,36 @@ def test_claims_on_placement(tmp_path, attention, mlp, words):
 
 
 @pytest.mark.parametrize(("trainable", "matched"), [(1090, ["attention", "mlp"]), (1120, [])])
-def test_matched_placements_differ_by_less_than_a_tenth(tmp_path, trainable, matched):
+def test_matched_placements_differ_by_less_than_a_tenth(trainable, matched):
     attention, mlp = ArmKey("lora", "attention", 80, 80, 16), ArmKey("lora", "mlp", 48, 48, 16)
-    sweep = sweep_of(tmp_path, *make_grid(attention, (1e-4,), 1e-4, 1.0),
+    sweep = sweep_of(*make_grid(attention, (1e-4,), 1e-4, 1.0),
                      *make_grid(mlp, (1e-4,), 1e-4, 1.0, trainable=trainable))
     assert [arm.targets for arm in sweep.matched_placements()] == matched
 
 
 @pytest.mark.parametrize(("low_best", "high_best", "word"), [
     (2e-4, 2.2e-4, "supported"), (1e-4, 3.9e-4, "contradicted")])
-def test_claim_on_alpha(tmp_path, low_best, high_best, word):
+def test_claim_on_alpha(low_best, high_best, word):
     """It is about the alpha that most arms have: 32, not 16. r = 32 has alpha 32 and alpha = r."""
     runs = full_grid()
     for rank, alpha, best in ((8, 32, low_best), (128, 32, high_best), (32, 32, 2e-4),
                               (8, 16, 8e-4)):
         arm = ArmKey("lora", "all-linear", rank, alpha, 16)
         runs += make_grid(arm, LORA_LR, best, 1.0, SEEDS)
-    judged = judged_claims(tmp_path, *runs)
+    judged = judged_claims(*runs)
     assert judged["rate of r = 128, alpha = 32 / rate of r = 8, alpha = 32"][0] == word
 
 
 @pytest.mark.parametrize(("low", "high", "word"), [
     (100, 300, "supported"), (200, 100, "contradicted"), (100, 100, "undecided")])
-def test_claim_on_capacity_and_the_step_at_which_a_rank_leaves(tmp_path, low, high, word):
+def test_claim_on_capacity_and_the_step_at_which_a_rank_leaves(low, high, word):
     runs = [*full_grid(), *make_grid(R64, LORA_LR, 2e-4, 1.0, SEEDS)]
     for seed in SEEDS:
         runs += leaving_runs(FULL, 300, seed, best=2e-5)
         runs += leaving_runs(R1, low, seed) + leaving_runs(R64, high, seed)
-    judged = judged_claims(tmp_path / "a", *runs)
+    judged = judged_claims(*runs)
     assert judged["step at which r = 64 leaves it, less that of r = 1"][0] == word
-    (sweep, long), = pairs_of(tmp_path / "b", *runs)
+    (sweep, long), = pairs_of(*runs)
     assert tuple(sweep.steps) == STEPS and tuple(long.steps) == LONGER
     # 2 % of 2 nats above at low + 6, which the next evaluation sees
     assert long.leaving_steps(find_arm(long, R1)).tolist() == [low + 20] * 3
@@ -313,27 +309,27 @@ def test_claim_on_capacity_and_the_step_at_which_a_rank_leaves(tmp_path, low, hi
 
 
 @pytest.mark.parametrize(("at", "leaves"), [(112, 120), (116, 140)])
-def test_a_rank_leaves_where_it_is_two_percent_of_the_gain_behind(tmp_path, at, leaves):
+def test_a_rank_leaves_where_it_is_two_percent_of_the_gain_behind(at, leaves):
     """At step 120 it is (120 - at) / 150 behind: 0.053 or 0.027, where 2 % of 2 nats are 0.04."""
-    sweep = sweep_of(tmp_path, *leaving_runs(FULL, 300), *leaving_runs(R1, at))
+    sweep = sweep_of(*leaving_runs(FULL, 300), *leaving_runs(R1, at))
     assert sweep.leaving_steps(find_arm(sweep, R1)).tolist() == [leaves]
 
 
-def test_claims_that_cannot_be_asked(tmp_path):
+def test_claims_that_cannot_be_asked():
     """Nobody can say whether a single rank is high, and there is no share of no gain."""
     r64 = make_grid(R64, LORA_LR, 2e-4, 1.0, SEEDS, shift=SHIFT)
-    alone = judged_claims(tmp_path / "alone", *full_grid(), *r64)
+    alone = judged_claims(*full_grid(), *r64)
     assert list(alone) == ["rate of r = 64 / rate of full"]
     runs = [*make_grid(R1, LORA_LR, 2e-4, 1.0, SEEDS), *r64]
     for lr in FULL_LR:
         worse = [3.0, 3.2, 3.2, 3.2 + abs(math.log(lr / 2e-5))]
         runs += [run_rows(FULL, lr, worse, seed) for seed in SEEDS]
-    judged = judged_claims(tmp_path / "worse", *runs)
+    judged = judged_claims(*runs)
     assert judged["r = 64 above full, share of the gain"] == (
         "undecided", "there is no number for it")
 
 
-def test_arms_at_the_edge_are_named_in_each_of_their_claims(tmp_path):
+def test_arms_at_the_edge_are_named_in_each_of_their_claims():
     """Full fine-tuning at batch 16 and LoRA at batch 32 have their best rate at the edge.
 
     So do the long runs, because without the first of three rates the best is the lowest one.
@@ -347,7 +343,7 @@ def test_arms_at_the_edge_are_named_in_each_of_their_claims(tmp_path):
         for arm, at in ((R1, 100), (R64, 300), (FULL, 300)):
             runs += leaving_runs(arm, at, seed)[1:]
     edges = {quantity: why.partition("the edge of the grid: ")[2]
-             for quantity, (_, why) in judged_claims(tmp_path, *runs).items()}
+             for quantity, (_, why) in judged_claims(*runs).items()}
     assert edges == {
         "r = 1 above full, share of the gain": "full",
         "r = 64 above full, share of the gain": "full",
@@ -363,9 +359,9 @@ def split_row(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_table_has_every_arm_and_every_claim(tmp_path):
+def test_the_table_has_every_arm_and_every_claim():
     (sweep, long), = pairs_of(
-        tmp_path, *full_grid(), *make_grid(R64, LORA_LR, 2e-4, 1.01, SEEDS, shift=SHIFT),
+        *full_grid(), *make_grid(R64, LORA_LR, 2e-4, 1.01, SEEDS, shift=SHIFT),
         *make_grid(R1, LORA_LR, 8e-4, 1.3, SEEDS))
     lines = verdicts.verdict_table(sweep, long).splitlines()
     assert lines[0] == "## nano on nano, batch 16, 45 runs, 3 seeds"
