@@ -44,8 +44,8 @@ class Sample(NamedTuple):
 def find_dataset(name: str) -> Path:
     """The folder of a data set: a path, or a name under data/.
 
-    If its files are missing and it has a prepare.py, that is run. Raises UserError if there is no
-    train.jsonl and test.jsonl in the end.
+    If its files are missing and it has a prepare.py, that is run. Raises UserError if the folder
+    has no train.jsonl and test.jsonl in the end.
     """
     folder = Path(name) if Path(name).is_dir() else ROOT / "data" / name
     missing = [split for split in ("train", "test") if not (folder / f"{split}.jsonl").exists()]
@@ -66,7 +66,7 @@ def find_dataset(name: str) -> Path:
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The number and the bytes of each line that is not blank."""
-    # As bytes a line ends at \n alone, and a byte that is not UTF-8 is an error of its own line.
+    # Opened as bytes: then only \n ends a line, and a byte that is not UTF-8 spoils no other line.
     try:
         lines = open(path, "rb")
     except (FileNotFoundError, IsADirectoryError) as e:
@@ -141,10 +141,11 @@ def encode_sample(messages: list[dict], tokenizer) -> Sample:
                         f"their boundary is unclear; it begins with {prompt[-40:]!r}")
     prompt_ids = tokenizer.encode(prompt)
     answer_ids = tokenizer.encode(whole[len(prompt):])
-    # What the template writes behind the end of the turn, a newline, is not the model's to say.
+    # Most templates write a newline after the end of the turn. Generation stops before it, so it is
+    # not learned.
     if tokenizer.end_of_turn in answer_ids:
-        behind = answer_ids[::-1].index(tokenizer.end_of_turn)
-        answer_ids = answer_ids[:len(answer_ids) - behind]
+        while answer_ids[-1] != tokenizer.end_of_turn:
+            answer_ids.pop()
     return Sample(prompt_ids + answer_ids, len(prompt_ids))
 
 
@@ -213,7 +214,7 @@ def pad_batch(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
-# ----- one sample, for a person's eye -------------------------------------------------------------
+# ----- one sample, shown --------------------------------------------------------------------------
 
 def show_sample(sample: Sample, tokenizer):
     """Print a sample, its supervised part in green or, outside a terminal, between » and «."""
@@ -221,5 +222,5 @@ def show_sample(sample: Sample, tokenizer):
     prompt = tokenizer.decode(sample.ids[:sample.start])
     answer = tokenizer.decode(sample.ids[sample.start:])
     learned = len(sample.ids) - sample.start
-    print(f"\nthe first sample, {len(sample.ids)} tokens, of which the {learned} between {left}"
-          f"these marks{right} are learned:\n{prompt}{left}{answer}{right}\n", flush=True)
+    print(f"\nthe first sample, {len(sample.ids)} tokens; the {learned} between {left}these marks"
+          f"{right} are learned:\n{prompt}{left}{answer}{right}\n", flush=True)

@@ -3,9 +3,9 @@
     python data/check.py my_folder --model HuggingFaceTB/SmolLM2-135M-Instruct --max_length 256
     python data/check.py my.jsonl --test my_test.jsonl
 
-Says which lines are wrong and why, how long the samples are and how many are cut, which prompts
-come twice, and shows one sample with the part that is learned marked. The exit code is 2 if a line
-is wrong, else 0.
+For each file it says which lines are wrong and why, how long the samples are, how many are cut, and
+which prompts occur twice. It also looks for test prompts in the training file, and shows one sample
+with the part that is learned marked. Exit code 2 if a line is wrong, else 0.
 """
 import bisect
 import json
@@ -31,6 +31,7 @@ from plumbing.errors import UserError, errors_in_one_line, fail  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
 SHOWN = 10          # wrong lines that are shown of a file
+BAR = 40            # characters of the longest bar of a histogram
 
 
 @dataclass
@@ -44,15 +45,18 @@ class Settings:
 
 
 class Line(NamedTuple):
-    number: int
+    number: int             # in the file, counted from 1
     messages: list[dict]
-    sample: Sample
+    sample: Sample          # uncut
 
 
-# ----- what is in a file --------------------------------------------------------------------------
+# ----- read a file --------------------------------------------------------------------------------
 
 def survey_file(path: Path, tokenizer) -> tuple[list[Line], list[str]]:
-    """Every line that can be learned from, uncut, and for every other one what is wrong with it."""
+    """Every line that can be learned from, and for every other one what is wrong with it.
+
+    It reads and encodes lines as training does. But training stops at the first wrong line.
+    """
     lines, wrong = [], []
     for number, line in numbered_lines(path):
         try:
@@ -66,22 +70,44 @@ def survey_file(path: Path, tokenizer) -> tuple[list[Line], list[str]]:
 
 
 def find_repeats(lines: list[Line], among: list[Line]) -> list[tuple[Line, Line]]:
-    """(first, line) for each of `lines` with the prompt of another line, the first of `among`."""
+    """(the first of `among` with this prompt, line) for each of `lines` that is another line."""
     first_with = {}
     for line in among:
-        first_with.setdefault(fold(line.messages[:-1]), line)
-    pairs = [(first_with.get(fold(line.messages[:-1]), line), line) for line in lines]
-    return [(first, line) for first, line in pairs if first is not line]
+        first_with.setdefault(fold_messages(line.messages[:-1]), line)
+    pairs = []
+    for line in lines:
+        first = first_with.get(fold_messages(line.messages[:-1]))
+        if first is not None and first is not line:
+            pairs.append((first, line))
+    return pairs
 
 
-def fold(messages: list[dict]) -> str:
-    """The same text for messages that differ in nothing but case and spacing."""
+def fold_messages(messages: list[dict]) -> str:
+    """The same text for messages that differ only in case and spacing."""
     return json.dumps([[m["role"], *m["content"].casefold().split()] for m in messages])
 
 
-# ----- what is shown of it ------------------------------------------------------------------------
+# ----- show what was found ------------------------------------------------------------------------
+
+def show_file(path: Path, lines: list[Line], wrong: list[str], max_length: int):
+    samples = "1 sample" if len(lines) == 1 else f"{len(lines):,} samples"
+    print(f"{path}: {samples}, wrong lines: {len(wrong):,}")
+    for reason in wrong[:SHOWN]:
+        print(f"  {reason}")
+    if len(wrong) > SHOWN:
+        print(f"  and {len(wrong) - SHOWN:,} more")
+    if lines:
+        show_lengths([line.sample for line in lines], max_length)
+        show_repeats(find_repeats(lines, lines), "prompts that an earlier line also has")
+    print()
+
 
 def show_lengths(samples: list[Sample], max_length: int):
+    """How long the samples are, and what --max_length does to them.
+
+    A cut answer has lost its end, so the model does not learn from it where to stop. If the prompt
+    alone fills max_length, nothing is left to learn, and training drops the sample.
+    """
     lengths = [len(sample.ids) for sample in samples]
     prompts = [sample.start for sample in samples]
     answers = [n - start for n, start in zip(lengths, prompts, strict=True)]
@@ -97,72 +123,73 @@ def show_lengths(samples: list[Sample], max_length: int):
 
 
 def show_histogram(lengths: list[int], max_length: int):
-    """A bar for each half of an octave: up to 1, 2, 3, 4, 6, 8, 12, 16, 24 ... tokens."""
-    ends = [0, 1]
+    """A bar for each range of lengths: 1, 2, 3, 4, 5 - 6, 7 - 8, 9 - 12, 13 - 16, 17 - 24 ...
+
+    Lengths spread over decades, so the ranges grow: two per doubling. What is longer than
+    max_length is drawn lighter. A bar is rounded up, so that one sample among thousands still
+    shows.
+    """
+    ends = [0, 1]                       # range i holds the lengths ends[i - 1] + 1 .. ends[i]
     for k in range(1, 40):
         ends += [2 ** k, 3 * 2 ** (k - 1)]
     count = Counter(bisect.bisect_left(ends, n) for n in lengths)
     longer = Counter(bisect.bisect_left(ends, n) for n in lengths if n > max_length)
     most = max(count.values())
     for i in range(min(count), max(count) + 1):
-        width, light = math.ceil(40 * count[i] / most), math.ceil(40 * longer[i] / most)
+        width = math.ceil(BAR * count[i] / most)
+        light = math.ceil(BAR * longer[i] / most)
         bar = "█" * (width - light) + "░" * light
-        print(f"  {ends[i - 1] + 1:>7,} - {ends[i]:<7,}{bar:<40}{count[i]:>8,}")
+        print(f"  {ends[i - 1] + 1:>7,} - {ends[i]:<7,}{bar:<{BAR}}{count[i]:>8,}")
 
 
 def show_repeats(pairs: list[tuple[Line, Line]], what: str):
+    """How many there are, how many of them only weigh more (same answer), and the first."""
     if not pairs:
         print(f"  {what}: 0")
         return
-    same_answer = sum(fold(first.messages) == fold(line.messages) for first, line in pairs)
-    print(f"  {what}: {len(pairs):,}, {same_answer:,} with the same answer")
+    same_answer = [line for first, line in pairs
+                   if fold_messages(first.messages) == fold_messages(line.messages)]
+    print(f"  {what}: {len(pairs):,}, {len(same_answer):,} with the same answer")
     first, line = pairs[0]
     question = " ".join(line.messages[-2]["content"].split())[:120]
     print(f"    line {line.number} has that of line {first.number}: {question}")
 
 
-def show_file(path: Path, lines: list[Line], wrong: list[str], max_length: int):
-    samples = "1 sample" if len(lines) == 1 else f"{len(lines):,} samples"
-    print(f"{path}: {samples}, wrong lines: {len(wrong):,}")
-    for reason in wrong[:SHOWN]:
-        print(f"  {reason}")
-    if len(wrong) > SHOWN:
-        print(f"  and {len(wrong) - SHOWN:,} more")
-    if lines:
-        show_lengths([line.sample for line in lines], max_length)
-        show_repeats(find_repeats(lines, lines), "prompts that an earlier line has, too")
-    print()
-
-
-def check_files(paths: list[Path], tokenizer, max_length: int) -> int:
-    """Print how a training file, and a test file if there is one, look -> the wrong lines."""
-    files = [survey_file(path, tokenizer) for path in paths]
-    for path, (lines, wrong) in zip(paths, files, strict=True):
-        show_file(path, lines, wrong, max_length)
-    (train, _), (test, _) = files[0], files[-1]
-    if len(paths) > 1:
-        what = f"prompts of {paths[1].name} that {paths[0].name} has, too"
-        show_repeats(find_repeats(test, train), what)
-    cut = [Sample(line.sample.ids[:max_length], line.sample.start) for line in train]
-    learned = [sample for sample in cut if sample.start < len(sample.ids)]
-    if learned:
-        show_sample(learned[0], tokenizer)
-    return sum(len(wrong) for _, wrong in files)
+def show_first_sample(lines: list[Line], tokenizer, max_length: int):
+    """The first sample of which something is learned, as training cuts it."""
+    for _, _, (ids, start) in lines:
+        if start < len(ids[:max_length]):
+            show_sample(Sample(ids[:max_length], start), tokenizer)
+            return
 
 
 # ----- the command --------------------------------------------------------------------------------
+
+def check_files(train: Path, test: Path | None, tokenizer, max_length: int) -> int:
+    """Print how a training file and, if given, its test file look -> how many lines are wrong."""
+    train_lines, wrong = survey_file(train, tokenizer)
+    if test:
+        test_lines, test_wrong = survey_file(test, tokenizer)
+    show_file(train, train_lines, wrong, max_length)
+    if test:
+        show_file(test, test_lines, test_wrong, max_length)
+        wrong = wrong + test_wrong
+        show_repeats(find_repeats(test_lines, train_lines),
+                     f"prompts of {test.name} that {train.name} also has")
+    show_first_sample(train_lines, tokenizer, max_length)
+    return len(wrong)
+
 
 def main(argv=None):
     settings = parse_flags(Settings, "data/check.py", __doc__, argv)
     with errors_in_one_line():
         check_ranges(settings)
         tokenizer = Tokenizer.from_pretrained(settings.model)
-        if settings.data.endswith(".jsonl"):
-            paths = [Path(settings.data), settings.test]
-        else:
+        train, test = Path(settings.data), settings.test
+        if train.suffix != ".jsonl":
             folder = find_dataset(settings.data)
-            paths = [folder / "train.jsonl", settings.test or folder / "test.jsonl"]
-        wrong = check_files([path for path in paths if path], tokenizer, settings.max_length)
+            train, test = folder / "train.jsonl", test or folder / "test.jsonl"
+        wrong = check_files(train, test, tokenizer, settings.max_length)
     if wrong:
         fail(f"wrong lines: {wrong:,}, up to {SHOWN} per file shown above; training stops at the "
              "first")
