@@ -15,7 +15,7 @@ from lora import Factors, check_fit, last_name, read_adapter
 from model import ModelConfig, Transformer
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.errors import UserError, errors_in_one_line
-from plumbing.files import cached_folder, read_json, resolve
+from plumbing.files import cached_folder, resolve
 
 
 @dataclass
@@ -100,10 +100,8 @@ def look_up_base(adapter: dict[str, Factors], settings: Settings) -> tuple[str, 
         folder = resolve(name, ["config.json"])
     else:
         folder = cached_folder(name)
-    config = read_json(folder / "config.json")
-    config.pop("quantization_config", None)
     with torch.device("meta"):                      # shapes without memory
-        base = Transformer(ModelConfig.from_hf(config))
+        base = Transformer(ModelConfig.from_pretrained(folder, quantized=True))
     check_fit(base, adapter, settings.adapter)
     base_size = sum(p.numel() for p in base.parameters())
     base_bytes = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))

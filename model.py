@@ -27,6 +27,7 @@ hd size of a head, S positions in the cache.
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -69,6 +70,20 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool                   # Qwen3: RMSNorm on each head's q and k
     hf: dict = field(repr=False)    # config.json as it was read, for save_pretrained
+
+    @classmethod
+    def from_pretrained(cls, name_or_path, quantized=False) -> "ModelConfig":
+        """The config of a folder, a config.json, or a hub repository: nothing else is fetched.
+
+        quantized: read that of a checkpoint in four bits, too.
+        """
+        file = Path(name_or_path)
+        if not file.is_file():
+            file = resolve(name_or_path, ["config.json"]) / "config.json"
+        hf = read_json(file)
+        if quantized:
+            hf.pop("quantization_config", None)
+        return cls.from_hf(hf)
 
     @classmethod
     def from_hf(cls, hf: dict) -> "ModelConfig":
@@ -568,7 +583,7 @@ class Transformer(nn.Module):
         """
         folder = resolve(name_or_path)
         with torch.device("meta"):
-            model = cls(ModelConfig.from_hf(read_json(folder / "config.json")))
+            model = cls(ModelConfig.from_pretrained(folder))
         wanted = {name: p.shape for name, p in model.named_parameters()}
         for file, name, tensor in read_weights(folder):
             if name in wanted:

@@ -37,13 +37,14 @@ K widths of queries and keys, V vocabulary, L layers, hd size of a head; P param
 the layers' linear maps, a those of the adapters, r rank; s bytes per number of the computation, 4
 or 2; t per number of the residual stream, 4 in full fine-tuning, else s.
 """
-import dataclasses
+import bisect
 import math
 import multiprocessing
 import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ from optim import BUCKET
 from plumbing.cli import add_flags, make_parser, run_command
 from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, is_out_of_memory
-from plumbing.files import read_json, replacing, resolve
+from plumbing.files import replacing, resolve
 from quant import quantize_layer
 from settings import Config, check_config, settled
 from tokenizer import Tokenizer
@@ -91,10 +92,10 @@ def targeted_maps(targets: str) -> list[str]:
     if targets == "all-linear":
         return known
     names = TARGETS.get(targets, targets.split(","))
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise UserError(f"plan.py knows no target {unknown[0]!r}; give all-linear, attention, mlp, "
-                        f"or some of {','.join(known)}")
+    for name in sorted(names):
+        if name not in known:
+            raise UserError(f"plan.py knows no target {name!r}; give all-linear, attention, mlp, "
+                            f"or some of {','.join(known)}")
     return [name for name in known if name in names]
 
 
@@ -105,19 +106,20 @@ def linear_parameters(c: ModelConfig) -> int:
 
 def count_parameters(c: ModelConfig) -> int:
     """P: all parameters of the model. A tied unembedding counts once."""
-    widths = {name: o for name, (_, o) in linear_shapes(c).items()}
-    layer = 2 * c.hidden_size               # two norms
+    (C, Q), (_, K), (I, _) = (linear_shapes(c)[name] for name in ("q_proj", "k_proj", "down_proj"))
+    vectors = 2 * C                         # of a layer: two norms
     if c.qk_norm:
-        layer += 2 * c.head_dim
+        vectors += 2 * c.head_dim
     if c.qkv_bias:
-        layer += widths["q_proj"] + widths["k_proj"] + widths["v_proj"]
+        vectors += Q + 2 * K
     if c.o_bias:
-        layer += widths["o_proj"]
+        vectors += C
     if c.mlp_bias:
-        layer += sum(widths[name] for name in TARGETS["mlp"])
+        vectors += 2 * I + C
     tables = 1 if c.tie_word_embeddings else 2
-    return (linear_parameters(c) + c.num_hidden_layers * layer
-            + tables * c.vocab_size * c.hidden_size + c.hidden_size)
+    last_norm = C
+    return (linear_parameters(c) + c.num_hidden_layers * vectors + tables * c.vocab_size * C
+            + last_norm)
 
 
 def adapter_parameters(c: ModelConfig, rank: int, targets: str = "all-linear") -> int:
@@ -131,32 +133,37 @@ class Sizes:
     """A model and a run in the symbols of the formulas, and what the formulas ask of the run."""
 
     def __init__(self, c: ModelConfig, run: Config):
-        self.c, self.run, self.r = c, run, run.rank
-        self.T, self.N = run.max_length, run.micro_bs * run.max_length
-        self.predicted = self.N - run.micro_bs      # tokens: all but the first of each sample
+        # the model
+        self.c = c
         self.C, self.I, self.V, self.L = (
             c.hidden_size, c.intermediate_size, c.vocab_size, c.num_hidden_layers)
         self.shapes = linear_shapes(c)
         self.Q, self.K = self.shapes["q_proj"][1], self.shapes["k_proj"][1]
         self.P, self.W = count_parameters(c), linear_parameters(c)
+        self.tied = c.tie_word_embeddings
 
+        # what is trained
         self.full, self.qlora = run.method == "full", run.method == "qlora"
+        self.r = run.rank
         if self.full:
             self.a, self.trained, self.trained_maps = 0, self.P, list(self.shapes)
         else:
             self.a = self.trained = adapter_parameters(c, run.rank, run.targets)
             self.trained_maps = targeted_maps(run.targets)
         self.dW = 4 * self.V * self.C if self.full else 0   # bytes of one embedding's gradient
-        self.tied = c.tie_word_embeddings
-        self.one_micro_batch = run.grad_accum == 1
+        self.paged = run.optimizer.startswith("paged_") and run.device.startswith("cuda")
+        self.both_moments = MOMENT_BYTES[run.optimizer.removeprefix("paged_")]
 
+        # how it is computed
+        self.T, self.N = run.max_length, run.micro_bs * run.max_length
+        self.predicted = self.N - run.micro_bs      # tokens: all but the first of each sample
+        self.one_micro_batch = run.grad_accum == 1
         self.s = DTYPES[run.dtype].itemsize
         self.t = 4 if self.full else self.s
         self.mixed = self.full and self.s == 2      # float32 weights, 16-bit products: autocast
-        self.checkpointing = run.gradient_checkpointing
+        self.float16 = run.dtype == "float16"
         self.cuda = run.device.startswith("cuda")
-        self.paged = self.cuda and run.optimizer.startswith("paged_")
-        self.both_moments = MOMENT_BYTES[run.optimizer.removeprefix("paged_")]
+        self.checkpointing = run.gradient_checkpointing
 
 
 class Term(NamedTuple):
@@ -179,14 +186,13 @@ def term_of_weights(z: Sizes) -> Term:
 
     Full fine-tuning keeps float32 weights even if it computes in 16 bits: see train.weight_dtype.
     """
+    held, formula, source = z.s * z.P, "s P: frozen", "arXiv 2106.09685"
     if z.full:
-        how = 4 * z.P, "4 P: kept in float32", "arXiv 1710.03740"
-    elif z.qlora:
+        held, formula, source = 4 * z.P, "4 P: kept in float32", "arXiv 1710.03740"
+    if z.qlora:
         held = NF4_BYTES * z.W + z.s * (z.P - z.W)
-        how = held, "4.127 / 8 W + s (P - W)", "arXiv 2305.14314"
-    else:
-        how = z.s * z.P, "s P: frozen", "arXiv 2106.09685"
-    return Term("throughout", "weights", *how)
+        formula, source = "4.127 / 8 W + s (P - W)", "arXiv 2305.14314"
+    return Term("throughout", "weights", held, formula, source)
 
 
 def term_of_adapters(z: Sizes) -> Term:
@@ -213,11 +219,8 @@ def terms_of_gradients(z: Sizes) -> list[Term]:
     In full fine-tuning the embedding's, and the unembedding's if the two are not tied, come last of
     all. They have a term of their own: 4 V C = 0.545 GB each.
     """
-    formula, own_formula = "4 a", "4 V C" if z.tied else "4 V C, twice"
-    own = z.dW if z.tied else 2 * z.dW
-    if z.full:
-        formula = "4 P less these"
-    source = "as what is trained"
+    own, own_formula = (z.dW, "4 V C") if z.tied else (2 * z.dW, "4 V C, twice")
+    formula, source = "4 P less these" if z.full else "4 a", "as what is trained"
     return [Term("gradients", "gradients", 4 * z.trained - own, formula, source),
             Term("embedding", "  of embeddings", own, own_formula, source)]
 
@@ -262,46 +265,50 @@ def norm_keeps(z: Sizes, width: int, heads: int = 1, out: int = 4) -> int:
     return z.N * per_token
 
 
-def layer_norms(z: Sizes, needing: set[str]) -> int:
+def layer_norms(z: Sizes, needing: set[str]) -> Term:
     """The two norms of the residual stream: 8 N (C + 1) = 14.7 MB. Qwen3 also norms q and k."""
     norms = {"x": norm_keeps(z, z.C, out=z.t), "middle": norm_keeps(z, z.C, out=z.t)}
     if z.c.qk_norm:
         norms["q"] = norm_keeps(z, z.Q, z.c.num_attention_heads, out=z.s)
         norms["k"] = norm_keeps(z, z.K, z.c.num_key_value_heads, out=z.s)
-    return sum(kept for tensor, kept in norms.items() if tensor in needing)
+    held = sum(norms[tensor] for tensor in norms.keys() & needing)
+    formula = "4 N (C + 1) each, t N C for dw" if z.full else "4 N (C + 1) each"
+    return Term("kept", "  norms", held, formula, "RMSNorm")
 
 
-def layer_inputs(z: Sizes, needing: set[str]) -> int:
+def layer_inputs(z: Sizes, needing: set[str]) -> Term:
     """The input x of each trained map, for dW or dA: s N (3 C + I) = 30.9 MB where Q = C.
 
     q, k and v share their input, and so do gate and up. Only autocast casts it for each again.
     """
-    kept = 0
-    for tensor in ("x", "attention", "middle", "product"):
-        readers = [name for name in z.trained_maps if INPUT_OF[name] == tensor]
-        if readers:
-            copies = len(readers) if z.mixed else 1
-            kept += copies * z.s * z.N * z.shapes[readers[0]][0]
-    return kept
+    widths = {}
+    for name in z.trained_maps:
+        copy = name if z.mixed else INPUT_OF[name]
+        widths[copy] = z.shapes[name][0]
+    formula = f"s N in, for {'dW' if z.full else 'dA'}; q, k, v share, gate, up too"
+    return Term("kept", "  inputs of maps", z.s * z.N * sum(widths.values()), formula, "autograd")
 
 
-def layer_u(z: Sizes, needing: set[str]) -> int:
+def layer_u(z: Sizes, needing: set[str]) -> Term:
     """u = A x of each adapted map, for dB: s N r each, and for seven maps 14 N r = 1.8 MB."""
-    return 0 if z.full else len(z.trained_maps) * z.s * z.N * z.r
+    held = 0 if z.full else len(z.trained_maps) * z.s * z.N * z.r
+    return Term("kept", "  u = A x", held, "s N r per map, for dB", "autograd")
 
 
-def layer_attention(z: Sizes, needing: set[str]) -> int:
+def layer_attention(z: Sizes, needing: set[str]) -> Term:
     """q, k, v, the output, and the log-sum-exp of each row of scores.
 
     2 s N (Q + K) + 4 N heads = 8.5 MB. The T x T scores are not kept: FlashAttention computes them
     again in the backward pass.
     """
-    if "attention" not in needing:
-        return 0
-    return 2 * z.s * z.N * (z.Q + z.K) + 4 * z.N * z.c.num_attention_heads
+    held = 0
+    if "attention" in needing:
+        held = 2 * z.s * z.N * (z.Q + z.K) + 4 * z.N * z.c.num_attention_heads
+    formula = "2 s N (Q + K) + 4 N heads: q, k, v, output, lse"
+    return Term("kept", "  attention", held, formula, "arXiv 2307.08691")
 
 
-def layer_swiglu(z: Sizes, needing: set[str]) -> int:
+def layer_swiglu(z: Sizes, needing: set[str]) -> Term:
     """silu(gate) * up: 3 s N I = 59.8 MB, the largest item of most models.
 
     The product keeps up for the gradient of gate, and silu(gate) for that of up; silu keeps gate.
@@ -311,62 +318,52 @@ def layer_swiglu(z: Sizes, needing: set[str]) -> int:
         tensors += 2
     if "up" in needing:
         tensors += 1
-    return tensors * z.s * z.N * z.I
+    return Term("kept", "  SwiGLU", tensors * z.s * z.N * z.I, "3 s N I: gate, silu(gate), up",
+                "arXiv 2002.05202")
 
 
-def layer_copies(z: Sizes, needing: set[str]) -> int:
+def layer_copies(z: Sizes, needing: set[str]) -> Term:
     """16-bit copies of the float32 weights that are trained: 2 a / L = 2.9 MB.
 
     Of W in full fine-tuning; of B, for du; of A, for dx, if that is needed. None in float32.
     """
-    if z.s == 4:
-        return 0
-    copied = 0
+    numbers = 0
     for name in z.trained_maps:
         size_in, size_out = z.shapes[name]
         if z.full:
-            copied += size_in * size_out
+            numbers += size_in * size_out
         else:
-            copied += z.r * size_out
+            numbers += z.r * size_out
             if INPUT_OF[name] in needing:
-                copied += z.r * size_in
-    return 2 * copied
+                numbers += z.r * size_in
+    held = 2 * numbers if z.s == 2 else 0
+    formula, source = ("2 W", "autocast") if z.full else ("2 a", "LoRALinear")
+    return Term("kept", "  16-bit copies", held, formula, source)
 
 
-LAYER_ITEMS = (layer_norms, layer_inputs, layer_u, layer_attention, layer_swiglu, layer_copies)
-
-
-def all_layers(z: Sizes, layer_item) -> int:
-    """`layer_item` in the lowest layer, and L - 1 times in the others. Checkpointing keeps none."""
-    if z.checkpointing:
-        return 0
-    lowest = layer_item(z, tensors_needing_gradient(z, lowest=True))
-    return lowest + (z.L - 1) * layer_item(z, tensors_needing_gradient(z, lowest=False))
+LAYER_TERMS = (layer_norms, layer_inputs, layer_u, layer_attention, layer_swiglu, layer_copies)
 
 
 def activations(z: Sizes) -> list[Term]:
     """What all layers keep, and the last norm: 2.848 GB, or 0.095 GB with checkpointing."""
-    layer_starts = z.t * z.N * z.C * z.L if z.checkpointing else 0
-    positions = z.t * z.T * z.c.head_dim                # cos and sin, half of hd each
+    terms = []
+    for layer_term in LAYER_TERMS:
+        lowest = layer_term(z, tensors_needing_gradient(z, lowest=True))
+        other = layer_term(z, tensors_needing_gradient(z, lowest=False))
+        held = 0
+        if not z.checkpointing:
+            held = lowest.bytes + (z.L - 1) * other.bytes
+        if layer_term == layer_norms:
+            held += norm_keeps(z, z.C, out=z.t)         # the last norm
+        terms.append(other._replace(bytes=held))
+
+    starts = z.t * z.N * z.C * z.L if z.checkpointing else 0
+    positions, formula = z.t * z.T * z.c.head_dim, "t T hd: cos, sin"   # half of hd each
     if z.full:
         positions += 8 * z.N                            # ids, for the embedding's gradient
-        norms, inputs, copies = "4 N (C + 1) each, t N C for dw", "dW", ("2 W", "autocast")
-    else:
-        norms, inputs, copies = "4 N (C + 1) each", "dA", ("2 a", "LoRALinear")
-    items = [
-        ("layers' inputs", layer_starts, "t N C L", "arXiv 1604.06174"),
-        ("norms", all_layers(z, layer_norms) + norm_keeps(z, z.C, out=z.t), norms, "RMSNorm"),
-        ("inputs of maps", all_layers(z, layer_inputs),
-         f"s N in, for {inputs}; q, k, v share, gate, up too", "autograd"),
-        ("u = A x", all_layers(z, layer_u), "s N r per map, for dB", "autograd"),
-        ("attention", all_layers(z, layer_attention),
-         "2 s N (Q + K) + 4 N heads: q, k, v, output, lse", "arXiv 2307.08691"),
-        ("SwiGLU", all_layers(z, layer_swiglu), "3 s N I: gate, silu(gate), up",
-         "arXiv 2002.05202"),
-        ("16-bit copies", all_layers(z, layer_copies), *copies),
-        ("positions, ids", positions, "t T hd: cos, sin; 8 N" if z.full else "t T hd: cos, sin",
-         "Transformer")]
-    return [Term("kept", f"  {name}", *rest) for name, *rest in items]
+        formula += "; 8 N"
+    return [Term("kept", "  layers' inputs", starts, "t N C L", "arXiv 1604.06174"), *terms,
+            Term("kept", "  positions, ids", positions, formula, "Transformer")]
 
 
 # ----- temporary memory ---------------------------------------------------------------------------
@@ -375,12 +372,14 @@ def activations(z: Sizes) -> list[Term]:
 def term_of_loss_gradients(z: Sizes) -> Term:
     """dNLL/dh, which LinearNLL makes in its forward pass, and two indices of 8 bytes that picked h.
 
-    (s C + 16) B (T - 1) = 3.7 MB; in full fine-tuning also dNLL/dW, 4 V C.
+    (s C + 16) B (T - 1) = 3.7 MB; in full fine-tuning also dNLL/dW, 4 V C. In float16 dNLL/dh is
+    kept in float32: 4 C instead of s C.
     """
-    name, formula = "~ dNLL/dh", "s C + 16 per token"
+    size, symbol = (4, "4") if z.float16 else (z.s, "s")
+    name, formula = "~ dNLL/dh", f"{symbol} C + 16 per token"
     if z.full:
         name, formula = f"{name}, dNLL/dW", f"{formula}, 4 V C"
-    return Term("loss", name, (z.s * z.C + 16) * z.predicted + z.dW, formula, "LinearNLL")
+    return Term("loss", name, (size * z.C + 16) * z.predicted + z.dW, formula, "LinearNLL")
 
 
 def term_of_logits(z: Sizes) -> Term:
@@ -393,15 +392,17 @@ def term_of_logits(z: Sizes) -> Term:
     done = 4 if z.s == 4 else 6     # per logit: dlogits in the place of log p; its 16-bit copy
 
     # the most of three moments: softmax; the next chunk's softmax; the product for dW
-    logits = [8 * m * z.V]                              # float32 logits next to log p
+    moments = [8 * m * z.V]                             # float32 logits next to log p
     if next_m:
-        logits.append(8 * next_m * z.V + done * m * z.V)
-    if z.full:
+        moments.append(8 * next_m * z.V + done * m * z.V)
+    if z.float16 and z.full:
+        moments.append((done + 4) * m * z.V + z.dW)     # in float32, dlogits once more for it
+    elif z.full:
         product = z.s                                   # dlogits^T h, (V, C)
         if z.mixed and not z.cuda:
             product += 4                                # a CPU makes it float32 before adding it
-        logits.append(done * m * z.V + product * z.V * z.C)
-    held = max(logits) + z.t * z.N * z.C
+        moments.append(done * m * z.V + product * z.V * z.C)
+    held = max(moments) + z.t * z.N * z.C
     if z.mixed:
         held += 2 * z.V * z.C       # autocast keeps 16-bit weights until the forward pass is over
         if z.checkpointing:
@@ -423,7 +424,7 @@ def term_of_layer_backwards(z: Sizes) -> Term:
         formula += ", 6 in out"
     if z.checkpointing:
         needing = tensors_needing_gradient(z, lowest=False)
-        held += sum(layer_item(z, needing) for layer_item in LAYER_ITEMS)
+        held += sum(layer_term(z, needing).bytes for layer_term in LAYER_TERMS)
         formula += ", its activations"
     return Term("layer", "~ a layer backwards", held, formula, "autograd")
 
@@ -498,15 +499,9 @@ def peak_bytes(c: ModelConfig, run: Config) -> float:
 
 
 def largest_micro_bs(c: ModelConfig, run: Config, size: float) -> int:
-    """The largest micro-batch that fits in `size` bytes, by bisection; 0: not even one sample."""
-    fits, bursts = 0, 2 ** 16
-    while bursts - fits > 1:
-        middle = (fits + bursts) // 2
-        if peak_bytes(c, dataclasses.replace(run, micro_bs=middle)) <= size:
-            fits = middle
-        else:
-            bursts = middle
-    return fits
+    """The largest micro-batch that fits in `size` bytes; 0: not even one sample."""
+    return bisect.bisect(range(1, 2 ** 16), size,
+                         key=lambda micro_bs: peak_bytes(c, replace(run, micro_bs=micro_bs)))
 
 
 def rule_of_thumb(P: float, activations: float = 0) -> float:
@@ -565,8 +560,8 @@ def starting_rate(c: ModelConfig, method: str, steps: int) -> float:
     p = 0.781 for Llama and 0.0775 for Qwen; found with alpha = 32 and the factor alpha / r.
     """
     p = 0.781 if c.hf["model_type"] == "llama" else 0.0775
-    full = 5e-5 * (2000 / c.hidden_size) ** p
-    return full if method == "full" else full * lora_rate_multiple(steps)
+    multiple = 1 if method == "full" else lora_rate_multiple(steps)
+    return multiple * 5e-5 * (2000 / c.hidden_size) ** p
 
 
 def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:
@@ -582,15 +577,17 @@ def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:
     return max(1, math.ceil(tokens / (2 * adapter_parameters(c, 1, targets))))
 
 
-def count_supervised_tokens(run: Config, data: str) -> tuple[int, int]:
+def count_supervised_tokens(run: Config) -> tuple[int, int]:
     """-> (supervised tokens of the training split, how many of them the run sees)."""
-    files = ["tokenizer*.json", "chat_template*"]
-    folder = Path(run.model).parent if Path(run.model).is_file() else resolve(run.model, files)
+    if Path(run.model).is_file():
+        folder = Path(run.model).parent
+    else:
+        folder = resolve(run.model, ["tokenizer*.json", "chat_template*"])
     tokenizer = Tokenizer.from_pretrained(folder)
-    samples, _ = load_split(find_dataset(data) / "train.jsonl", tokenizer, run.max_length)
+    samples, _ = load_split(find_dataset(run.data) / "train.jsonl", tokenizer, run.max_length)
     tokens = sum(len(sample.ids) - sample.start for sample in samples)
-    seen = min(1, run.max_steps * run.batch_eff / len(samples))
-    return tokens, round(tokens * seen)
+    epochs = run.max_steps * run.batch_eff / len(samples)
+    return tokens, round(tokens * min(1, epochs))
 
 
 # ----- measuring: two real steps ------------------------------------------------------------------
@@ -621,10 +618,10 @@ def measure_two_steps(c: ModelConfig, run: Config) -> tuple[float, float]:
     Call it in a process of its own, because a peak is that of all that a process ever did.
     """
     device = torch.device(run.device)
-    tiny = dataclasses.replace(
+    tiny = replace(
         c, vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         num_attention_heads=1, num_key_value_heads=1, head_dim=8)
-    make_stepper(tiny, dataclasses.replace(run, rank=1))()      # loads the libraries' own buffers
+    make_stepper(tiny, replace(run, rank=1))()      # loads the libraries' own buffers
     before = peak_gb(device)
     step = make_stepper(c, run)
     step()
@@ -634,9 +631,9 @@ def measure_two_steps(c: ModelConfig, run: Config) -> tuple[float, float]:
 
 def in_fresh_process(function, *args, **env):
     """function(*args) in a new process, with `env` added to its environment."""
-    users = {name: os.environ.get(name) for name in env}
+    users = os.environ.copy()
+    os.environ.update(env)
     try:
-        os.environ.update(env)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(function, *args).result()
     except RuntimeError as e:
@@ -644,11 +641,8 @@ def in_fresh_process(function, *args, **env):
             raise                   # BrokenProcessPool: the system killed the process
         raise UserError("--measure ran out of memory; lower --micro_bs or --max_length") from None
     finally:
-        for name, value in users.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(users)
 
 
 # ----- what is printed and drawn ------------------------------------------------------------------
@@ -657,9 +651,8 @@ def each_method(run: Config) -> dict[str, Config]:
     """`run` with each method, without and with gradient checkpointing."""
     runs = {}
     for method in ("full", "lora", "qlora"):
-        runs[method] = dataclasses.replace(run, method=method, gradient_checkpointing=False)
-        runs[f"{method} + checkpointing"] = dataclasses.replace(
-            run, method=method, gradient_checkpointing=True)
+        for name, checkpointing in ((method, False), (f"{method} + checkpointing", True)):
+            runs[name] = replace(run, method=method, gradient_checkpointing=checkpointing)
     return runs
 
 
@@ -680,8 +673,8 @@ def show_sizes(c: ModelConfig, run: Config):
 
 
 def show_memory(c: ModelConfig, run: Config):
-    plain = dataclasses.replace(run, gradient_checkpointing=False)
-    checkpointed = dataclasses.replace(run, gradient_checkpointing=True)
+    plain = replace(run, gradient_checkpointing=False)
+    checkpointed = replace(run, gradient_checkpointing=True)
     print(f"\n{'memory, GB = 10^9 bytes':<24}{'plain':>9}{'checkpt.':>10}  bytes [source]; "
           "of rows with ~ only the largest counts")
     for term, less in zip(memory(c, plain), memory(c, checkpointed)):
@@ -722,7 +715,7 @@ def show_computation(c: ModelConfig, run: Config):
           f"on a C x C map at C / 6 = {break_even(C * C, 2 * C):.0f}")
 
 
-def show_start(c: ModelConfig, run: Config, data: str | None):
+def show_start(c: ModelConfig, run: Config):
     full = starting_rate(c, "full", run.max_steps)
     lora = starting_rate(c, "lora", run.max_steps)
     print(f"\nto start with, {run.max_steps} steps  [{SCHULMAN}]\n"
@@ -730,12 +723,12 @@ def show_start(c: ModelConfig, run: Config, data: str | None):
           "for LoRA with --alpha 32  [tinker-cookbook]\n"
           "  with alpha = r, train.py's default, LoRA's best rate falls as the rank grows: lower "
           "above r = 32")
-    if data:
-        split, seen = count_supervised_tokens(run, data)
+    if run.data:
+        split, seen = count_supervised_tokens(run)
+        per_rank = adapter_parameters(c, 1, run.targets)
         for what, tokens in (("the split's", split), ("the run's", seen)):
             print(f"  rank {rank_for(c, tokens, run.targets)} for {what} {tokens:,} supervised "
-                  "tokens: 1 bit each / "
-                  f"(2 bits x {adapter_parameters(c, 1, run.targets):,} parameters per rank)")
+                  f"tokens: 1 bit each / (2 bits x {per_rank:,} parameters per rank)")
 
 
 def show_measurement(c: ModelConfig, run: Config):
@@ -746,16 +739,16 @@ def show_measurement(c: ModelConfig, run: Config):
     it gives all back. Both are measured.
     """
     cpu = not run.device.startswith("cuda")
+    baseline = BASELINE if cpu else 0
+    times, libraries, malloc = 2, "", ""
     if cpu:
-        times, baseline, malloc = 4, BASELINE, "   peak, malloc left to itself"
+        times, malloc = 4, "   peak, malloc left to itself"
         libraries = f". Predicted: the peak above and {gb(BASELINE)} of libraries"
-    else:
-        times, baseline, malloc, libraries = 2, 0, "", ""
     print(f"\nmeasuring: two steps of two micro-batches, {times} times; on a CPU this can take "
-          f"minutes{libraries}", flush=True)
-    print(f"{'measured, GB':<24}{'before':>9}{'peak':>10}{'predicted':>12}{'off by':>9}{malloc}")
+          f"minutes{libraries}\n{'measured, GB':<24}{'before':>9}{'peak':>10}{'predicted':>12}"
+          f"{'off by':>9}{malloc}", flush=True)
     for name, checkpointing in (("plain", False), ("checkpointing", True)):
-        run = dataclasses.replace(run, gradient_checkpointing=checkpointing)
+        run = replace(run, gradient_checkpointing=checkpointing)
         before, peak = in_fresh_process(
             measure_two_steps, c, run, MALLOC_MMAP_THRESHOLD_="65536")
         predicted = peak_bytes(c, run) + baseline
@@ -773,17 +766,15 @@ def draw_memory(c: ModelConfig, run: Config, path: Path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(9, 5), layout="constrained")
-    bars = {name.replace(" + ", "\n+ "): at_peak(c, variant)[1]
+    held = {name.replace(" + ", "\n+ "): at_peak(c, variant)[1]
             for name, variant in each_method(run).items()}
-    tops = [0.0] * len(bars)
+    tops = [0.0] * len(held)
     for kind, colour in KIND_COLOURS.items():
-        heights = [held[kind] / 1e9 for held in bars.values()]
-        ax.bar(list(bars), heights, 0.6, tops, color=colour, label=kind, edgecolor="white",
-               linewidth=0.5)
+        heights = [by_kind[kind] / 1e9 for by_kind in held.values()]
+        bars = ax.bar(list(held), heights, 0.6, tops, color=colour, label=kind, edgecolor="white",
+                      linewidth=0.5)
         tops = [top + height for top, height in zip(tops, heights)]
-    for x, top in enumerate(tops):
-        ax.annotate(f"{top:.3g}", (x, top), (0, 2), textcoords="offset points", ha="center",
-                    va="bottom")
+    ax.bar_label(bars, [f"{top:.3g}" for top in tops], padding=2)
     for card in CARDS:
         if card < 1.5 * max(tops):
             ax.axhline(card, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
@@ -806,51 +797,44 @@ TRAIN_FLAGS = ["model", "data", "method", "rank", "targets", "optimizer", "micro
                "max_length", "max_steps", "dtype", "device"]
 
 
-def parse_plan_flags(argv=None) -> tuple[Config, str | None, Path | None, bool]:
-    """-> (the run, --data, --plot, --measure). Raises UserError for a --plot that cannot be drawn.
+def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool]:
+    """-> (the run, --plot, --measure). The run's data is None if no rank is to be planned.
+
+    Raises UserError for a --plot that cannot be drawn.
     """
     parser = make_parser("plan.py", __doc__)
-    model = ("folder, config.json, hub repository (only config.json is fetched), or the embedded "
-             "nano")
-    data = "name under data/, or folder with train.jsonl and test.jsonl, to plan the rank for"
-    add_flags(parser, Config, only=TRAIN_FLAGS, model={"help": model},
-              data={"help": f"{data}; default: none", "default": None},
-              max_steps={"help": "optimizer steps; default: 200"})
+    add_flags(
+        parser, Config, only=TRAIN_FLAGS,
+        model={"help": "folder, config.json, hub repository (only config.json is fetched), or the "
+                       "embedded nano"},
+        data={"help": "name under data/, or folder with train.jsonl and test.jsonl, to plan the "
+                      "rank for; default: none", "default": None},
+        max_steps={"help": "optimizer steps; default: 200"})
     parser.add_argument("--plot", metavar="FILE.png", type=Path,
                         help="draw the memory of each method, without and with checkpointing")
     parser.add_argument("--measure", action="store_true",
                         help="make two of train.py's steps on random weights, and compare")
     flags = vars(parser.parse_args(argv))
-    data, picture, measuring = (flags.pop(name) for name in ("data", "plot", "measure"))
+    picture, measuring = flags.pop("plot"), flags.pop("measure")
     if picture and picture.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--plot {picture}: its name must end in .png, .svg or .pdf")
     if picture and not picture.parent.is_dir():
         raise UserError(f"--plot {picture}: there is no folder {picture.parent}")
-    return Config(**flags), data, picture, measuring
-
-
-def read_model_config(run: Config) -> ModelConfig:
-    file = Path(run.model)
-    if not file.is_file():
-        file = resolve(run.model, ["config.json"]) / "config.json"
-    hf = read_json(file)
-    if run.method == "qlora":
-        hf.pop("quantization_config", None)     # a checkpoint in four bits is read as it is
-    return ModelConfig.from_hf(hf)
+    return Config(**flags), picture, measuring
 
 
 def print_plan(argv=None):
-    asked, data, picture, measuring = parse_plan_flags(argv)
+    asked, picture, measuring = parse_plan_flags(argv)
     check_config(asked)
     run = settled(asked, n_train=1)
     dtype = "bfloat16" if asked.dtype == "auto" else run.dtype
-    on_gpu = dataclasses.replace(run, device="cuda", dtype=dtype)
-    c = read_model_config(run)
+    on_gpu = replace(run, device="cuda", dtype=dtype)
+    c = ModelConfig.from_pretrained(run.model, quantized=run.method == "qlora")
     show_sizes(c, run)
     show_memory(c, run)
     show_cards(c, on_gpu)
     show_computation(c, run)
-    show_start(c, run, data)
+    show_start(c, run)
     if measuring:
         show_measurement(c, run)
     if picture:

@@ -49,7 +49,7 @@ from model import ModelConfig, Transformer
 from plumbing.cli import check_range, make_parser, run_command
 from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
-from plumbing.files import make_folder, read_json, resolve
+from plumbing.files import make_folder
 from plumbing.records import read_rows, write_rows
 from plumbing.workers import BUSY, claim_file, do_jobs, rank_and_world
 from settings import LESS_MEMORY, Config, check_config, parse, settled
@@ -168,11 +168,6 @@ def combine_values(arm: dict) -> list[dict]:
     return [dict(zip(arm, values, strict=True)) for values in itertools.product(*choices)]
 
 
-def fetch_model_config(model: str) -> ModelConfig:
-    """What config.json says. Of a hub repository nothing else is fetched."""
-    return ModelConfig.from_hf(read_json(resolve(model, ["config.json"]) / "config.json"))
-
-
 def match_ranks(model: str, attention: list[int], mlp: list[int]) -> dict[str, int]:
     """The pair of ranks, one of each list, at which the two adapters' sizes differ least.
 
@@ -180,7 +175,7 @@ def match_ranks(model: str, attention: list[int], mlp: list[int]) -> dict[str, i
     Qwen2.5-0.5B: r = 96 on attention has 12,976,128 and r = 32 on the MLP 13,271,040.
     """
     with torch.device("meta"):          # shapes alone, no memory: the weights are not read
-        decoder = Transformer(fetch_model_config(model))
+        decoder = Transformer(ModelConfig.from_pretrained(model))
 
     def rank1_size(targets: str) -> int:
         layers = [decoder.get_submodule(name) for name in find_targets(decoder, targets)]
@@ -466,7 +461,7 @@ def sweep(argv=None) -> int:
     rank, world = rank_and_world()
     if common.device in ("auto", "cuda"):
         take_gpu(rank)                      # from here on "cuda" is this rank's own GPU
-    fetch_model_config(common.model)         # a model that is missing shows here, also in a dry run
+    ModelConfig.from_pretrained(common.model)   # a missing model shows here, also in a dry run
     runs = distinct_runs(args.sweeps, args.preset, common, args.seeds)
     first = next(iter(runs.values()))
     jobs = args.jobs or (default_jobs(first) if world == 1 else 1)

@@ -158,7 +158,7 @@ def test_worked_numbers():
     in_8_bits = dataclasses.replace(full, optimizer="adamw8bit")
     lora, *others = (plan.Sizes(c, r) for r in (run, full, in_8_bits))
     needing = plan.tensors_needing_gradient(lora, lowest=False)
-    counted = {item: [item(lora, needing)] for item in plan.LAYER_ITEMS}
+    counted = {layer_term: [layer_term(lora, needing).bytes] for layer_term in plan.LAYER_TERMS}
     counted[plan.norm_keeps] = [plan.norm_keeps(lora, 896)]
     for term_of in (plan.term_of_weights, plan.term_of_adapters, plan.term_of_moments,
                     plan.term_of_loss_gradients, plan.term_of_logits, plan.term_of_layer_backwards,
@@ -209,6 +209,7 @@ ADAPTED = ["all-linear", "attention", "mlp", "q_proj,v_proj", "o_proj", "k_proj,
     *((name, dtype, "full", "all-linear")
       for name in CONFIGS for dtype in ("float32", "bfloat16")),
     *(("qwen3", "bfloat16", "lora", targets) for targets in ADAPTED),
+    ("qwen2", "float16", "lora", "all-linear"), ("qwen2", "float16", "full", "all-linear"),
     ("qwen2", "float32", "lora", "all-linear"), ("llama", "float32", "lora", "q_proj,v_proj"),
     ("llama", "bfloat16", "lora", "all-linear"), ("qwen2", "float32", "qlora", "all-linear")])
 def test_activations_are_what_autograd_keeps(name, dtype, method, targets):
@@ -247,6 +248,7 @@ PEAKS = {           # what of a plan decides, and settings in which it does
     "qlora": {"method": "qlora", "rank": 32},
     "16 bits": {"method": "full", "dtype": "bfloat16"},
     "lora in 16 bits": {"method": "lora", "dtype": "bfloat16"},
+    "float16": {"method": "full", "dtype": "float16"},
     "two chunks": {"method": "lora", "micro_bs": 9, "max_length": 96},
     "a layer": {"method": "full", "max_length": 300},
     "8-bit moments": {"method": "full", "micro_bs": 1, "optimizer": "adamw8bit"},
