@@ -121,12 +121,12 @@ def read_task(folder: Path, metric: str | None = None, labels: str | None = None
         raise UserError(f"{path}: the metric {metric!r} is none of {', '.join(METRICS)}, nor null")
     if metric != "accuracy":
         return Task(metric, [])
-    names = labels.split(",") if labels else given.get("labels")
+    names = given.get("labels")
+    if labels:
+        names = [name.strip() for name in labels.split(",")]
     if not is_list_of_texts(names) or len(names) < 2:
         raise UserError("accuracy needs at least two labels: --labels negative,positive, or in the "
                         "data set's task.json")
-    if labels:
-        names = [name.strip() for name in names]
     return Task(metric, [unicodedata.normalize("NFC", name) for name in names])
 
 
@@ -167,29 +167,28 @@ def answer_questions(model, tokenizer, task: Task, questions: list[Question],
     after an hour. And the prompts of a batch are padded to the longest of them: neighbors in this
     order have similar lengths and need little padding.
     """
-    todo = [question for question in questions if question.index not in rows]
-    prompts = {question.index: tokenizer.encode(dataset.prompt_of(question.messages, tokenizer))
-               for question in todo}
-    todo.sort(key=lambda question: len(prompts[question.index]), reverse=True)
+    todo = []
+    for question in questions:
+        if question.index not in rows:
+            prompt = tokenizer.encode(dataset.prompt_of(question.messages, tokenizer))
+            todo.append((question, prompt))
+    todo.sort(key=lambda pair: len(pair[1]), reverse=True)
     if todo:
-        longest = len(prompts[todo[0].index])
-        room = room_for_prompt(model, settings.max_new_tokens)
-        if longest > room:
-            raise UserError(f"test sample {todo[0].index + 1} takes {longest} tokens, and next to "
-                            f"--max_new_tokens the model has room for {room}")
+        (question, prompt), room = todo[0], room_for_prompt(model, settings.max_new_tokens)
+        if len(prompt) > room:
+            raise UserError(f"test sample {question.index + 1} takes {len(prompt)} tokens, and "
+                            f"next to --max_new_tokens the model has room for {room}")
     with (open(out, "a", encoding="utf-8", errors="backslashreplace") as file,
           tqdm(total=len(questions), initial=len(rows), unit="answer", disable=None,
                dynamic_ncols=True) as bar):
         for i in range(0, len(todo), settings.batch):
-            batch = todo[i:i + settings.batch]
+            batch, prompts = zip(*todo[i:i + settings.batch])
             start = time.perf_counter()
-            new = answer_batch(model, tokenizer, task, batch,
-                               [prompts[question.index] for question in batch],
-                               settings.max_new_tokens)
+            new = answer_batch(model, tokenizer, task, batch, prompts, settings.max_new_tokens)
             seconds = (time.perf_counter() - start) / len(batch)
             for row in new:
                 row["seconds"] = round(seconds, 4)          # an equal share of the batch's time
-            file.write("".join(map(answer_line, new)))
+            file.write(answer_lines(new))
             file.flush()
             rows |= {row["index"]: row for row in new}
             bar.update(len(new))
@@ -198,33 +197,30 @@ def answer_questions(model, tokenizer, task: Task, questions: list[Question],
                 bar.set_postfix_str(f"{right / len(rows):.1%} right")
 
 
-def answer_batch(model, tokenizer, task: Task, questions: list[Question],
-                 prompts: list[list[int]], max_new_tokens: int) -> list[dict]:
-    """A row of FILE.jsonl for each question, but for its seconds."""
+def answer_batch(model, tokenizer, task: Task, questions, prompts, max_new_tokens) -> list[dict]:
+    """A row of FILE.jsonl for each question, but for its seconds. prompts: lists of ids."""
     rows = []
     answers = generate_answers(model, tokenizer, prompts, max_new_tokens)
     for question, answer in zip(questions, answers, strict=True):
-        row = {"index": question.index, "question": question.messages[-2]["content"],
-               "references": question.references, "answer": answer.text}
-        row |= judge_answer(task, question.messages, question.references, answer.text)
-        row["tokens"] = answer.tokens
-        rows.append(row)
+        judged = judge_answer(task, question.messages, question.references, answer.text)
+        rows.append({"index": question.index, "question": question.messages[-2]["content"],
+                     "references": question.references, "answer": answer.text, **judged,
+                     "tokens": answer.tokens})
     if task.metric == "accuracy":
-        nlls = label_nll(model, prompts, encode_labels(questions, task.labels, tokenizer))
-        for row, nll in zip(rows, nlls.tolist()):
+        labels = encode_labels(questions, task.labels, tokenizer)
+        for row, nll in zip(rows, label_nll(model, prompts, labels).tolist()):
             row["nll"] = dict(zip(task.labels, nll))
-            row["likeliest"] = task.labels[nll.index(min(nll))]
+            row["likeliest"] = min(row["nll"], key=row["nll"].get)
     return rows
 
 
-def answer_line(row: dict) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def answer_lines(rows: list[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 # ----- accuracy: how likely each label is ---------------------------------------------------------
 
-def encode_labels(questions: list[Question], labels: list[str], tokenizer
-                  ) -> list[list[list[int]]]:
+def encode_labels(questions, labels, tokenizer) -> list[list[list[int]]]:
     """For each question and label the ids of the label as an answer, with the end of the turn.
 
     The end belongs to it. Otherwise "good" would always be likelier than "good enough", because
@@ -323,7 +319,6 @@ def run_evaluation(settings: Settings) -> dict:
     identity = describe_evaluation(settings, task, folder)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     out = Path(settings.out or f"out/eval_{digest[:10]}.jsonl")
-
     path = out.with_suffix(".json")
 
     # ----- what has been done already -----
@@ -333,25 +328,19 @@ def run_evaluation(settings: Settings) -> dict:
         return result
     rows = read_answers(out)
 
-    # ----- the model -----
+    # ----- the model, its test NLL, its answers -----
     model, tokenizer = open_adapted_model(settings)
     result |= describe_weights(settings.model, settings.adapter)
     make_folder(out.parent)
-
-    # ----- test NLL, then answers -----
     try:
         if "test_nll" not in result:
-            samples, result["test_dropped"] = dataset.load_split(
-                folder / "test.jsonl", tokenizer, settings.max_length)
-            batches = dataset.micro_batches(samples[:settings.limit], settings.batch)
-            result["test_nll"] = mean_nll(model, batches)
+            result |= measure_test_nll(model, tokenizer, folder / "test.jsonl", settings)
             write_json(path, result)
         if task.metric:
             answer_questions(model, tokenizer, task, questions, rows, out, settings)
             in_order = [rows[question.index] for question in questions]
             with replacing(out) as part:
-                text = "".join(map(answer_line, in_order))
-                part.write_text(text, encoding="utf-8", errors="backslashreplace")
+                part.write_text(answer_lines(in_order), encoding="utf-8", errors="backslashreplace")
             result |= summarize_answers(task, in_order)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped with {len(rows)} of {len(questions)} answers; the same "
@@ -377,6 +366,13 @@ def open_adapted_model(settings: Settings):
     return model, tokenizer
 
 
+def measure_test_nll(model, tokenizer, path, settings) -> dict:
+    """test_nll as train.py logs it; test_dropped: samples whose prompt alone fills --max_length."""
+    samples, dropped = dataset.load_split(path, tokenizer, settings.max_length)
+    batches = dataset.micro_batches(samples[:settings.limit], settings.batch)
+    return {"test_dropped": dropped, "test_nll": mean_nll(model, batches)}
+
+
 # ----- what an evaluation is, and how far it has come ---------------------------------------------
 
 def describe_evaluation(settings: Settings, task: Task, folder: Path) -> dict:
@@ -391,8 +387,10 @@ def describe_evaluation(settings: Settings, task: Task, folder: Path) -> dict:
     for file in weight_files(resolve(settings.model)):
         weights.append((file.name, file.stat().st_size, file.stat().st_mtime))
     description["weights"] = hashlib.sha256(repr(weights).encode()).hexdigest()
-    description["adapter_sha256"] = settings.adapter and hash_file(
-        Path(settings.adapter) / "adapter_model.safetensors")
+    description["adapter_sha256"] = None
+    if settings.adapter:
+        adapter_file = Path(settings.adapter) / "adapter_model.safetensors"
+        description["adapter_sha256"] = hash_file(adapter_file)
     description["test_sha256"] = hash_file(folder / "test.jsonl")
     return description
 
@@ -465,11 +463,10 @@ METHOD_NAMES = {"pretrained": "pretrained", "full": "full", "lora": "LoRA", "qlo
 
 def format_results(results: list[dict]) -> str:
     """A row for each evaluation, in Markdown: by data set, then by model, then by method."""
-    order = list(METHOD_NAMES)
-
     def sort_key(result):
         cells = format_result(result)
-        return cells["data"], cells["model"], order.index(result["method"]), result["rank"] or 0
+        method = list(METHOD_NAMES).index(result["method"])
+        return cells["data"], cells["model"], method, result["rank"] or 0
 
     rows = [format_result(result) for result in sorted(results, key=sort_key)]
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
@@ -510,9 +507,7 @@ def format_share(result: dict, key: str) -> str:
 def format_confusion(labels: list[str], counts: list[list[int]], how: str) -> str:
     """A row for each right label, a column for each given one; "none" if it ever was."""
     given = [*labels, "none"] if any(row[-1] for row in counts) else labels
-    rows = []
-    for label, row in zip(labels, counts):
-        rows.append([label, *map(str, row[:len(given)])])
+    rows = [[label, *map(str, row[:len(given)])] for label, row in zip(labels, counts)]
     return markdown_table([f"right \\ {how}", *given], rows, left=1)
 
 

@@ -24,14 +24,8 @@ from pathlib import Path
 import torch
 
 import dataset
-from engine import (
-    base_of,
-    fit_prompt,
-    generate_answers,
-    open_model,
-    room_for_prompt,
-    stream_answer,
-)
+from engine import (base_of, fit_prompt, generate_answers, open_model, room_for_prompt,
+                    stream_answer)
 from lora import read_adapter, set_adapter
 from plumbing.cli import check_ranges, flag, parse_flags, run_command
 from plumbing.device import DTYPES
@@ -97,9 +91,7 @@ def parse_sampling(argv=None) -> Settings:
 def name_folders(values: list[str]) -> dict[str, str]:
     """["out/a,b=out/c", ...] -> {"a": "out/a", "b": "out/c", ...}."""
     folders = {}
-    for value in ",".join(values).split(","):
-        if not value:
-            continue
+    for value in filter(None, ",".join(values).split(",")):
         name, folder = "", value
         if "=" in value and not Path(value).is_dir():
             name, _, folder = value.partition("=")
@@ -147,19 +139,18 @@ def seed_generation(settings: Settings, model) -> dict:
     but one of them often is.
     """
     device = model.model.embed_tokens.weight.device
+    generator = torch.Generator(device).manual_seed(settings.seed)
     return {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "generator": torch.Generator(device).manual_seed(settings.seed)}
+            "top_p": settings.top_p, "generator": generator}
 
 
 # ----- the chat -----------------------------------------------------------------------------------
 
-def run_chat(model, tokenizer, adapters: dict, system: list[dict], how: dict, merge: bool):
+def run_chat(settings: Settings, model, tokenizer, adapters: dict, system: list[dict]):
     """A turn per line until the input ends. `model` carries the first of `adapters`.
 
     A model remembers nothing. The conversation is the list `messages`, and for every turn the model
-    reads it from the beginning: the system's message, all questions and all answers so far,
-    whichever adapter gave them.
+    reads it from the beginning, whichever adapter gave the answers in it.
 
     At a terminal Ctrl-C stops the current answer. What was said of it counts as said.
     """
@@ -168,17 +159,17 @@ def run_chat(model, tokenizer, adapters: dict, system: list[dict], how: dict, me
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401           input() edits its line with it
         print_note("/help lists the commands, Ctrl-D leaves")
-    messages = [*system]
-    active = next(iter(adapters), "base")
+    how = seed_generation(settings, model)
     adapters = adapters | {"base": None}
+    active = next(iter(adapters))
+    messages = [*system]
     while True:
         try:
-            line = input(f"{active}> " if at_terminal else "").strip()
+            line = read_line(f"{active}> " if at_terminal else "")
             command, _, name = line.partition(" ")
-            if command == "/adapter":
-                active = switch_adapter(model, adapters, name.strip(), active, merge)
-            elif command == "/base":
-                active = switch_adapter(model, adapters, "base", active, merge)
+            if command in ("/adapter", "/base"):
+                name = "base" if command == "/base" else name.strip()
+                active = switch_adapter(model, adapters, name, active, merge=not settings.nf4)
             elif command == "/reset":
                 messages = [*system]
                 print_note("the conversation begins again")
@@ -190,16 +181,22 @@ def run_chat(model, tokenizer, adapters: dict, system: list[dict], how: dict, me
                 print_note(f"no command {command}; /help lists them")
             elif line:
                 answer_turn(model, tokenizer, messages, line, how)
-        except EOFError:
-            if at_terminal:
-                print()
-            return
         except KeyboardInterrupt:
             if not at_terminal:
                 raise
             print()
         except UserError as e:
             print_note(str(e))
+
+
+def read_line(prompt: str) -> str:
+    """What the user types after `prompt`; at the end of the input "/exit"."""
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        if prompt:
+            print()
+        return "/exit"
 
 
 def switch_adapter(model, adapters: dict, name: str, active: str, merge: bool) -> str:
@@ -309,8 +306,8 @@ def print_comparison(questions: list[str], answers: dict[str, list[str]]):
         texts = [side[i] for side in answers.values()]
         title = f"{i + 1} of {len(questions)} "
         print(f"\n{title:─<{columns}}")
-        print("\n".join(wrap_text(question, columns)) + "\n")
-        print("\n".join(terminal_table(list(answers), texts, columns, CELL_LINES)))
+        print(*wrap_text(question, columns), "", sep="\n")
+        print(*terminal_table(list(answers), texts, columns, CELL_LINES), sep="\n")
 
 
 def format_comparison(settings: Settings, questions: list[str], answers: dict[str, list[str]]
@@ -350,13 +347,12 @@ def sample(settings: Settings):
         compare_models(settings, model, tokenizer, adapters, system)
         return
     room_for_prompt(model, settings.max_new_tokens)         # an error before the first question
-    merge = not settings.nf4
-    set_adapter(model, next(iter(adapters.values()), None), merge)
-    how = seed_generation(settings, model)
+    set_adapter(model, next(iter(adapters.values()), None), merge=not settings.nf4)
     if settings.question:
+        how = seed_generation(settings, model)
         answer_turn(model, tokenizer, system, settings.question, how)
     else:
-        run_chat(model, tokenizer, adapters, system, how, merge)
+        run_chat(settings, model, tokenizer, adapters, system)
 
 
 def main(argv=None):
