@@ -137,7 +137,7 @@ def is_list_of_texts(value) -> bool:
     return all(isinstance(text, str) and text.strip() for text in value)
 
 
-def read_questions(path: Path, task: Task, limit: int | None) -> list[Question]:
+def read_questions(path: Path, task, limit: int | None) -> list[Question]:
     """The first `limit` test samples. Raises UserError, with the line, for a wrong reference."""
     questions = []
     lines = zip(dataset.read_messages(path), dataset.numbered_lines(path))
@@ -157,8 +157,8 @@ def read_questions(path: Path, task: Task, limit: int | None) -> list[Question]:
 
 # ----- the answers --------------------------------------------------------------------------------
 
-def answer_questions(model, tokenizer, task: Task, questions: list[Question],
-                     rows: dict[int, dict], out: Path, settings: Settings):
+def answer_questions(model, tokenizer, task, questions: list[Question],
+                     rows: dict[int, dict], out: Path, settings):
     """Answer the questions that `rows` lacks. Add each batch to `rows` and to the file `out`.
 
     Answers are greedy: at each step the likeliest token, so the same model gives the same answers.
@@ -197,7 +197,7 @@ def answer_questions(model, tokenizer, task: Task, questions: list[Question],
                 bar.set_postfix_str(f"{right / len(rows):.1%} right")
 
 
-def answer_batch(model, tokenizer, task: Task, questions, prompts, max_new_tokens) -> list[dict]:
+def answer_batch(model, tokenizer, task, questions, prompts, max_new_tokens) -> list[dict]:
     """A row of FILE.jsonl for each question, but for its seconds. prompts: lists of ids."""
     rows = []
     answers = generate_answers(model, tokenizer, prompts, max_new_tokens)
@@ -308,7 +308,7 @@ def pack_answers(prompts: list[list[int]], answers: list[list[list[int]]]):
 
 # ----- one evaluation -----------------------------------------------------------------------------
 
-def run_evaluation(settings: Settings) -> dict:
+def run_evaluation(settings) -> dict:
     """Measure what `settings` say -> the content of FILE.json. Raises UserError."""
     # ----- what is asked -----
     settings.device, settings.dtype = choose_device(settings.device, settings.dtype)
@@ -350,7 +350,7 @@ def run_evaluation(settings: Settings) -> dict:
     return result
 
 
-def open_adapted_model(settings: Settings):
+def open_adapted_model(settings):
     """The base, with the adapter merged: W + (alpha / r) B A is one matrix.
 
     Then a token costs no more than the base's, where B A apart would be two more products in every
@@ -375,7 +375,7 @@ def measure_test_nll(model, tokenizer, path, settings) -> dict:
 
 # ----- what an evaluation is, and how far it has come ---------------------------------------------
 
-def describe_evaluation(settings: Settings, task: Task, folder: Path) -> dict:
+def describe_evaluation(settings, task, folder: Path) -> dict:
     """All that decides the answers. Two evaluations with the same description are the same.
 
     The test file and the adapter count by their content. The weights of a model, which may have

@@ -226,7 +226,7 @@ def smooth_zeros(matches: list[int]) -> list[float]:
 
 # ----- one answer, and all of them ----------------------------------------------------------------
 
-def judge_answer(task: Task, messages: list[dict], references: list[str], answer: str) -> dict:
+def judge_answer(task, messages: list[dict], references: list[str], answer: str) -> dict:
     """What an answer is worth by itself: what was read in it, and whether that is correct.
 
     messages: its whole conversation. references: the right answers; one of them is enough. Empty
@@ -243,7 +243,7 @@ def judge_answer(task: Task, messages: list[dict], references: list[str], answer
     return {}
 
 
-def summarize_answers(task: Task, rows: list[dict]) -> dict:
+def summarize_answers(task, rows: list[dict]) -> dict:
     """The metric over all answers. Shares lie between 0 and 1.
 
     rows: what evaluate.py writes for each answer.

@@ -44,7 +44,7 @@ STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fo
          "lines.markersize": 5, "figure.constrained_layout.use": True, "svg.hashsalt": "nanoLoRA"}
 
 
-def style_of(arm: Arm, name: str = "", **more) -> dict:
+def style_of(arm, name: str = "", **more) -> dict:
     """matplotlib's keywords for the curve of an arm. Colour and marker say what is trained.
 
     Full fine-tuning is black. LoRA on all layers has the colour of its rank, elsewhere that of the
@@ -66,7 +66,7 @@ def style_of(arm: Arm, name: str = "", **more) -> dict:
 
 # ----- what the figures are made of ---------------------------------------------------------------
 
-def new_figure(head: str, sweep: Sweep, arms, panels=2):
+def new_figure(head: str, sweep, arms, panels=2):
     """-> the figure and its axes, one for each panel. The title counts the runs of `arms`."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(12.5, 6))
@@ -99,7 +99,7 @@ def scale_nll_axis(ax, label: str = "test NLL, nats a token"):
     ax.set_ylabel(label)
 
 
-def draw_best(ax, sweep: Sweep, styles: dict[Arm, dict], note: str):
+def draw_best(ax, sweep, styles: dict[Arm, dict], note: str):
     """Best of sweep against steps. The legend stands below both panels, where it hides nothing."""
     for arm, style in styles.items():
         draw_curve(ax, sweep.steps[1:], arm.curves[:, 1:], **style)
@@ -118,7 +118,7 @@ def finish_gap_axis(ax, **labels):
     ax.set(ylabel="nats a token above full fine-tuning", **labels)
 
 
-def curves_figure(head: str, sweep: Sweep, arms: list[Arm], choose_style=style_of):
+def curves_figure(head: str, sweep, arms: list[Arm], choose_style=style_of):
     """Left: best of sweep against steps. Right: how far it lies above full fine-tuning."""
     full = sweep.full_arm()
     styles = {arm: choose_style(arm) for arm in (full, *arms) if arm}
@@ -138,7 +138,7 @@ def curves_figure(head: str, sweep: Sweep, arms: list[Arm], choose_style=style_o
     return figure
 
 
-def rates_figure(head: str, sweep: Sweep, panels: dict[str, list[Arm]]):
+def rates_figure(head: str, sweep, panels: dict[str, list[Arm]]):
     """NLL after the last step against the learning rate, a panel for each {title: arms}."""
     full = sweep.full_arm()
     if full:
@@ -157,7 +157,7 @@ def rates_figure(head: str, sweep: Sweep, panels: dict[str, list[Arm]]):
     return figure
 
 
-def draw_rates(ax, arm: Arm, full: Arm | None, cross_height: float):
+def draw_rates(ax, arm, full: Arm | None, cross_height: float):
     """One arm: its curve over the rates, ring, triangles and crosses.
 
     Arms may diverge at the same rate, so each has a `cross_height` of its own, from 0 to 1.
@@ -185,19 +185,19 @@ def draw_rates(ax, arm: Arm, full: Arm | None, cross_height: float):
 
 # ----- the figures: each function returns None if its runs are missing ----------------------------
 
-def plot_rank(sweep: Sweep):
+def plot_rank(sweep):
     """LoRA on all layers at every rank. A high rank should stay in the grey, a low one above it."""
     arms = sweep.lora_arms()
     return curves_figure("Finding 1, rank", sweep, arms) if arms else None
 
 
-def plot_rates(sweep: Sweep):
+def plot_rates(sweep):
     """A U for each rank with three rates or more. How far right of full fine-tuning is it?"""
     arms = [arm for arm in sweep.lora_arms() if len(arm.lrs) > 2]
     return rates_figure("Finding 2, learning rate", sweep, {"": arms}) if arms else None
 
 
-def plot_batch_sizes(sweep: Sweep):
+def plot_batch_sizes(sweep):
     """LoRA and full fine-tuning at each batch size. Does the gap on the right grow?
 
     The curves of different batches are not comparable with each other, only the two of each pair.
@@ -220,7 +220,7 @@ def plot_batch_sizes(sweep: Sweep):
     return figure
 
 
-def plot_placement(sweep: Sweep):
+def plot_placement(sweep):
     """Adapters on attention, on the MLP, on both. Dashed: the pair with as many parameters."""
     apart = sweep.lora_arms("attention") + sweep.lora_arms("mlp")
     if not apart:
@@ -237,7 +237,7 @@ def plot_placement(sweep: Sweep):
     return curves_figure("Finding 4, placement", sweep, arms, choose_style)
 
 
-def plot_alpha(sweep: Sweep):
+def plot_alpha(sweep):
     """The U of each rank with alpha fixed, next to alpha = r. On the left they should align."""
     fixed, ranks = sweep.fixed_alpha_arms(), sweep.lora_arms()
     if not fixed:
@@ -248,7 +248,7 @@ def plot_alpha(sweep: Sweep):
     return rates_figure("alpha", sweep, panels)
 
 
-def plot_capacity(sweep: Sweep):
+def plot_capacity(sweep):
     """Like plot_rank, for the long runs. Dotted: where a rank leaves the grey for good."""
     arms = sweep.lora_arms()
     if not arms or not sweep.full_arm():
@@ -269,7 +269,7 @@ FIGURES = {"finding1": plot_rank, "finding2": plot_rates, "finding3": plot_batch
            "finding4": plot_placement, "alpha": plot_alpha, "capacity": plot_capacity}
 
 
-def draw_figures(sweep: Sweep, long: Sweep | None, out: Path, prefix: str) -> list[Path]:
+def draw_figures(sweep, long: Sweep | None, out: Path, prefix: str) -> list[Path]:
     """Save every figure that the runs allow as PNG and SVG -> the PNGs' paths."""
     import matplotlib
     out.mkdir(parents=True, exist_ok=True)

@@ -81,13 +81,6 @@ class Settings:
         action="store_true")
 
 
-def parse_sampling(argv=None) -> Settings:
-    settings = parse_flags(Settings, "sample.py", __doc__, argv)
-    settings.adapter = name_folders(settings.adapter or [])
-    settings.against = name_folders(settings.against or [])
-    return settings
-
-
 def name_folders(values: list[str]) -> dict[str, str]:
     """["out/a,b=out/c", ...] -> {"a": "out/a", "b": "out/c", ...}."""
     folders = {}
@@ -102,7 +95,7 @@ def name_folders(values: list[str]) -> dict[str, str]:
     return folders
 
 
-def check_sampling(settings: Settings):
+def check_sampling(settings):
     """Raise UserError for a setting that cannot be meant."""
     check_ranges(settings)
     shared = settings.adapter.keys() & settings.against.keys()
@@ -124,7 +117,7 @@ def check_sampling(settings: Settings):
 
 # ----- how tokens are chosen ----------------------------------------------------------------------
 
-def seed_generation(settings: Settings, model) -> dict:
+def seed_generation(settings, model) -> dict:
     """The keyword arguments of model.generate and model.stream. Each call starts the seed again.
 
     From the last hidden state come the logits z, one per token of the vocabulary. Then
@@ -146,13 +139,12 @@ def seed_generation(settings: Settings, model) -> dict:
 
 # ----- the chat -----------------------------------------------------------------------------------
 
-def run_chat(settings: Settings, model, tokenizer, adapters: dict, system: list[dict]):
+def run_chat(settings, model, tokenizer, adapters: dict, system: list[dict]):
     """A turn per line until the input ends. `model` carries the first of `adapters`.
 
-    A model remembers nothing. The conversation is the list `messages`, and for every turn the model
-    reads it from the beginning, whichever adapter gave the answers in it.
-
-    At a terminal Ctrl-C stops the current answer. What was said of it counts as said.
+    A model remembers nothing. For every turn it reads the whole conversation from the beginning,
+    whichever adapter gave the answers in it. At a terminal Ctrl-C stops the current answer. What
+    was said of it counts as said.
     """
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:
@@ -245,7 +237,7 @@ def print_note(text: str):
 
 # ----- side by side -------------------------------------------------------------------------------
 
-def compare_models(settings: Settings, model, tokenizer, adapters: dict, system: list[dict]):
+def compare_models(settings, model, tokenizer, adapters: dict, system: list[dict]):
     """Print a table for each question: the answers of the base, of each adapter and of --against.
 
     Each side answers all questions before the next one is loaded. With --temperature each begins
@@ -272,7 +264,7 @@ def compare_models(settings: Settings, model, tokenizer, adapters: dict, system:
             part.write_text(format_comparison(settings, questions, answers), encoding="utf-8")
 
 
-def open_sides(settings: Settings, model, tokenizer, adapters: dict):
+def open_sides(settings, model, tokenizer, adapters: dict):
     """Yield (name, model, tokenizer): the base, then with each adapter, then other models.
 
     The base is loaded once and its adapters take turns, so three adapters need the memory of one.
@@ -310,7 +302,7 @@ def print_comparison(questions: list[str], answers: dict[str, list[str]]):
         print(*terminal_table(list(answers), texts, columns, CELL_LINES), sep="\n")
 
 
-def format_comparison(settings: Settings, questions: list[str], answers: dict[str, list[str]]
+def format_comparison(settings, questions: list[str], answers: dict[str, list[str]]
                       ) -> str:
     """The comparison as a page of Markdown, with a table of one row for each question."""
     how = "greedy"
@@ -335,7 +327,7 @@ def format_comparison(settings: Settings, questions: list[str], answers: dict[st
 
 # ----- the command line ---------------------------------------------------------------------------
 
-def sample(settings: Settings):
+def sample(settings):
     """Open the base and the adapters, then compare, answer once, or chat."""
     if settings.model is None:
         first = next(iter(settings.adapter.values()), None)
@@ -358,7 +350,9 @@ def sample(settings: Settings):
 def main(argv=None):
     advice = "lower --max_new_tokens, or try --dtype bfloat16, or --nf4"
     with errors_in_one_line(advice, stopped=""):
-        settings = parse_sampling(argv)
+        settings = parse_flags(Settings, "sample.py", __doc__, argv)
+        settings.adapter = name_folders(settings.adapter or [])
+        settings.against = name_folders(settings.against or [])
         check_sampling(settings)
         sample(settings)
 

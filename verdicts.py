@@ -267,7 +267,7 @@ class Sweep:
         gain = float(np.nanmax([arm.curves[:, 0] - arm.curves[:, -1] for arm in arms]))
         return gain if gain > 0 else math.nan
 
-    def leaving_steps(self, arm: Arm) -> np.ndarray:
+    def leaving_steps(self, arm) -> np.ndarray:
         """The step from which on `arm` stays more than MARGIN above full fine-tuning, (S,).
 
         It is the first such step that was evaluated, and the last step if `arm` never leaves.
@@ -443,7 +443,7 @@ class Claim(NamedTuple):
     ratio: bool = False             # judged by its logarithm: half and twice are equally far from 1
 
 
-def judge_claim(claim: Claim) -> tuple[str, str]:
+def judge_claim(claim) -> tuple[str, str]:
     """-> ("supported", "contradicted" or "undecided", why undecided). See the rule at the top."""
     values = drop_nan(claim.values)
     low, high = claim.interval
@@ -468,7 +468,7 @@ def arms_at_edge(*arms: Arm) -> list[str]:
     return [str(arm) for arm in arms if any(arm.best.edge)]
 
 
-def claim_gap(text, arm: Arm, other: Arm, interval=POSITIVE, gain=None) -> Claim:
+def claim_gap(text, arm, other, interval=POSITIVE, gain=None) -> Claim:
     """How far `arm` ends above `other`, in nats or as a share of `gain`."""
     quantity = f"{arm} above {other.place}"
     gap = arm.best.nll - other.best.nll
@@ -478,7 +478,7 @@ def claim_gap(text, arm: Arm, other: Arm, interval=POSITIVE, gain=None) -> Claim
     return Claim(text, quantity, gap, interval, arms_at_edge(arm, other))
 
 
-def claim_rate(text, arm: Arm, other: Arm, multiple: float) -> Claim:
+def claim_rate(text, arm, other, multiple: float) -> Claim:
     """The best rate of `arm` is about `multiple` times that of `other`."""
     low, high = (multiple * factor for factor in ABOUT)
     return Claim(f"{text} ({low:g} to {high:g})", f"rate of {arm} / rate of {other}",
@@ -486,7 +486,7 @@ def claim_rate(text, arm: Arm, other: Arm, multiple: float) -> Claim:
                  ratio=True)
 
 
-def list_claims(sweep: Sweep, long: Sweep | None) -> list[Claim]:
+def list_claims(sweep, long: Sweep | None) -> list[Claim]:
     """All claims that the runs allow. long: the runs that tell about capacity."""
     claims = [*claim_ranks(sweep), *claim_batch_sizes(sweep), *claim_placements(sweep),
               *claim_alpha(sweep)]
@@ -495,7 +495,7 @@ def list_claims(sweep: Sweep, long: Sweep | None) -> list[Claim]:
     return claims
 
 
-def claim_ranks(sweep: Sweep) -> Iterator[Claim]:
+def claim_ranks(sweep) -> Iterator[Claim]:
     """Findings 1 and 2: how well each rank learns, and at which rate."""
     full, ranks, gain = sweep.full_arm(), sweep.lora_arms(), sweep.full_gain()
     if not full:
@@ -511,7 +511,7 @@ def claim_ranks(sweep: Sweep) -> Iterator[Claim]:
                          arm, full, multiple)
 
 
-def claim_batch_sizes(sweep: Sweep) -> Iterator[Claim]:
+def claim_batch_sizes(sweep) -> Iterator[Claim]:
     """Finding 3: LoRA is said to lose more to full fine-tuning as the batch grows, at every rank.
 
     Schulman et al. see the reason in the product B A, not in its rank. Full fine-tuning takes its
@@ -538,7 +538,7 @@ def claim_batch_sizes(sweep: Sweep) -> Iterator[Claim]:
                 gaps[large] - gaps[small], POSITIVE, edges)
 
 
-def claim_placements(sweep: Sweep) -> Iterator[Claim]:
+def claim_placements(sweep) -> Iterator[Claim]:
     """Finding 4: which layers should have adapters.
 
     Two comparisons with attention alone, because at one rank the MLP also has more parameters.
@@ -558,7 +558,7 @@ def claim_placements(sweep: Sweep) -> Iterator[Claim]:
                             arm, everywhere[arm.rank], WITHIN, sweep.full_gain())
 
 
-def claim_alpha(sweep: Sweep) -> Iterator[Claim]:
+def claim_alpha(sweep) -> Iterator[Claim]:
     """B A is a sum of r outer products, and (alpha / r) B A is alpha times their mean.
 
     Adam moves each entry of B by about the learning rate, at any rank. So with alpha fixed the size
@@ -593,7 +593,7 @@ ARM_HEADER = ("arm", "batch", "trainable", "rates", "diverged", "best rate, meas
 CLAIM_HEADER = ("claim", "what was measured", "value", "verdict", "why")
 
 
-def verdict_table(sweep: Sweep, long: Sweep | None = None) -> str:
+def verdict_table(sweep, long: Sweep | None = None) -> str:
     """A row per arm, then a row per claim, in Markdown."""
     parts = [arm_table(sweep)]
     if long and long is not sweep:
@@ -609,7 +609,7 @@ def verdict_table(sweep: Sweep, long: Sweep | None = None) -> str:
     return "\n\n".join([*parts, markdown_table(CLAIM_HEADER, rows, left=5)])
 
 
-def arm_table(sweep: Sweep) -> str:
+def arm_table(sweep) -> str:
     arms = sorted(sweep.arms, key=lambda arm: (
         arm.batch, arm.method != "full", arm.targets, arm.alpha != arm.rank, arm.rank))
     rows = [arm_row(arm, sweep.full_arm(arm.batch)) for arm in arms]
@@ -621,7 +621,7 @@ def arm_table(sweep: Sweep) -> str:
         markdown_table(ARM_HEADER, rows, left=1)])
 
 
-def arm_row(arm: Arm, full: Arm | None) -> list[str]:
+def arm_row(arm, full: Arm | None) -> list[str]:
     """The cells of ARM_HEADER. full: full fine-tuning at the same batch size."""
     best = arm.best
     measured_rate, fitted_rate = format_rates(best.lr), format_rates(best.vertex)
@@ -636,7 +636,7 @@ def arm_row(arm: Arm, full: Arm | None) -> list[str]:
             format_spread(best.nll, ".4f"), above_full, multiple]
 
 
-def format_rate_multiple(arm: Arm, full: Arm | None) -> str:
+def format_rate_multiple(arm, full: Arm | None) -> str:
     """Best rate over that of full fine-tuning; "" if one of the two is unknown or at an edge."""
     if not full or full is arm or arms_at_edge(arm, full):
         return ""

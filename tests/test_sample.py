@@ -14,22 +14,15 @@ import unicodedata
 
 import pytest
 import torch
-from conftest import REPO, tiny_tokenizer
+from conftest import REPO, edit_json, tiny_tokenizer
 from runs import one_line
 
 import dataset
 import engine
 import sample
 from engine import load_quantized
-from lora import (
-    apply_lora,
-    load_adapter,
-    lora_layers,
-    merge_lora,
-    remove_lora,
-    save_adapter,
-    unmerge_lora,
-)
+from lora import (apply_lora, load_adapter, lora_layers, merge_lora, remove_lora, save_adapter,
+                  unmerge_lora)
 from model import Transformer
 from plumbing.files import NANO_BASE
 from plumbing.text import escape_markdown, terminal_table, text_width, wrap_text
@@ -73,13 +66,17 @@ def write_messages(turns, system=None):
     return messages
 
 
+def encode_prompt(tokenizer, turns, system=None):
+    messages = write_messages(turns, system)
+    return tokenizer.encode(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+
+
 @pytest.fixture(scope="module")
 def answers(base, adapters):
     """answers(*turns) -> what model.generate says to the whole conversation, adapter merged."""
     def ask(*turns, adapter=None, system=None, n=256, **how):
         model, tokenizer = base
-        ids = tokenizer.encode(tokenizer.apply_chat_template(
-            write_messages(turns, system), add_generation_prompt=True))
+        ids = encode_prompt(tokenizer, turns, system)
         if adapter:
             merge_lora(load_adapter(model, adapters[adapter]))
         new = model.generate([ids], n, stop_ids(tokenizer), **how)[0][len(ids):]
@@ -177,9 +174,7 @@ def patient(tmp_path):
 def copy_nano(tmp_path, context):
     folder = tmp_path / "nano"
     shutil.copytree(NANO_BASE, folder, dirs_exist_ok=True)
-    config = json.loads((folder / "config.json").read_text())
-    config["max_position_embeddings"] = context
-    (folder / "config.json").write_text(json.dumps(config))
+    edit_json(folder / "config.json", max_position_embeddings=context)
     return folder
 
 
@@ -272,11 +267,9 @@ def test_the_oldest_turns_are_forgotten(run, base, answers, tmp_path):
     first = answers(APPLES, system=SYSTEM)
     second = answers(APPLES, first, MORE, system=SYSTEM)
     long, short = (APPLES, first, MORE, second, MORE), (MORE, second, MORE)
-    messages = write_messages(long, SYSTEM)
-    needs = len(tokenizer.encode(
-        tokenizer.apply_chat_template(messages, add_generation_prompt=True)))
+    needs = len(encode_prompt(tokenizer, long, SYSTEM))
     for room, left in ((needs, long), (needs - 1, short)):
-        some = [*messages]
+        some = write_messages(long, SYSTEM)
         ids = engine.fit_prompt(some, tokenizer, room)
         assert some == write_messages(left, SYSTEM)
         assert len(ids) <= room
@@ -296,8 +289,7 @@ def test_the_checkpoint_says_where_an_answer_stops(base, tmp_path):
     """generation_config.json names one id or several; config.json is asked if it names none."""
     folder = copy_nano(tmp_path, 1024)
     model, tokenizer = base
-    prompt = tokenizer.encode(tokenizer.apply_chat_template(
-        write_messages([APPLES]), add_generation_prompt=True))
+    prompt = encode_prompt(tokenizer, [APPLES])
     usual = stop_ids(tokenizer)
     new = model.generate([prompt], 60, usual)[0][len(prompt):]
     early, late = new[1], new[3]
@@ -308,8 +300,7 @@ def test_the_checkpoint_says_where_an_answer_stops(base, tmp_path):
         path.unlink(missing_ok=True)
         if generation_config is not None:
             path.write_text(json.dumps(generation_config))
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": eos}))
+        edit_json(folder / "config.json", eos_token_id=eos)
         reader = Tokenizer.from_pretrained(folder)
         reader.save_pretrained(tmp_path / "saved")
         assert not (tmp_path / "saved/generation_config.json").exists()
@@ -451,8 +442,7 @@ def test_a_question_side_by_side_on_four_bits(run, adapters, answers, base):
     """The base in four bits, the adapter next to it, as it was trained. No reference."""
     out, _ = run("--adapter", adapters["other"], "--compare", "--nf4", APPLES)
     model, tokenizer = load_quantized(NANO_BASE, torch.float32), base[1]
-    ids = tokenizer.encode(tokenizer.apply_chat_template(
-        write_messages([APPLES]), add_generation_prompt=True))
+    ids = encode_prompt(tokenizer, [APPLES])
     expected = []
     for adapter in (None, adapters["other"]):
         if adapter:
@@ -585,9 +575,7 @@ def test_an_adapter_of_another_base(fails, checkpoint, adapters):
     (None, "does not say")])
 def test_a_base_that_has_gone(fails, adapters, tmp_path, name, words):
     folder = shutil.copytree(adapters["other"], tmp_path / "other")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = name
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=name)
     assert words in fails("--adapter", folder, "hi")
 
 
