@@ -1,18 +1,22 @@
-"""What a user can get wrong ends in one line that says what is wrong and what to do, exit code 2, and nothing lost."""
+"""What a user can get wrong ends in one line that says what is wrong and what to do, with exit code
+2, and nothing is lost."""
+import csv
 import errno
 import json
 import math
 import os
 import shutil
 import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import edit_json, tiny
 from runs import command, contents, numbers, one_line, start, write_lines
 from safetensors.torch import load_file, save_file
 
 import lora
+import plumbing.state
 import train
 from lora import apply_lora, load_adapter, save_adapter
 from model import Transformer
@@ -23,7 +27,7 @@ HI, YES = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "y
 
 @pytest.fixture
 def fails(capsys):
-    """fails(argv) -> the one line on stderr. Asserts that it is one line, that the exit code is 2, and no traceback."""
+    """fails(argv) -> the one line on stderr, after asserting that it is one, and exit code 2."""
     def run(argv):
         capsys.readouterr()
         with pytest.raises(SystemExit) as e:
@@ -38,75 +42,109 @@ def broken(checkpoint, tmp_path):
     return shutil.copytree(checkpoint(), tmp_path / "model")
 
 
-# ----- settings -----------------------------------------------------------------------------------------------------
+# ----- settings -----------------------------------------------------------------------------------
 
 SETTINGS = {
-    "--rank=0": "--rank 0: it must be at least 1", "--rank=-1": "--rank -1: it must be", "--rank=abc": "--rank: invalid int",
-    "--lr=0": "--lr 0.0: it must be", "--lr=-1e-3": "--lr -0.001: it must", "--lr=nan": "--lr nan: it must", "--lr=inf": "--lr inf",
-    "--alpha=0": "--alpha 0.0", "--alpha=nan": "--alpha nan", "--epochs=0": "--epochs 0.0", "--max_steps=0": "--max_steps 0",
-    "--max_steps=1.5": "invalid int", "--micro_bs=0": "--micro_bs 0", "--grad_accum=0": "--grad_accum 0",
-    "--eval_steps=0": "--eval_steps 0", "--eval_samples=-1": "--eval_samples -1", "--max_length=0": "--max_length 0",
-    "--warmup_ratio=1.1": "at most 1", "--warmup_ratio=nan": "--warmup_ratio nan", "--weight_decay=-1": "--weight_decay -1.0",
-    "--weight_decay=inf": "--weight_decay inf", "--grad_clip=nan": "--grad_clip nan", "--grad_clip=-1": "--grad_clip -1.0",
-    "--seed=-1": "--seed -1", "--seed=99999999999999999999": "--seed 99999999999999999999",
-    "--epochs=1 --max_steps=3": "give one of them", "--resume --overwrite": "--resume and --overwrite contradict",
-    "--schedule=sawtooth": "invalid choice: 'sawtooth'", "--method=nothing": "invalid choice", "--dtype=float8": "invalid choice",
-    "--wramup_ratio=0.1": "unrecognized arguments: --wramup_ratio", "--device=banana": "--device banana: torch cannot use",
-    "--device=meta": "--device meta: torch cannot use", "--device=cuda:99": "--device cuda:99: torch cannot use",
-    "--targets=nonsense": "target 'nonsense' fits no linear layer of this model; it has down_proj",
-    "--targets=q_proj,nonsense": "target 'nonsense'", "--data=nowhere": "--data nowhere: no folder with train.jsonl",
-    "--model=nowhere": "nowhere: no such folder", "--model=/no/where": "/no/where: no such folder", "--model=": "no such folder",
+    "--rank=0": "--rank 0: it must be at least 1",
+    "--rank=-1": "--rank -1: it must be",
+    "--rank=abc": "--rank: invalid int",
+    "--lr=0": "--lr 0.0: it must be",
+    "--lr=-1e-3": "--lr -0.001: it must",
+    "--lr=nan": "--lr nan: it must",
+    "--lr=inf": "--lr inf",
+    "--alpha=0": "--alpha 0.0",
+    "--alpha=nan": "--alpha nan",
+    "--epochs=0": "--epochs 0.0",
+    "--max_steps=0": "--max_steps 0",
+    "--max_steps=1.5": "invalid int",
+    "--micro_bs=0": "--micro_bs 0",
+    "--grad_accum=0": "--grad_accum 0",
+    "--eval_steps=0": "--eval_steps 0",
+    "--eval_samples=-1": "--eval_samples -1",
+    "--max_length=0": "--max_length 0",
+    "--warmup_ratio=1.1": "at most 1",
+    "--warmup_ratio=nan": "--warmup_ratio nan",
+    "--weight_decay=-1": "--weight_decay -1.0",
+    "--weight_decay=inf": "--weight_decay inf",
+    "--grad_clip=nan": "--grad_clip nan",
+    "--grad_clip=-1": "--grad_clip -1.0",
+    "--seed=-1": "--seed -1",
+    "--seed=99999999999999999999": "--seed 99999999999999999999",
+    "--epochs=1 --max_steps=3": "give one of them",
+    "--resume --overwrite": "--resume and --overwrite contradict",
+    "--schedule=sawtooth": "invalid choice: 'sawtooth'",
+    "--method=nothing": "invalid choice",
+    "--dtype=float8": "invalid choice",
+    "--wramup_ratio=0.1": "unrecognized arguments: --wramup_ratio",
+    "--device=banana": "--device banana: torch cannot use",
+    "--device=meta": "--device meta: torch cannot use",
+    "--device=cuda:99": "--device cuda:99: torch cannot use",
+    "--targets=nonsense":
+        "target 'nonsense' fits no linear layer of this model; it has down_proj",
+    "--targets=q_proj,nonsense": "target 'nonsense'",
+    "--data=nowhere": "--data nowhere: no folder with train.jsonl",
+    "--model=nowhere": "nowhere: no such folder",
+    "--model=/no/where": "/no/where: no such folder",
+    "--model=": "no such folder",
 }
 
 
 @pytest.mark.parametrize("flags", SETTINGS)
 def test_settings(checkpoint, chat, tmp_path, fails, flags):
     argv = command(checkpoint(), chat, tmp_path / "out")
-    argv = [a for a in argv if not (a.startswith("--max_steps") and "--epochs" in flags)]
+    if "--epochs" in flags:
+        argv = [a for a in argv if not a.startswith("--max_steps")]
     error = fails([*argv, *flags.split()])
     assert SETTINGS[flags] in error
     assert not (tmp_path / "out").exists()
 
 
 def test_settings_that_are_no_mistake(checkpoint, chat, tmp_path):
-    train.main(command(checkpoint(), chat, tmp_path, warmup_ratio=1, grad_clip=0, eval_samples=3, seed=0, max_steps=1))
+    train.main(command(checkpoint(), chat, tmp_path, warmup_ratio=1, grad_clip=0, eval_samples=3,
+                       seed=0, max_steps=1))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_without_cuda(checkpoint, chat, tmp_path, fails):
-    assert "--device cuda: torch cannot use such a device" in fails(command(checkpoint(), chat, tmp_path, device="cuda"))
+    error = fails(command(checkpoint(), chat, tmp_path, device="cuda"))
+    assert "--device cuda: torch cannot use such a device" in error
 
 
 def test_compile_without_a_compiler(checkpoint, chat, tmp_path, fails, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert "--compile needs a C++ compiler" in fails(command(checkpoint(), chat, tmp_path / "out", "--compile"))
+    error = fails(command(checkpoint(), chat, tmp_path / "out", "--compile"))
+    assert "--compile needs a C++ compiler" in error
 
 
 def test_lm_head_as_a_target(checkpoint, chat, tmp_path, fails):
     tied = checkpoint("qwen2", tie_word_embeddings=True)
-    assert "lm_head is tied to model.embed_tokens" in fails(command(tied, chat, tmp_path / "out", targets="q_proj,lm_head"))
+    error = fails(command(tied, chat, tmp_path / "out", targets="q_proj,lm_head"))
+    assert "lm_head is tied to model.embed_tokens" in error
     untied = checkpoint("qwen2", tie_word_embeddings=False)
-    assert "lm_head cannot be trained with LoRA" in fails(command(untied, chat, tmp_path / "out", targets="lm_head"))
+    error = fails(command(untied, chat, tmp_path / "out", targets="lm_head"))
+    assert "lm_head cannot be trained with LoRA" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_out_is_the_model(checkpoint, chat, tmp_path, fails):
+def test_out_is_the_model(checkpoint, chat, fails):
     """--overwrite would delete what is to be trained."""
     folder = checkpoint("qwen2")
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    assert "is the folder of the model" in fails(command(folder, chat, folder, "--overwrite"))
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    before = contents(folder)
+    error = fails(command(folder, chat, folder, "--overwrite"))
+    assert "is the folder of the model" in error
+    assert contents(folder) == before
 
 
-# ----- checkpoints --------------------------------------------------------------------------------------------------
+# ----- checkpoints --------------------------------------------------------------------------------
+# Each of these gives a function that spoils a folder.
 
 def edit(name, **changes):
-    """Change keys of a JSON file; None takes the key out."""
-    def spoil(folder):
-        content = json.loads((folder / name).read_text(encoding="utf-8")) | changes
-        (folder / name).write_text(json.dumps({k: v for k, v in content.items() if v is not None}), encoding="utf-8")
-    return spoil
+    return lambda folder: edit_json(folder / name, **changes)
+
+
+def lack(name, key):
+    return lambda folder: edit_json(folder / name, without=[key])
 
 
 def write(name, content):
@@ -124,7 +162,7 @@ def cut(name, share):
     return spoil
 
 
-def tensors(change):
+def edit_weights(change):
     def spoil(folder):
         weights = load_file(folder / "model.safetensors")
         change(weights)
@@ -132,60 +170,138 @@ def tensors(change):
     return spoil
 
 
-def llama3(folder):
-    edit("config.json", rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0})(folder)
+def shorten(name):
+    """Take the last row off a weight."""
+    return lambda weights: weights.update({name: weights[name][:-1].clone()})
 
 
 NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
-UNIGRAM = json.dumps({"model": {"type": "Unigram", "vocab": []}, "added_tokens": [], "pre_tokenizer": None}).encode()
+YARN = {"rope_type": "yarn", "rope_theta": 1e4}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}
+UNIGRAM = {"model": {"type": "Unigram", "vocab": []}, "added_tokens": [], "pre_tokenizer": None}
+NO_WEIGHT_MAP, TWO_SHARDS = b"{}", b'{"weight_map": {"a": "model-00002-of-00002.safetensors"}}'
+ID_400 = [{"id": 400, "content": "<x>", "special": True}]
 CHECKPOINTS = {
-    "unknown model type": (edit("config.json", model_type="mamba"), "model_type 'mamba' is not supported; it must be qwen2"),
-    "no model type": (edit("config.json", model_type=None), "model_type None is not supported"),
-    "activation": (edit("config.json", hidden_act="gelu"), "hidden_act 'gelu' is not supported"),
-    "sliding window": (edit("config.json", use_sliding_window=True), "use_sliding_window"),
-    "rope of another kind": (edit("config.json", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "'yarn' is not"),
-    "llama3 without its numbers": (llama3, "config.json lacks 'low_freq_factor'"),
-    "config missing": (delete("config.json"), "has no config.json"),
-    "config not JSON": (write("config.json", b'{"model_type": '), "config.json is not valid JSON"),
-    "config not UTF-8": (write("config.json", b'{"model_type": "\xff"}'), "config.json is not valid JSON"),
-    "config a list": (write("config.json", b"[]"), "config.json has to hold a JSON object"),
-    "config lacking a key": (edit("config.json", hidden_size=None), "config.json lacks 'hidden_size'"),
-    "config with a null": (write("config.json", b'{"model_type": "qwen2", "vocab_size": null}'), "config.json lacks 'vocab_size'"),
-    "config with a text": (edit("config.json", hidden_size="32"), "'hidden_size', or it is not a whole number"),
-    "heads that do not divide": (edit("config.json", num_key_value_heads=3), "4 attention heads cannot share 3"),
-    "weights missing": (delete("model.safetensors"), "has no model.safetensors"),
-    "weights empty": (write("model.safetensors", b""), "model.safetensors is damaged or incomplete"),
-    "weights no safetensors": (write("model.safetensors", b"PK\x03\x04" * 100), "model.safetensors is damaged or incomplete"),
-    "weights truncated": (cut("model.safetensors", 0.7), "model.safetensors is damaged or incomplete"),
-    "weights truncated in the header": (cut("model.safetensors", 0.005), "model.safetensors is damaged or incomplete"),
-    "shape": (tensors(lambda w: w.update({UP: w[UP][:-1].clone()})), f"{UP} has shape (47, 32), config.json asks for (48, 32)"),
-    "shape by the config": (edit("config.json", intermediate_size=64), "config.json asks for"),
-    "tensor missing": (tensors(lambda w: w.pop(NORM)), f"the weights lack {NORM}"),
-    "layers missing": (edit("config.json", num_hidden_layers=3), "the weights lack model.layers.2."),
-    "index without a table": (write("model.safetensors.index.json", b"{}"), "has no weight_map"),
-    "shard missing": (write("model.safetensors.index.json", b'{"weight_map": {"a": "model-00002-of-00002.safetensors"}}'),
-                      "has no model-00002-of-00002.safetensors"),
-    "tokenizer missing": (delete("tokenizer.json"), "has no tokenizer.json"),
-    "tokenizer not JSON": (write("tokenizer.json", b"{"), "tokenizer.json is not valid JSON"),
-    "tokenizer of another kind": (write("tokenizer.json", UNIGRAM), "a Unigram model is not supported"),
-    "tokenizer without a pre-tokenizer": (edit("tokenizer.json", pre_tokenizer=None), "'pre_tokenizer'"),
-    "tokenizer with another normalizer": (edit("tokenizer.json", normalizer={"type": "Lowercase"}), "normalizer Lowercase is not"),
-    "tokenizer larger than the embedding": (edit("tokenizer.json", added_tokens=[{"id": 400, "content": "<x>", "special": True}]),
-                                            "the tokenizer has 401 tokens, the embedding 320"),
-    "tokenizer without merges": (edit("tokenizer.json", model={"type": "BPE", "vocab": {}}), "'merges'"),
-    "no chat template": (edit("tokenizer_config.json", chat_template=None), "this tokenizer has no chat template"),
-    "chat template that is none": (edit("tokenizer_config.json", chat_template="{% for %}"), "the model's chat template refuses"),
-    "chat template that objects": (edit("tokenizer_config.json", chat_template="{{ raise_exception('no system\nrole') }}"),
-                                   "the model's chat template refuses these messages: no system role"),
-    "chat template that fails": (edit("tokenizer_config.json", chat_template="{{ 1 / 0 }}"), "the model's chat template refuses"),
-    "chat template that rewrites": (edit("tokenizer_config.json", chat_template="{{ messages | length }}"),
-                                    "the chat template rewrites the prompt"),
+    # config.json
+    "unknown model type": (
+        edit("config.json", model_type="mamba"),
+        "model_type 'mamba' is not supported; it must be qwen2"),
+    "no model type": (
+        lack("config.json", "model_type"),
+        "model_type None is not supported"),
+    "activation": (
+        edit("config.json", hidden_act="gelu"),
+        "hidden_act 'gelu' is not supported"),
+    "sliding window": (
+        edit("config.json", use_sliding_window=True),
+        "use_sliding_window"),
+    "rope of another kind": (
+        edit("config.json", rope_parameters=YARN),
+        "'yarn' is not"),
+    "llama3 without its numbers": (
+        edit("config.json", rope_parameters=LLAMA3),
+        "config.json lacks 'low_freq_factor'"),
+    "config missing": (
+        delete("config.json"),
+        "has no config.json"),
+    "config not JSON": (
+        write("config.json", b'{"model_type": '),
+        "config.json is not valid JSON"),
+    "config not UTF-8": (
+        write("config.json", b'{"model_type": "\xff"}'),
+        "config.json is not valid JSON"),
+    "config a list": (
+        write("config.json", b"[]"),
+        "config.json must hold a JSON object"),
+    "config lacking a key": (
+        lack("config.json", "hidden_size"),
+        "config.json lacks 'hidden_size'"),
+    "config with a null": (
+        write("config.json", b'{"model_type": "qwen2", "vocab_size": null}'),
+        "config.json lacks 'vocab_size'"),
+    "config with a text": (
+        edit("config.json", hidden_size="32"),
+        "'hidden_size', or it is not a whole number"),
+    "heads that do not divide": (
+        edit("config.json", num_key_value_heads=3),
+        "4 attention heads cannot share 3"),
+    # weights
+    "weights missing": (
+        delete("model.safetensors"),
+        "has no model.safetensors"),
+    "weights empty": (
+        write("model.safetensors", b""),
+        "model.safetensors is damaged or incomplete"),
+    "weights no safetensors": (
+        write("model.safetensors", b"PK\x03\x04" * 100),
+        "model.safetensors is damaged or incomplete"),
+    "weights truncated": (
+        cut("model.safetensors", 0.7),
+        "model.safetensors is damaged or incomplete"),
+    "weights truncated in the header": (
+        cut("model.safetensors", 0.005),
+        "model.safetensors is damaged or incomplete"),
+    "shape": (
+        edit_weights(shorten(UP)),
+        f"{UP} has shape (47, 32), config.json asks for (48, 32)"),
+    "shape by the config": (
+        edit("config.json", intermediate_size=64),
+        "config.json asks for"),
+    "tensor missing": (
+        edit_weights(lambda weights: weights.pop(NORM)),
+        f"the weights lack {NORM}"),
+    "layers missing": (
+        edit("config.json", num_hidden_layers=3),
+        "the weights lack model.layers.2."),
+    "index without a table": (
+        write("model.safetensors.index.json", NO_WEIGHT_MAP),
+        "has no weight_map"),
+    "shard missing": (
+        write("model.safetensors.index.json", TWO_SHARDS),
+        "has no model-00002-of-00002.safetensors"),
+    # tokenizer
+    "tokenizer missing": (
+        delete("tokenizer.json"),
+        "has no tokenizer.json"),
+    "tokenizer not JSON": (
+        write("tokenizer.json", b"{"),
+        "tokenizer.json is not valid JSON"),
+    "tokenizer of another kind": (
+        write("tokenizer.json", json.dumps(UNIGRAM).encode()),
+        "a Unigram model is not supported"),
+    "tokenizer without a pre-tokenizer": (
+        lack("tokenizer.json", "pre_tokenizer"),
+        "'pre_tokenizer'"),
+    "tokenizer with another normalizer": (
+        edit("tokenizer.json", normalizer={"type": "Lowercase"}),
+        "normalizer Lowercase is not"),
+    "tokenizer larger than the embedding": (
+        edit("tokenizer.json", added_tokens=ID_400),
+        "the tokenizer has 401 tokens, the embedding 320"),
+    "tokenizer without merges": (
+        edit("tokenizer.json", model={"type": "BPE", "vocab": {}}),
+        "'merges'"),
+    # chat template
+    "no chat template": (
+        lack("tokenizer_config.json", "chat_template"),
+        "this tokenizer has no chat template"),
+    "chat template that is none": (
+        edit("tokenizer_config.json", chat_template="{% for %}"),
+        "the model's chat template refuses"),
+    "chat template that objects": (
+        edit("tokenizer_config.json", chat_template="{{ raise_exception('no system\nrole') }}"),
+        "the model's chat template refuses these messages: no system role"),
+    "chat template that fails": (
+        edit("tokenizer_config.json", chat_template="{{ 1 / 0 }}"),
+        "the model's chat template refuses"),
+    "chat template that rewrites": (
+        edit("tokenizer_config.json", chat_template="{{ messages | length }}"),
+        "the chat template rewrites the prompt"),
 }
 
 
 @pytest.mark.parametrize("case", CHECKPOINTS)
-@pytest.mark.parametrize("method", ["lora"])
-def test_checkpoints(broken, chat, tmp_path, fails, case, method):
+def test_checkpoints(broken, chat, tmp_path, fails, case):
     spoil, words = CHECKPOINTS[case]
     spoil(broken)
     before = contents(broken, chat)
@@ -200,56 +316,70 @@ def test_a_shard_that_is_missing_or_truncated(chat, tmp_path, fails):
     shards = sorted(folder.glob("model-*.safetensors"))
     assert len(shards) > 2
     cut(shards[1].name, 0.5)(folder)
-    assert f"{shards[1]} is damaged or incomplete" in fails(command(folder, chat, tmp_path / "out"))
+    error = fails(command(folder, chat, tmp_path / "out"))
+    assert f"{shards[1]} is damaged or incomplete" in error
     shards[1].unlink()
     assert f"has no {shards[1].name}" in fails(command(folder, chat, tmp_path / "out"))
 
 
-# ----- data ---------------------------------------------------------------------------------------------------------
+# ----- data ---------------------------------------------------------------------------------------
 
-GOOD = json.dumps({"messages": [HI, YES]}).encode()
+def line_of(*messages):
+    return json.dumps({"messages": messages}).encode()
+
+
+GOOD = line_of(HI, YES)
+LAST_MESSAGE = "the last message must be the assistant's answer"
 LINES = {
-    "not JSON": (b'{"messages": [', "line 2: not valid JSON: Exp"), "a list": (b"[]", 'line 2: it must be {"messages": [...]}'),
-    "a number": (b"7", "line 2: it must be"), "no messages": (b'{"text": "hi"}', "line 2: it must be"),
-    "messages no list": (b'{"messages": "hi"}', "line 2: it must be"),
-    "empty": (b'{"messages": []}', "line 2: the last message has to be"),
-    "not UTF-8": (b'{"messages": "\xff"}', "line 2: not UTF-8: byte"), "nested": (b"[" * 100_000, "line 2: not valid JSON: nest"),
-    "no assistant": (json.dumps({"messages": [HI]}).encode(), "line 2: the last message has to be the assistant's"),
-    "user last": (json.dumps({"messages": [HI, YES, HI]}).encode(), "line 2: the last message has to be the assistant's"),
-    "assistant alone": (json.dumps({"messages": [YES]}).encode(), "line 2: the last message has to be the assistant's"),
-    "no text": (json.dumps({"messages": [HI, YES | {"content": 7}]}).encode(), "line 2: a message has to be"),
-    "null": (json.dumps({"messages": [HI, YES | {"content": None}]}).encode(), "line 2: a message has to be"),
-    "parts": (json.dumps({"messages": [HI, YES | {"content": [{"type": "text"}]}]}).encode(), "line 2: a message has to be"),
-    "no role": (json.dumps({"messages": [{"content": "hi"}, YES]}).encode(), "line 2: a message has to be"),
-    "unknown role": (json.dumps({"messages": [HI | {"role": "human"}, YES]}).encode(), "line 2: a message has to be"),
-    "message no table": (json.dumps({"messages": ["hi", YES]}).encode(), "line 2: a message has to be"),
-    "empty answer": (json.dumps({"messages": [HI, YES | {"content": ""}]}).encode(), "line 2: the assistant's answer is empty"),
+    # the line, what is said of it
+    "not JSON": (b'{"messages": [', "not valid JSON: Exp"),
+    "not UTF-8": (b'{"messages": "\xff"}', "not UTF-8: byte"),
+    "nested": (b"[" * 100_000, "not valid JSON: nest"),
+    "a list": (b"[]", 'it must be {"messages": [...]}'),
+    "a number": (b"7", "it must be"),
+    "no messages": (b'{"text": "hi"}', "it must be"),
+    "messages no list": (b'{"messages": "hi"}', "it must be"),
+    "empty": (line_of(), LAST_MESSAGE),
+    "no assistant": (line_of(HI), LAST_MESSAGE),
+    "user last": (line_of(HI, YES, HI), LAST_MESSAGE),
+    "assistant alone": (line_of(YES), LAST_MESSAGE),
+    "no text": (line_of(HI, YES | {"content": 7}), "a message must be"),
+    "null": (line_of(HI, YES | {"content": None}), "a message must be"),
+    "parts": (line_of(HI, YES | {"content": [{"type": "text"}]}), "a message must be"),
+    "no role": (line_of({"content": "hi"}, YES), "a message must be"),
+    "unknown role": (line_of(HI | {"role": "human"}, YES), "a message must be"),
+    "message no table": (line_of("hi", YES), "a message must be"),
+    "empty answer": (line_of(HI, YES | {"content": ""}), "the assistant's answer is empty"),
 }
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("case", LINES)
 def test_lines(checkpoint, tmp_path, fails, case, split):
+    line, words = LINES[case]
     for name in ("train", "test"):
-        (tmp_path / f"{name}.jsonl").write_bytes(GOOD + b"\n" + (LINES[case][0] if name == split else GOOD) + b"\n" + GOOD)
+        second = line if name == split else GOOD
+        (tmp_path / f"{name}.jsonl").write_bytes(b"\n".join([GOOD, second, GOOD]))
     before = contents(tmp_path)
-    assert f"{tmp_path / split}.jsonl, {LINES[case][1]}" in fails(command(checkpoint(), tmp_path, tmp_path / "out"))
+    error = fails(command(checkpoint(), tmp_path, tmp_path / "out"))
+    assert f"{tmp_path / split}.jsonl, line 2: {words}" in error
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_split_without_samples(checkpoint, chat, tmp_path, fails, split):
     data = shutil.copytree(chat, tmp_path / "data")
-    (data / f"{split}.jsonl").write_text("\n\n")
-    assert f"{split}.jsonl holds no samples" in fails(command(checkpoint(), data, tmp_path / "out"))
-    write_lines(data / f"{split}.jsonl", [[HI | {"content": "hi " * 300}, YES]])
-    error = fails(command(checkpoint(), data, tmp_path / "out"))
+    path, argv = data / f"{split}.jsonl", command(checkpoint(), data, tmp_path / "out")
+    path.write_text("\n\n")
+    assert f"{split}.jsonl holds no samples" in fails(argv)
+    write_lines(path, [[HI | {"content": "hi " * 300}, YES]])
+    error = fails(argv)
     assert f"{split}.jsonl: no sample has a supervised token within --max_length 256" in error
-    (data / f"{split}.jsonl").unlink()
-    assert f"the folder has no {split}.jsonl" in fails(command(checkpoint(), data, tmp_path / "out"))
+    path.unlink()
+    assert f"the folder has no {split}.jsonl" in fails(argv)
 
 
-# ----- the folder of a run ------------------------------------------------------------------------------------------
+# ----- the folder of a run ------------------------------------------------------------------------
 
 @pytest.fixture
 def interrupted(checkpoint, chat, tmp_path, monkeypatch, capsys):
@@ -273,7 +403,9 @@ def goes_on(checkpoint, chat, out, reference):
     train.main(command(checkpoint(), chat, out, "--resume"))
     train.main(command(checkpoint(), chat, reference))
     assert numbers(out) == numbers(reference)
-    assert (out / "adapter_model.safetensors").read_bytes() == (reference / "adapter_model.safetensors").read_bytes()
+    ours, expected = ((folder / "adapter_model.safetensors").read_bytes()
+                      for folder in (out, reference))
+    assert ours == expected
 
 
 def test_a_run_in_the_way(checkpoint, chat, interrupted, fails):
@@ -286,31 +418,36 @@ def test_a_run_in_the_way(checkpoint, chat, interrupted, fails):
     assert contents(interrupted) == before
 
 
-def test_nothing_is_overwritten_for_a_run_that_cannot_begin(checkpoint, broken, chat, interrupted, fails):
+def test_nothing_is_overwritten_for_a_run_that_cannot_begin(
+        checkpoint, broken, chat, interrupted, fails):
     before = contents(interrupted)
     delete("model.safetensors")(broken)
-    for argv in (command(checkpoint(), chat, interrupted, targets="nonsense"), command(broken, chat, interrupted),
-                 command(checkpoint(), "nowhere", interrupted)):
-        fails([*argv, "--overwrite"])
+    fails(command(checkpoint(), chat, interrupted, "--overwrite", targets="nonsense"))
+    fails(command(broken, chat, interrupted, "--overwrite"))
+    fails(command(checkpoint(), "nowhere", interrupted, "--overwrite"))
     assert contents(interrupted) == before
 
 
 @pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])
 def test_files_of_something_else_are_left(checkpoint, chat, tmp_path, broken, fails, flags):
-    data, before = shutil.copytree(chat, tmp_path / "data"), contents(tmp_path)
+    data = shutil.copytree(chat, tmp_path / "data")
+    before = contents(tmp_path)
     for folder in (broken, data):
-        assert "holds files of something else" in fails(command(checkpoint(), chat, folder, *flags))
+        error = fails(command(checkpoint(), chat, folder, *flags))
+        assert "holds files of something else" in error
     assert contents(tmp_path) == before
 
 
 def test_out_is_a_file(checkpoint, chat, tmp_path, fails):
     (tmp_path / "out").write_text("mine")
-    assert "out is a file; give another --out" in fails(command(checkpoint(), chat, tmp_path / "out"))
+    error = fails(command(checkpoint(), chat, tmp_path / "out"))
+    assert "out is a file; give another --out" in error
     assert "out" in fails(command(checkpoint(), chat, tmp_path / "out" / "below"))
     assert (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["model/config.json", "model/model.safetensors", "model/tokenizer.json"])
+@pytest.mark.parametrize("name", ["model/config.json", "model/model.safetensors",
+                                  "model/tokenizer.json"])
 def test_files_that_may_not_be_read(broken, chat, tmp_path, fails, name):
     (tmp_path / name).chmod(0)
     if os.access(tmp_path / name, os.R_OK):
@@ -326,8 +463,14 @@ def test_a_folder_that_may_not_be_written(checkpoint, chat, tmp_path, fails, mon
     assert "Permission denied" in fails(command(checkpoint(), chat, tmp_path / "out"))
 
 
-@pytest.mark.parametrize("spoil", [cut("state/state.safetensors", 0.5), write("state/state.safetensors", b""),
-                                   lambda out: save_file({"x": torch.zeros(3)}, out / "state/state.safetensors")])
+STATE = "state/state.safetensors"
+
+
+def write_another_state(out):
+    save_file({"x": torch.zeros(3)}, out / STATE)
+
+
+@pytest.mark.parametrize("spoil", [cut(STATE, 0.5), write(STATE, b""), write_another_state])
 def test_a_broken_state(checkpoint, chat, interrupted, fails, spoil):
     spoil(interrupted)
     before = contents(interrupted)
@@ -343,49 +486,63 @@ def test_a_broken_run_json(checkpoint, chat, interrupted, fails, content):
     assert "run.json" in fails(command(checkpoint(), chat, interrupted, "--resume"))
 
 
-# ----- the machine --------------------------------------------------------------------------------------------------
+# ----- the machine --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("where", ["state", "log"])
 def test_a_full_disk(checkpoint, chat, interrupted, tmp_path, fails, monkeypatch, where):
-    """The error comes while a file is half written; the state of before is kept, and nothing is left beside it."""
+    """The error comes while a file is half written. The earlier state is kept, no piece is left."""
     def full(*args, **_):
         if where == "state":
             args[1].write_bytes(b"half a file")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = contents(interrupted)
+    writers = {"state": (plumbing.state, "save_file"), "log": (csv.DictWriter, "writerows")}
     with monkeypatch.context() as m:
-        m.setattr(*((train, "save_file") if where == "state" else (train.csv.DictWriter, "writerows")), full)
+        m.setattr(*writers[where], full)
         error = fails(command(checkpoint(), chat, interrupted, "--resume"))
     assert "No space left on device" in error and "make room, then add --resume" in error
     after = contents(interrupted)
     assert set(after) == set(before)
-    assert {p.name for p in before if after[p] != before[p]} <= ({"log.csv", "run.json"} if where == "state" else set())
+    changed = {path.name for path in before if after[path] != before[path]}
+    assert changed <= ({"log.csv", "run.json"} if where == "state" else set())
     goes_on(checkpoint, chat, interrupted, tmp_path / "whole")
+
+
+@contextmanager
+def largest_file(n_bytes):
+    """Inside, no file of this process may grow beyond `n_bytes`."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("kilobytes", [2, 6, 40])
 def test_a_disk_that_really_refuses(checkpoint, chat, interrupted, tmp_path, fails, kilobytes):
-    """No file may grow beyond a limit: first not even tokenizer.json, then no adapter, then no state."""
-    resource, before = pytest.importorskip("resource"), contents(interrupted)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, limits[1]))
-    try:
+    """First it refuses even tokenizer.json, then the adapter, then the state."""
+    before = contents(interrupted)
+    with largest_file(kilobytes * 1024):
         error = fails(command(checkpoint(), chat, interrupted, "--resume"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "File too large" in error
-    assert contents(interrupted)[interrupted / "state/state.safetensors"] == before[interrupted / "state/state.safetensors"]
+    assert contents(interrupted)[interrupted / STATE] == before[interrupted / STATE]
     assert not list(interrupted.rglob("*.part")) + list(interrupted.rglob(".tmp*"))
     goes_on(checkpoint, chat, interrupted, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.32 GiB"),
-                                   RuntimeError("MPS backend out of memory"),
-                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")])
-@pytest.mark.parametrize("where", [(Transformer, "loss"), (train, "restore")])
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.32 GiB"),
+    RuntimeError("MPS backend out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize("where", [(Transformer, "loss"), (train, "restore_tensor")])
 def test_out_of_memory(checkpoint, chat, interrupted, tmp_path, fails, monkeypatch, where, error):
-    """In a step, and while the moments are brought back, when it would be wrong to call the state damaged."""
+    """In a step, and while the moments are read back: that must not be called a damaged state."""
     before = contents(interrupted)
 
     def fail(*_):
@@ -394,13 +551,15 @@ def test_out_of_memory(checkpoint, chat, interrupted, tmp_path, fails, monkeypat
     with monkeypatch.context() as m:
         m.setattr(*where, fail)
         line = fails(command(checkpoint(), chat, interrupted, "--resume"))
-    assert all(flag in line for flag in ("out of memory", "--micro_bs", "--grad_accum", "--max_length", "--gradient_checkpointing"))
+    for words in ("out of memory", "--micro_bs", "--grad_accum", "--max_length",
+                  "--gradient_checkpointing"):
+        assert words in line
     assert contents(interrupted) == before
     goes_on(checkpoint, chat, interrupted, tmp_path / "whole")
 
 
 def test_a_bug_of_ours_is_no_users_error(checkpoint, chat, tmp_path, monkeypatch):
-    """A line that says "error: ..." for what nobody outside can mend would hide it."""
+    """The user cannot fix it, and one line "error: ..." would hide it from those who can."""
     def loss(*_):
         raise RuntimeError("shapes do not fit")
 
@@ -409,7 +568,7 @@ def test_a_bug_of_ours_is_no_users_error(checkpoint, chat, tmp_path, monkeypatch
         train.main(command(checkpoint(), chat, tmp_path))
 
 
-# ----- adapters -----------------------------------------------------------------------------------------------------
+# ----- adapters -----------------------------------------------------------------------------------
 
 @pytest.fixture
 def adapter(checkpoint, tmp_path):
@@ -420,13 +579,22 @@ def adapter(checkpoint, tmp_path):
     return tmp_path / "adapter"
 
 
+def leave_alone(folder):
+    pass
+
+
+MISSING = "adapter_model.safetensors is missing or damaged"
 ADAPTERS = {
-    "of another width": ({"hidden_size": 64}, lambda folder: None, "the adapter is for another base: "),
-    "of a deeper base": ({"num_hidden_layers": 1}, lambda folder: None, "this one has no layer model.layers.1."),
-    "truncated": ({}, cut("adapter_model.safetensors", 0.5), "adapter_model.safetensors is missing or damaged"),
-    "without weights": ({}, delete("adapter_model.safetensors"), "adapter_model.safetensors is missing or damaged"),
+    # what is different about the base, what spoils the adapter, what is said
+    "of another width": (
+        {"hidden_size": 64}, leave_alone, "the adapter is for another base: "),
+    "of a deeper base": (
+        {"num_hidden_layers": 1}, leave_alone, "this one has no layer model.layers.1."),
+    "truncated": ({}, cut("adapter_model.safetensors", 0.5), MISSING),
+    "without weights": ({}, delete("adapter_model.safetensors"), MISSING),
     "without a config": ({}, delete("adapter_config.json"), "has no adapter_config.json"),
-    "of another method": ({}, edit("adapter_config.json", use_dora=True), "only plain LoRA adapters"),
+    "of another method": (
+        {}, edit("adapter_config.json", use_dora=True), "only plain LoRA adapters"),
 }
 
 
@@ -439,20 +607,23 @@ def test_adapters(checkpoint, adapter, case):
     with pytest.raises(UserError) as e:
         load_adapter(base, adapter)
     assert words in str(e.value) and "\n" not in str(e.value)
-    assert all(torch.equal(p, before[name]) and p.requires_grad for name, p in base.named_parameters())
+    for name, p in base.named_parameters():
+        assert torch.equal(p, before[name]) and p.requires_grad
 
 
-# ----- as a user sees it --------------------------------------------------------------------------------------------
+# ----- as a user sees it --------------------------------------------------------------------------
 
 def test_one_line_in_a_shell(broken, chat, tmp_path):
     edit("config.json", model_type="mamba")(broken)
     process = start(command(broken, chat, tmp_path / "out"))
     out, error = process.communicate(timeout=600)
-    assert out == "" and "error: model_type 'mamba' is not supported; it must be qwen2" in one_line(process.returncode, error)
+    line = one_line(process.returncode, error)
+    assert out == "" and "error: model_type 'mamba' is not supported; it must be qwen2" in line
 
 
 def test_a_terminal_that_cannot_show_a_letter(checkpoint, chat, tmp_path):
-    process = start(command(checkpoint(), chat, tmp_path, max_steps=1), PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    process = start(command(checkpoint(), chat, tmp_path, max_steps=1),
+                    PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     out, error = process.communicate(timeout=600)
     assert (process.returncode, error) == (0, "") and "Lan c? " in out
     assert math.isfinite(numbers(tmp_path)[-1]["test_nll"])
