@@ -11,6 +11,10 @@ the run goes on there is also state/, which is what --resume needs.
 The file reads as the run goes: read the data, load the model, choose what is trained, look where
 the run stands, show what is about to happen, loop over steps, save, show what was learned. `train`,
 at the end, calls these parts in this order. A run uses one device.
+
+Numbers to expect from the first command above: 200 steps of 4 x 4 samples are half an epoch of
+nano's 7,470 samples. All losses are in nats per supervised token. A model that knows nothing of its
+V tokens has ln V, 11.9 for V = 151,936; exp(NLL) is the perplexity.
 """
 import contextlib
 import copy
@@ -32,18 +36,11 @@ from engine import generate_answers, load_base, mean_nll
 from lora import apply_lora, save_adapter
 from model import Transformer
 from optim import OPTIMIZERS, restore_tensor, state_tensors
+from plumbing import records
 from plumbing.cli import run_command
 from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, interruption
 from plumbing.files import make_folder, read_json, resolve
-from plumbing.records import (
-    clear_run,
-    finished_rows,
-    make_row,
-    row_line,
-    write_rows,
-    write_run,
-)
 from plumbing.state import load_state, save_state
 from quant import NF4Tensor, quantize_model
 from settings import LESS_MEMORY, Config, check_config, parse, settled
@@ -64,8 +61,9 @@ def read_data(config: Config) -> Data:
     """Both splits as token ids, cut to --max_length.
 
     All of it is in memory: 7,470 samples of 150 tokens are a million numbers, and no run of this
-    project has more than a few hundred thousand samples. Raises UserError for settings and files
-    that cannot be meant.
+    project has more than a few hundred thousand samples. Test samples are cut like the others,
+    because a loss beyond --max_length would test what was never trained. Raises UserError for
+    settings and files that cannot be meant.
     """
     check_config(config)
     tokenizer = Tokenizer.from_pretrained(config.model)
@@ -92,14 +90,17 @@ def weight_dtype(config: Config) -> torch.dtype:
 def model_for(config: Config, base: Transformer | None = None) -> Transformer:
     """The pretrained model of a run. For qlora its linear layers are in four bits.
 
-    base: the model as its files have it, for callers that make many runs of it. It is copied, so
-    that each run starts from the same weights.
+    Qwen2.5-0.5B, 494M parameters: 1.98 GB in float32 (full), 0.99 GB in bfloat16 (lora), 0.46 GB
+    with the layers' linear maps in four bits (qlora).
+
+    base: the model as its files have it, for callers that make many runs. It is copied, so that
+    each run starts from the same weights.
     """
-    device, dtype, nf4 = torch.device(config.device), weight_dtype(config), config.method == "qlora"
+    device, dtype = torch.device(config.device), weight_dtype(config)
     if base is None:
-        return load_base(config.model, dtype, device, nf4)
+        return load_base(config.model, dtype, device, nf4=config.method == "qlora")
     model = copy.deepcopy(base).to(device, dtype)
-    return quantize_model(model) if nf4 else model
+    return quantize_model(model) if config.method == "qlora" else model
 
 
 # ----- 3. what is trained, and by what ------------------------------------------------------------
@@ -145,28 +146,41 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
     model.gradient_checkpointing = config.gradient_checkpointing
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
-    # Weight decay pulls matrices towards zero. Norms, near one, and biases are left alone, as in
-    # Hugging Face's Trainer. Under LoRA all that is trained is matrices.
+    # Autocast: full fine-tuning in 16 bits casts its float32 weights for each product. LoRA's base
+    # is in 16 bits already, and LoRALinear casts A and B.
+    autocast = contextlib.nullcontext
+    if dtype != weight_dtype(config):
+        autocast = functools.partial(torch.autocast, device.type, dtype)
+
+    # Scaling: float16 has nothing below 6e-8, and many gradients are smaller. The scaler multiplies
+    # the loss by a factor, 65,536 at first, and divides the gradients again before the update.
+    # bfloat16 has float32's range and needs none.
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    # One layer after the other, not the whole model: all have the same code, which is compiled
+    # once. dynamic: for any B and T, because every micro-batch has a shape of its own.
+    if config.compile:
+        for layer in model.model.layers:
+            layer.compile(dynamic=True)
+    optimizer = make_optimizer(config, trained)
+    return Run(config, data, model, trained, optimizer, scaler, autocast, Progress())
+
+
+def make_optimizer(config: Config, trained: dict) -> torch.optim.Optimizer:
+    """AdamW (optim.py has its equations) with the Trainer's betas and eps.
+
+    Weight decay takes w <- (1 - lr wd) w in each step, so it pulls matrices towards zero. Norms,
+    near one, and biases are left alone, as in Hugging Face's Trainer. Under LoRA all that is
+    trained is matrices.
+    """
     matrices = [p for p in trained.values() if p.dim() >= 2]
     vectors = [p for p in trained.values() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay},
               {"params": vectors, "weight_decay": 0.0}]
-    fused = device.type in ("cpu", "cuda")
-    optimizer = OPTIMIZERS[config.optimizer](
+    # fused: one kernel updates all parameters, instead of several small ones for each
+    fused = torch.device(config.device).type in ("cpu", "cuda")
+    return OPTIMIZERS[config.optimizer](
         groups, config.lr, betas=(0.9, 0.999), eps=1e-8, fused=fused)
-
-    # Autocast: full fine-tuning in 16 bits casts its float32 weights for each product.
-    # Scaling: float16 has nothing below 6e-8, and many gradients are smaller. The scaler multiplies
-    # the loss by up to 65,536 and divides the gradients again before the update. bfloat16 has
-    # float32's range and needs none.
-    autocast = contextlib.nullcontext
-    if dtype != weight_dtype(config):
-        autocast = functools.partial(torch.autocast, device.type, dtype)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    if config.compile:
-        for layer in model.model.layers:
-            layer.compile(dynamic=True)
-    return Run(config, data, model, trained, optimizer, scaler, autocast, Progress())
 
 
 # ----- 4. where it stands: what --resume needs ----------------------------------------------------
@@ -174,49 +188,40 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
 # random happens after the first step: the order of the samples follows from the seed and the step,
 # and there is no dropout.
 
-def keep_state(run: Run, path: Path):
-    run.progress.scaler = run.scaler.state_dict()
-    tensors = state_tensors(run.trained, run.optimizer)
-    save_state(path, tensors, dataclasses.asdict(run.progress))
+RESULT_FILES = ["adapter_config.json", "adapter_model.safetensors", "config.json",
+                "model.safetensors", *TOKENIZER_FILES]      # what save_result writes
 
 
-def go_on_from(run: Run, path: Path):
-    """Bring `run` to where the file says. Raises UserError for a damaged file."""
+def begin_or_resume(run: Run, out: Path, question: list[dict]) -> str:
+    """Go on from the state in `out` if there is one, else begin -> the base's answer to `question`.
+
+    The base must answer before the first step, because afterwards it is another model. A run that
+    goes on has its answer from run.json. That file comes last: it makes `out` the folder of a run.
+    """
+    state = out / records.STATE
+    records.clear_run(out, RESULT_FILES, run.config.overwrite)
+    if state.exists():
+        go_on_from(run, state)
+        return read_json(out / "run.json")["base_answer"]
+    base_answer = answer_question(run, question)
+    make_folder(state.parent)
+    records.write_run(run.config, out, base_answer, finished=False)
+    return base_answer
+
+
+def go_on_from(run: Run, state: Path):
+    """Bring `run` to where the file `state` says. Raises UserError for a damaged file."""
     needed = [f"{name}/weight" for name in run.trained]
     give_back = functools.partial(restore_tensor, run.trained, run.optimizer)
-    run.progress = Progress(**load_state(path, needed, give_back))
+    run.progress = Progress(**load_state(state, needed, give_back))
     run.scaler.load_state_dict(run.progress.scaler)
 
 
-# ----- 5. show what is about to happen ------------------------------------------------------------
-# A wrong template, a cut answer or a factor alpha / r of 0.01 shows here, before it costs an hour.
-
-def show_settings(run: Run):
-    config, data = run.config, run.data
-    hidden = {"out", "resume", "overwrite"}
-    if config.method == "full":
-        hidden |= {"rank", "alpha", "targets"}
-    shown = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)
-             if f.name not in hidden}
-    if config.method != "full":
-        shown["alpha / r"] = config.alpha / config.rank
-    shown["samples"] = (
-        f"{len(data.train_set):,} for training ({data.dropped} dropped: nothing supervised within "
-        f"--max_length), {len(data.test_set):,} for testing ({data.test_dropped} dropped)")
-    trainable, total = (sum(p.numel() for p in some)
-                        for some in (run.trained.values(), run.model.parameters()))
-    quantized = [m for m in run.model.modules() if isinstance(m, NF4Tensor)]
-    if quantized:
-        n, nbytes = sum(w.numel() for w in quantized), sum(w.nbytes for w in quantized)
-        total += n
-        shown["quantized to NF4"] = (f"{n:,} weights of the base, {nbytes / 1e9:.3f} GB: "
-                                     f"{8 * nbytes / n:.3f} bits each")
-    shown["trainable parameters"] = f"{trainable:,} of {total:,} ({trainable / total:.2%})"
-    if run.progress.step:
-        shown["resumed after step"] = run.progress.step
-    print(f"run {config.run} -> {config.out}")
-    for name, value in shown.items():
-        print(f"  {name:<23}{value:g}" if isinstance(value, float) else f"  {name:<23}{value}")
+def keep_state(run: Run, state: Path):
+    """Write the file `state`. It replaces the one before when it is whole."""
+    run.progress.scaler = run.scaler.state_dict()
+    tensors = state_tensors(run.trained, run.optimizer)
+    save_state(state, tensors, dataclasses.asdict(run.progress))
 
 
 def answer_question(run: Run, messages: list[dict]) -> str:
@@ -226,51 +231,91 @@ def answer_question(run: Run, messages: list[dict]) -> str:
         return generate_answers(run.model, run.data.tokenizer, [prompt], 160)[0].text
 
 
+# ----- 5. show what is about to happen ------------------------------------------------------------
+# A wrong template, a cut answer or a factor alpha / r of 0.01 shows here, before it costs an hour.
+
+def show_settings(run: Run):
+    config, data = run.config, run.data
+    shown = dataclasses.asdict(config)
+    for name in ("out", "resume", "overwrite"):
+        del shown[name]
+    if config.method == "full":
+        del shown["rank"], shown["alpha"], shown["targets"]
+    else:
+        shown["alpha / r"] = config.alpha / config.rank
+    shown["samples"] = (
+        f"{len(data.train_set):,} for training ({data.dropped} dropped: nothing supervised within "
+        f"--max_length), {len(data.test_set):,} for testing ({data.test_dropped} dropped)")
+    trainable = sum(p.numel() for p in run.trained.values())
+    total = sum(p.numel() for p in run.model.parameters())
+    quantized = [m for m in run.model.modules() if isinstance(m, NF4Tensor)]
+    if quantized:           # these are buffers, and not among the parameters
+        n, nbytes = sum(w.numel() for w in quantized), sum(w.nbytes for w in quantized)
+        total += n
+        shown["quantized to NF4"] = (f"{n:,} weights of the base, {nbytes / 1e9:.3f} GB: "
+                                     f"{8 * nbytes / n:.3f} bits each")
+    shown["trainable parameters"] = f"{trainable:,} of {total:,} ({trainable / total:.2%})"
+    if run.progress.step:
+        shown["resumed after step"] = run.progress.step
+    print(f"run {config.run} -> {config.out}")
+    for name, value in shown.items():
+        text = f"{value:g}" if isinstance(value, float) else value
+        print(f"  {name:<23}{text}")
+
+
 # ----- 6. the loop --------------------------------------------------------------------------------
 # A step takes micro_bs x grad_accum samples, 4 x 4 by default. grad_accum forward and backward
 # passes of micro_bs samples add up their gradients, and AdamW updates once. Memory is decided by
 # micro_bs, learning by the product.
 
 def lr_at(step: int, config: Config) -> float:
-    """The learning rate of optimizer step `step`, counted from 0.
+    """The learning rate of optimizer step `step`, counted from 0, with n = max_steps:
 
-    It rises linearly from 0 over the warm-up, then follows the schedule to the last step, as
-    transformers' schedules of the same names do. 100 steps, warmup_ratio 0.1, cosine: step 0 has
-    0, step 5 half of --lr, step 10 all of it, step 55 half, step 99 almost none.
+        step < w = warmup_ratio n       lr step / w
+        constant                        lr
+        linear                          lr (1 - p),                 p = (step - w) / (n - w)
+        cosine                          lr (1 + cos(pi p)) / 2
+
+    as transformers' schedules of the same names. 100 steps, warmup_ratio 0.1, cosine: step 0 has 0,
+    step 5 half of --lr, step 10 all of it, step 55 half, step 99 almost none.
     """
     warmup = math.ceil(config.warmup_ratio * config.max_steps)
     if step < warmup:
         return config.lr * step / warmup
-    progress = (step - warmup) / max(1, config.max_steps - warmup)          # 0 .. 1
-    factor = {"constant": 1.0,
-              "linear": 1 - progress,
-              "cosine": (1 + math.cos(math.pi * progress)) / 2}[config.schedule]
-    return config.lr * factor
+    p = (step - warmup) / max(1, config.max_steps - warmup)                 # 0 .. 1
+    factor = {"constant": 1.0, "linear": 1 - p, "cosine": (1 + math.cos(math.pi * p)) / 2}
+    return config.lr * factor[config.schedule]
 
 
 def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_clip
                    ) -> tuple[float, int]:
     """One AdamW step on the samples of all `micro_batches` -> (sum of the NLL, supervised tokens).
 
-    The loss is the mean NLL over the supervised tokens of the whole batch. A mean of the
-    micro-batches' own means would be another number: with answers of 10 and 90 tokens in two
-    micro-batches, each token of the short answer would weigh nine times as much, and another cut of
-    the same samples would give another gradient. So sums are added up, and each is divided by the
-    tokens of the whole batch, here 100.
+    The loss is the mean NLL over the n supervised tokens of the whole batch, and its gradient
+
+        g = sum over micro-batches of grad(sum of the NLL) / n
+
+    A mean of the micro-batches' own means would be another number: with answers of 10 and 90 tokens
+    in two micro-batches, each token of the short answer would weigh nine times as much, and another
+    cut of the same samples would give another gradient. Here n = 100 divides both sums.
+
+    micro_batches: pairs of ids and labels (B, T). grad_clip: 0 for none.
     """
     device = model.model.embed_tokens.weight.device
+    # labels[:, 0] is never predicted, because nothing comes before it
     batch_tokens = sum(int((labels[:, 1:] != -100).sum()) for _, labels in micro_batches)
     total = torch.zeros((), device=device)
 
-    # Forward and backward. The gradients of the micro-batches add up in p.grad.
+    # Forward and backward. backward() adds to p.grad, so the micro-batches' gradients add up.
+    # `total` stays on the device: .item() would wait for the GPU after each micro-batch.
     for ids, labels in micro_batches:
         with autocast():
             nll, _ = model.loss(ids.to(device), labels.to(device))
         scaler.scale(nll / batch_tokens).backward()
         total += nll.detach()
 
-    # The gradient of a rare batch can be ten times the usual one. Clipping shortens it to the norm
-    # grad_clip and leaves its direction.
+    # The gradient of a rare batch can be ten times the usual one. Clipping, g <- g min(1, c / |g|)
+    # with the norm |g| over all parameters, shortens it to c = grad_clip and leaves its direction.
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if grad_clip:
@@ -281,6 +326,7 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
         group["lr"] = lr
     scaler.step(optimizer)
     scaler.update()
+    # None and not zero: between two steps no gradient takes memory, which an evaluation can use
     optimizer.zero_grad(set_to_none=True)
     return total.item(), batch_tokens
 
@@ -288,60 +334,99 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 def training_steps(run: Run, quiet: bool | None = None) -> Iterator[bool]:
     """The loop: evaluate, make a step, and so on until the last step is evaluated.
 
-    A generator, so that the caller decides what happens between two steps: `train` writes files,
-    sweep.py looks whether the run diverged. It yields whenever run.progress is whole, before each
-    step and after the last one: True if the model was evaluated just now.
+    A generator, so that the caller decides what happens between two steps: `keep_training` writes
+    files, sweep.py looks whether the run diverged. It yields whenever run.progress is whole, before
+    each step and after the last one: True if the model was evaluated just now.
 
     quiet: no progress bar; None: one if there is a terminal.
     """
-    config, data, progress = run.config, run.data, run.progress
-    device = run.model.model.embed_tokens.weight.device
-    test_batches = dataset.micro_batches(data.test_set, 4 * config.micro_bs)    # no gradients: 4 x
-    trainable = sum(p.numel() for p in run.trained.values())
-    bar = tqdm(total=config.max_steps, initial=progress.step, unit="step", disable=quiet,
-               dynamic_ncols=True)
-    with bar:
+    config, progress = run.config, run.progress
+    # Without a backward pass no activations are kept, so four times as many samples fit.
+    test_batches = dataset.micro_batches(run.data.test_set, 4 * config.micro_bs)
+    with tqdm(total=config.max_steps, initial=progress.step, unit="step", disable=quiet,
+              dynamic_ncols=True) as bar:
         while True:
             # ----- evaluate -----
-            # Step 0 too: it is the base's loss, which everything is compared with. train_nll is the
-            # mean over the steps since the last row, each measured before its update. So it lags
-            # behind test_nll, and only a test_nll that turns and rises is over-fitting.
-            step = progress.step
-            due = step % config.eval_steps == 0 or step == config.max_steps
-            done = bool(progress.rows) and progress.rows[-1]["step"] == step    # before a resume
-            if due and not done:
-                train_nll = progress.nll_sum / progress.nll_tokens if step else ""
-                progress.nll_sum, progress.nll_tokens = 0.0, 0
-                progress.rows.append(make_row(
-                    config, step=step, tokens=progress.tokens, train_nll=train_nll,
-                    test_nll=mean_nll(run.model, test_batches, run.autocast),
-                    seconds=round(progress.seconds, 3), peak_gb=round(peak_gb(device), 3),
-                    trainable=trainable))
+            # Step 0 too: it is the base's loss, which everything is compared with.
+            due = progress.step % config.eval_steps == 0 or progress.step == config.max_steps
+            done = bool(progress.rows) and progress.rows[-1]["step"] == progress.step
+            if due and not done:        # done: a resumed run stopped right after its evaluation
+                evaluate_step(run, test_batches)
             yield due and not done
-            if step == config.max_steps:
+            if progress.step == config.max_steps:
                 return
 
-            # ----- the samples of this step -----
-            start = time.perf_counter()
-            indices = dataset.window(len(data.train_set), config.batch_eff, step, config.seed)
-            samples = [data.train_set[i] for i in indices]
-            micro_batches = dataset.micro_batches(samples, config.micro_bs)
-
-            # ----- forward, backward, update -----
-            nll, tokens = optimizer_step(
-                run.model, run.optimizer, run.scaler, micro_batches, run.autocast,
-                lr_at(step, config), config.grad_clip)
-
-            # ----- log -----
-            progress.step += 1
-            progress.nll_sum += nll
-            progress.nll_tokens += tokens
-            progress.tokens += sum(len(sample.ids) for sample in samples)
-            progress.seconds += time.perf_counter() - start
+            # ----- make a step -----
+            loss = make_step(run)
             bar.update()
-            bar.set_postfix_str(
-                f"loss {nll / tokens:.3f}, test {progress.rows[-1]['test_nll']:.3f}, "
-                f"{progress.tokens / progress.seconds:,.0f} tokens/s")
+            bar.set_postfix_str(f"loss {loss:.3f}, test {progress.rows[-1]['test_nll']:.3f}, "
+                                f"{progress.tokens / progress.seconds:,.0f} tokens/s")
+
+
+def evaluate_step(run: Run, test_batches):
+    """Add a row to run.progress.
+
+    train_nll is the mean over the steps since the last row, each measured before its update. So it
+    lags behind test_nll, and a train_nll above test_nll is no mistake. Over-fitting is a test_nll
+    that turns and rises while train_nll still falls.
+    """
+    config, progress = run.config, run.progress
+    train_nll = progress.nll_sum / progress.nll_tokens if progress.step else ""
+    progress.nll_sum, progress.nll_tokens = 0.0, 0
+    progress.rows.append(records.make_row(
+        config, step=progress.step, tokens=progress.tokens, train_nll=train_nll,
+        test_nll=mean_nll(run.model, test_batches, run.autocast),
+        seconds=round(progress.seconds, 3),
+        peak_gb=round(peak_gb(torch.device(config.device)), 3),
+        trainable=sum(p.numel() for p in run.trained.values())))
+
+
+def make_step(run: Run) -> float:
+    """One optimizer step on the samples that are next -> its loss. Advances run.progress."""
+    config, data, progress = run.config, run.data, run.progress
+    start = time.perf_counter()
+
+    # ----- the samples of this step: a function of the seed and the step alone -----
+    indices = dataset.window(len(data.train_set), config.batch_eff, progress.step, config.seed)
+    samples = [data.train_set[i] for i in indices]
+    micro_batches = dataset.micro_batches(samples, config.micro_bs)
+
+    # ----- forward, backward, update -----
+    nll, tokens = optimizer_step(
+        run.model, run.optimizer, run.scaler, micro_batches, run.autocast,
+        lr_at(progress.step, config), config.grad_clip)
+
+    # ----- log -----
+    progress.step += 1
+    progress.nll_sum += nll
+    progress.nll_tokens += tokens
+    progress.tokens += sum(len(sample.ids) for sample in samples)
+    progress.seconds += time.perf_counter() - start
+    return nll / tokens
+
+
+def keep_training(run: Run, out: Path):
+    """Make all steps, and between two of them write down in `out` what must not be lost.
+
+    Saving takes at most 5 % of the time: after one that took 10 s the next comes 200 s later or
+    more. Ctrl-C ends the run after the step under way, and saves; KeyboardInterrupt says so.
+    """
+    save_after = 0.0
+    with interruption() as interrupted:
+        for evaluated in training_steps(run):
+            if evaluated:
+                tqdm.write(records.row_line(run.progress.rows[-1]))
+                records.write_rows(out / "log.csv", run.progress.rows)
+            if interrupted or (evaluated and time.perf_counter() > save_after):
+                start = time.perf_counter()
+                keep_state(run, out / records.STATE)
+                end = time.perf_counter()
+                save_after = end + 20 * (end - start)
+            if interrupted:
+                break
+    if interrupted and run.progress.step < run.config.max_steps:
+        raise KeyboardInterrupt(f"stopped after step {run.progress.step}; {out} has all that is "
+                                "needed to go on: add --resume to the command")
 
 
 # ----- 7. save, and show what was learned ---------------------------------------------------------
@@ -356,11 +441,13 @@ def save_result(run: Run, out: Path):
 
 
 def show_answers(messages: list[dict], base_answer: str, tuned_answer: str):
+    """A question of the test split, with what the base and the trained model answer to it."""
     texts = {"question": messages[-2]["content"], "reference": messages[-1]["content"],
              "base": base_answer, "tuned": tuned_answer}
     print()
     for name, text in texts.items():
-        print(f"{name:<11}" + text.replace("\n", "\n" + " " * 11))
+        indented = text.replace("\n", "\n" + " " * 11)
+        print(f"{name:<11}{indented}")
 
 
 # ----- the whole run ------------------------------------------------------------------------------
@@ -377,7 +464,7 @@ def train(config: Config) -> list[dict]:
     if out.resolve() in (resolve(config.model).resolve(), data.folder.resolve()):
         raise UserError(f"--out {out} is the folder of the model or of the data; give another "
                         "--out")
-    rows = finished_rows(config, out)
+    rows = records.finished_rows(config, out)
     if rows is not None:
         return rows
 
@@ -387,53 +474,26 @@ def train(config: Config) -> list[dict]:
     run = set_up(config, data, model)
 
     # 4. where it stands
-    state = out / "state" / "state.safetensors"
     question = dataset.read_messages(data.folder / "test.jsonl")[0]
-    clear_run(out, RESULT_FILES, config.overwrite)
-    if state.exists():
-        go_on_from(run, state)
-        base_answer = read_json(out / "run.json")["base_answer"]
-    else:
-        base_answer = answer_question(run, question)
-        make_folder(state.parent)
-        write_run(config, out, base_answer, finished=False)
+    base_answer = begin_or_resume(run, out, question)
 
-    # 5. show what is about to happen
+    # 5. show what is about to happen, and the first sample as the model will see it
     show_settings(run)
     first = dataset.window(len(data.train_set), config.batch_eff, 0, config.seed)[0]
     dataset.show_sample(data.train_set[first], data.tokenizer)
 
-    # 6. the loop; between two steps, write down what must not be lost
-    save_after = 0.0
-    with interruption() as interrupted:
-        for evaluated in training_steps(run):
-            if evaluated:
-                tqdm.write(row_line(run.progress.rows[-1]))
-                write_rows(out / "log.csv", run.progress.rows)
-            if interrupted or (evaluated and time.perf_counter() > save_after):
-                start = time.perf_counter()
-                keep_state(run, state)
-                seconds = time.perf_counter() - start
-                save_after = time.perf_counter() + 20 * seconds     # at most 5 % of the time
-            if interrupted:
-                break
-    if interrupted and run.progress.step < config.max_steps:
-        raise KeyboardInterrupt(f"stopped after step {run.progress.step}; {out} has all that is "
-                                "needed to go on: add --resume to the command")
+    # 6. the loop
+    keep_training(run, out)
 
-    # 7. save, and show what was learned
+    # 7. save, and show what was learned. The state goes last: killed before, the run can go on
     save_result(run, out)
-    write_run(config, out, base_answer, finished=True)
-    shutil.rmtree(state.parent)
+    records.write_run(config, out, base_answer, finished=True)
+    shutil.rmtree((out / records.STATE).parent)
     show_answers(question, base_answer, answer_question(run, question))
     how = {"full": "--model", "lora": "--adapter", "qlora": "--nf4 --adapter"}[config.method]
     print(f"\n{out}: log.csv, run.json and the trained weights; to talk to it: "
           f"python sample.py {how} {out}", flush=True)
     return run.progress.rows
-
-
-RESULT_FILES = ["adapter_config.json", "adapter_model.safetensors", "config.json",
-                "model.safetensors", *TOKENIZER_FILES]
 
 
 def main(argv=None):

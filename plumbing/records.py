@@ -12,6 +12,7 @@ from plumbing.files import read_json, replacing, write_json
 COLUMNS = ("run model data method targets rank alpha lr batch_eff seed step tokens train_nll "
            "test_nll seconds peak_gb trainable").split()
 TEXT_COLUMNS = ("run", "model", "data", "method", "targets")
+STATE = "state/state.safetensors"       # of a run that is not finished: what --resume needs
 WHOLE_COLUMNS = ("rank", "batch_eff", "seed", "step", "tokens", "trainable")
 
 
@@ -112,7 +113,7 @@ def clear_run(out: Path, names: list[str], overwrite: bool):
 
     run.json comes last, because it is what tells that the folder is a run's.
     """
-    names = ["log.csv", "state/state.safetensors", *names, "run.json"]
+    names = ["log.csv", STATE, *names, "run.json"]
     half_written = [path for name in names for path in out.glob(f"{name}.*.part")]
     for folder in (out, out / "state"):
         half_written += folder.glob(".tmp??????")       # safetensors' own
