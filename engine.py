@@ -5,7 +5,18 @@
     prompt = tokenizer.encode(prompt_of(messages, tokenizer))       # dataset.py
     generate_answers(model, tokenizer, [prompt], max_new_tokens=160)[0].text
 
-The decoder knows nothing of four bits, and the quantizer nothing of decoders. They meet here.
+The decoder knows nothing of four bits, and the quantizer nothing of decoders. They meet here. Here
+the tokenizer meets them too: what goes in and comes out is text, and in between are ids.
+
+A checkpoint holds its linear layers in one of two forms. The example is of Qwen2.5-0.5B:
+
+    in 16 or 32 bits    model.layers.0.mlp.up_proj.weight           (4864, 896)
+    in four bits        model.layers.0.mlp.up_proj.weight           (2179072, 1), two per byte
+                        model.layers.0.mlp.up_proj.weight.absmax    (68096,), one per 64
+                        and the other parts that plumbing/checkpoint.py lists
+
+Either can be opened in four bits. The first is quantized while it is read: 0.99 GB of bfloat16
+become 0.46 GB, and for a model of 7.6B parameters 15.2 GB become 5.6 GB.
 """
 import codecs
 import contextlib
@@ -20,14 +31,7 @@ import torch.nn as nn
 
 import dataset
 from model import ModelConfig, Transformer
-from plumbing.checkpoint import (
-    BNB_PARTS,
-    bnb_config,
-    pack_bnb,
-    read_weights,
-    unpack_bnb,
-    write_checkpoint,
-)
+from plumbing import checkpoint
 from plumbing.device import DTYPES, choose_device
 from plumbing.errors import UserError
 from plumbing.files import read_json, resolve
@@ -75,16 +79,23 @@ def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
     if how.get("quant_method") != "bitsandbytes" or how.get("bnb_4bit_quant_type") != "nf4":
         raise UserError(f"{folder}: of quantized checkpoints only bitsandbytes' NF4 is read; give "
                         "the model that it was made from")
-    with torch.device("meta"):
+    with torch.device("meta"):          # shapes without memory
         model = Transformer(ModelConfig.from_hf(hf))
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    parts = {name: tensor.to(device, copy=True) for _, name, tensor in read_weights(folder)}
-    known = {name + part for name in shapes for part in ("", *BNB_PARTS)} | {"lm_head.weight"}
+
+    # All parts are read first: a weight's may lie in different files. In four bits there is room.
+    parts = {name: tensor.to(device, copy=True)
+             for _, name, tensor in checkpoint.read_weights(folder)}
+    known = {"lm_head.weight"}          # some files hold the tied unembedding, too
+    for name in shapes:
+        known |= {name, *(name + part for part in checkpoint.BNB_PARTS)}
     if extra := parts.keys() - known:
         raise UserError(f"{folder}: {min(extra)} belongs to no model that config.json describes")
+
+    # Embedding, norms and biases are put in as they are; a quantized weight brings its own layer.
     for name, shape in shapes.items():
         try:
-            quantized, tensor = unpack_bnb(parts, name), parts[name]
+            quantized, tensor = checkpoint.unpack_bnb(parts, name), parts[name]
         except (KeyError, TypeError, ValueError) as e:
             raise UserError(f"{folder}: {name} is missing, or not in bitsandbytes' form ({e}); "
                             "fetch it again") from None
@@ -110,20 +121,26 @@ def put_quantized(model: Transformer, name: str, weight: NF4Tensor, dtype, shape
 
 
 def save_quantized(model: Transformer, folder):
-    """Write a quantized model in four bits, as transformers and bitsandbytes write and read it."""
-    tensors = dict(model.named_parameters())
-    quantized = {name: w for name, w in model.named_modules() if isinstance(w, NF4Tensor)}
-    for name, w in quantized.items():
-        tensors |= pack_bnb(name, w, torch.tensor(NF4), dynamic_code())
-    double_quant = any(w.absmax2 is not None for w in quantized.values())
-    how = bnb_config(model.model.embed_tokens.weight.dtype, double_quant)
-    write_checkpoint(folder, tensors, model.config.hf | {"quantization_config": how})
+    """Write a quantized model in four bits, as transformers and bitsandbytes write and read it.
+
+    An NF4Linear has its weight as a submodule, an NF4Tensor, and not as a parameter. So the parts
+    of quantized weights join what named_parameters gives: embedding, norms, biases.
+    """
+    tensors, double_quant = dict(model.named_parameters()), False
+    for name, w in model.named_modules():
+        if isinstance(w, NF4Tensor):
+            tensors |= checkpoint.pack_bnb(name, w, torch.tensor(NF4), dynamic_code())
+            double_quant |= w.absmax2 is not None       # the scales are quantized, too
+    how = checkpoint.bnb_config(model.model.embed_tokens.weight.dtype, double_quant)
+    checkpoint.write_checkpoint(folder, tensors, model.config.hf | {"quantization_config": how})
 
 
 def base_of(adapter) -> str:
     """The name of the base that the adapter in the folder `adapter` was made for.
 
-    Raises UserError if it does not say, or names a folder that is gone.
+    An adapter holds only A and B. Its adapter_config.json says which weights they change, as PEFT
+    writes it: a folder, or a hub repository and its revision ("owner/name@revision" here). Raises
+    UserError if it does not say, or names a folder that is gone.
     """
     config = read_json(Path(adapter) / "adapter_config.json")
     name = config.get("base_model_name_or_path")
@@ -142,9 +159,12 @@ def base_of(adapter) -> str:
 def mean_nll(model: Transformer, micro_batches, autocast=contextlib.nullcontext) -> float:
     """The mean of -log p(token | the tokens before it) over all supervised tokens, in nats.
 
-    micro_batches: pairs of ids and labels (B, T), as dataset.micro_batches gives them. Every token
-    weighs the same, so how the samples are cut into batches does not matter. A mean of the batches'
-    means would give the tokens of short answers more weight.
+    0.693 = ln 2 means that the right tokens had a probability of 1/2 in the (geometric) mean. Every
+    token weighs the same, so how the samples are cut into batches does not matter. A mean of the
+    batches' means would give the tokens of short answers more weight.
+
+    micro_batches: pairs of ids and labels (B, T), as dataset.micro_batches gives them. autocast():
+    the context of each forward pass, for weights in float32 and products in 16 bits.
     """
     device = model.model.embed_tokens.weight.device
     nll_sum, n_tokens = 0.0, 0
@@ -157,9 +177,16 @@ def mean_nll(model: Transformer, micro_batches, autocast=contextlib.nullcontext)
 
 
 # ----- answers ------------------------------------------------------------------------------------
+# messages -> text -> ids -> new ids -> text. The chat template makes the text. The model makes the
+# new ids, one per step, until it draws one of the tokens that end its turn (Transformer.stream).
 
 def room_for_prompt(model: Transformer, max_new_tokens: int) -> float:
-    """How many tokens of the model's context an answer of `max_new_tokens` leaves."""
+    """How many tokens of the model's context an answer of `max_new_tokens` leaves for the prompt.
+
+    Qwen2.5: 32,768 - 512 = 32,256. No limit (inf) for a config that gives no context. Raises
+    UserError if nothing is left. Beyond its context a model sees positions that it was not trained
+    on, and its answers become nonsense without any error.
+    """
     context = model.config.hf.get("max_position_embeddings") or math.inf
     if context <= max_new_tokens:
         raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for a question in the "
@@ -170,11 +197,13 @@ def room_for_prompt(model: Transformer, max_new_tokens: int) -> float:
 def fit_prompt(messages: list[dict], tokenizer: Tokenizer, room: float) -> list[int]:
     """The ids that the answer to `messages` begins from, at most `room` of them.
 
-    Takes the oldest turns out of `messages` until the rest fits. Raises UserError if the last
-    question alone does not.
+    Takes the oldest turns out of `messages`, in place, until the rest fits: a question with its
+    answer at a time, and never the system message. system, Q1, A1, Q2, A2, Q3 becomes system, Q2,
+    A2, Q3, and then system, Q3. Raises UserError if the last question alone does not fit.
     """
     first = 1 if messages[0]["role"] == "system" else 0
     while True:
+        # prompt_of leaves the last message out, the answer: here there is none yet
         ids = tokenizer.encode(dataset.prompt_of([*messages, {}], tokenizer))
         if len(ids) <= room:
             return ids
@@ -186,11 +215,17 @@ def fit_prompt(messages: list[dict], tokenizer: Tokenizer, room: float) -> list[
 
 def generate_answers(model, tokenizer, prompts: list[list[int]], max_new_tokens, **how
                      ) -> list[Answer]:
-    """The answers to a batch of prompts. how: model.generate's temperature, top_p, generator."""
+    """The answers to a batch of prompts, in their order, without the tokens that end a turn.
+
+    The prompts may differ in length. On a GPU a batch takes little longer than its longest answer
+    alone: a step spends its time reading the weights, once, for one sequence as for many.
+
+    how: model.generate's temperature, top_p, generator.
+    """
     rows = model.generate(prompts, max_new_tokens, stop_ids(tokenizer), **how)
     answers = []
     for prompt, row in zip(prompts, rows, strict=True):
-        new = row[len(prompt):]
+        new = row[len(prompt):]             # a row is its prompt and what was generated
         answers.append(Answer(tokenizer.decode(new, skip_special=True).strip(), len(new)))
     return answers
 
@@ -204,7 +239,9 @@ def stream_answer(model, tokenizer, prompt: list[int], max_new_tokens, **how) ->
 def text_pieces(tokens: Iterable[int], tokenizer) -> Iterator[str]:
     """The text of `tokens` as they come, special tokens left out.
 
-    A character that begins in one token waits for its last byte in another.
+    A character that begins in one token waits for its last byte in another: "ế" is E1 BA BF, and
+    where one token ends in E1 BA and the next begins with BF, the first gives nothing of it. At the
+    end an incomplete character becomes U+FFFD.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:

@@ -12,9 +12,9 @@ The file reads as the run goes: read the data, load the model, choose what is tr
 the run stands, show what is about to happen, loop over steps, save, show what was learned. `train`,
 at the end, calls these parts in this order. A run uses one device.
 
-Numbers to expect from the first command above: 200 steps of 4 x 4 samples are half an epoch of
-nano's 7,470 samples. All losses are in nats per supervised token. A model that knows nothing of its
-V tokens has ln V, 11.9 for V = 151,936; exp(NLL) is the perplexity.
+The first command makes 200 steps of 4 x 4 samples, 0.43 epochs of nano's 7,470 samples. All losses
+are NLLs in nats per supervised token. A model that gives each of V tokens the same probability has
+ln V, 11.9 for V = 151,936.
 """
 import contextlib
 import copy
@@ -195,8 +195,8 @@ RESULT_FILES = ["adapter_config.json", "adapter_model.safetensors", "config.json
 def begin_or_resume(run: Run, out: Path, question: list[dict]) -> str:
     """Go on from the state in `out` if there is one, else begin -> the base's answer to `question`.
 
-    The base must answer before the first step, because afterwards it is another model. A run that
-    goes on has its answer from run.json. That file comes last: it makes `out` the folder of a run.
+    The base must answer before the first step, because training changes it. run.json keeps the
+    answer for a run that goes on.
     """
     state = out / records.STATE
     records.clear_run(out, RESULT_FILES, run.config.overwrite)
@@ -295,9 +295,9 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 
         g = sum over micro-batches of grad(sum of the NLL) / n
 
-    A mean of the micro-batches' own means would be another number: with answers of 10 and 90 tokens
-    in two micro-batches, each token of the short answer would weigh nine times as much, and another
-    cut of the same samples would give another gradient. Here n = 100 divides both sums.
+    With answers of 10 and 90 tokens in two micro-batches, n = 100 divides both sums. A mean of the
+    two means would count each token of the short answer nine times as much, and another cut of the
+    same samples would give another gradient.
 
     micro_batches: pairs of ids and labels (B, T). grad_clip: 0 for none.
     """
@@ -349,10 +349,11 @@ def training_steps(run: Run, quiet: bool | None = None) -> Iterator[bool]:
             # ----- evaluate -----
             # Step 0 too: it is the base's loss, which everything is compared with.
             due = progress.step % config.eval_steps == 0 or progress.step == config.max_steps
-            done = bool(progress.rows) and progress.rows[-1]["step"] == progress.step
-            if due and not done:        # done: a resumed run stopped right after its evaluation
+            if progress.rows and progress.rows[-1]["step"] == progress.step:
+                due = False             # a resumed run, which stopped after this evaluation
+            if due:
                 evaluate_step(run, test_batches)
-            yield due and not done
+            yield due
             if progress.step == config.max_steps:
                 return
 
