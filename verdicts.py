@@ -70,7 +70,7 @@ def lora_rate_multiple(steps: float) -> int:
 # S seeds, R learning rates, T evaluations
 
 class Best(NamedTuple):
-    """The best learning rate: of one seed, or of S seeds with a vector (S,) in each field."""
+    """The best learning rate. Of one seed: four numbers. Of S seeds: four vectors, (S,) each."""
     lr: float           # of the lowest NLL at the last step, the smaller of two; or nan
     nll: float
     edge: bool          # whether that is the first or the last rate of the grid
@@ -180,7 +180,8 @@ class Arm:
     def best(self) -> Best:
         """The best rate of each seed."""
         of_seeds = [find_best_rate(self.lrs, last) for last in self.nll[:, :, -1]]
-        return Best(*map(np.array, zip(*of_seeds)))
+        lrs, nlls, edges, vertices = zip(*of_seeds)
+        return Best(np.array(lrs), np.array(nlls), np.array(edges), np.array(vertices))
 
 
 @dataclass(eq=False)
@@ -233,13 +234,13 @@ class Sweep:
 
         An attention layer has fewer weights than an MLP, so their ranks must differ.
         """
-        pair, smallest = (), 0.1
+        closest, smallest = (), 0.1
         for attention in self.lora_arms("attention"):
             for mlp in self.lora_arms("mlp"):
                 distance = abs(math.log(attention.trainable / mlp.trainable))
                 if attention.rank != mlp.rank and distance < smallest:
-                    pair, smallest = (attention, mlp), distance
-        return pair
+                    closest, smallest = (attention, mlp), distance
+        return closest
 
     def pairs_by_batch(self) -> dict[float, tuple[Arm, Arm]]:
         """{batch: (LoRA, full fine-tuning)}, ascending, at the rank that was run at most batches.

@@ -9,16 +9,8 @@ from conftest import REPO
 from sacrebleu import corpus_bleu as sacrebleu_corpus
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from metrics import (
-    Task,
-    confusion_matrix,
-    corpus_bleu,
-    final_answer,
-    find_label,
-    judge_answer,
-    summarize_answers,
-    tokenize_13a,
-)
+from metrics import (Task, confusion_matrix, corpus_bleu, final_answer, find_label, judge_answer,
+                     summarize_answers, tokenize_13a)
 
 sys.path.insert(0, str(REPO / "data/nano"))
 import prepare as nano  # noqa: E402
@@ -206,11 +198,12 @@ ODD = ["&quot;A&amp;B&lt;C&gt;", "<skipped>", "word-\nbreak", "line\nbreak", "1,
        "...", "--", "5-"]
 
 
-def sacrebleu_of(answers, references):
+def assert_bleu_is_sacrebleu_s(answers, references):
     """sacrebleu takes one stream per reference, with None where a sample has fewer."""
     most = max(map(len, references))
     streams = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
-    return sacrebleu_corpus(answers, streams).score
+    expected = sacrebleu_corpus(answers, streams).score
+    assert corpus_bleu(answers, references) == pytest.approx(expected, abs=1e-9)
 
 
 def garble(text, draw):
@@ -233,8 +226,7 @@ def test_bleu_is_sacrebleu_s(seed):
         answers.append(draw.choice((garble(text, draw), text, "", draw.choice(ODD))))
         others = [garble(text, draw) or "x" for _ in range(draw.randint(0, 3))]
         references.append([text, *others])
-    expected = sacrebleu_of(answers, references)
-    assert corpus_bleu(answers, references) == pytest.approx(expected, abs=1e-9)
+    assert_bleu_is_sacrebleu_s(answers, references)
 
 
 @pytest.mark.parametrize("answers, references", [
@@ -247,8 +239,7 @@ def test_bleu_is_sacrebleu_s(seed):
     (["a b c d e"], [["a b c d", "a b c d e f"]]),                          # lengths equally near
 ])
 def test_bleu_at_its_edges(answers, references):
-    expected = sacrebleu_of(answers, references)
-    assert corpus_bleu(answers, references) == pytest.approx(expected, abs=1e-9)
+    assert_bleu_is_sacrebleu_s(answers, references)
 
 
 @pytest.mark.parametrize("text", [*E2E, *ODD, " ".join(ODD)])
