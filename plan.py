@@ -151,7 +151,8 @@ class Sizes:
             self.a = self.trained = adapter_parameters(c, run.rank, run.targets)
             self.trained_maps = targeted_maps(run.targets)
         self.dW = 4 * self.V * self.C if self.full else 0   # bytes of one embedding's gradient
-        self.paged = run.optimizer.startswith("paged_") and run.device.startswith("cuda")
+        self.cuda = run.device.startswith("cuda")
+        self.paged = self.cuda and run.optimizer.startswith("paged_")
         self.both_moments = MOMENT_BYTES[run.optimizer.removeprefix("paged_")]
 
         # how it is computed
@@ -162,7 +163,6 @@ class Sizes:
         self.t = 4 if self.full else self.s
         self.mixed = self.full and self.s == 2      # float32 weights, 16-bit products: autocast
         self.float16 = run.dtype == "float16"
-        self.cuda = run.device.startswith("cuda")
         self.checkpointing = run.gradient_checkpointing
 
 
@@ -229,6 +229,7 @@ def terms_of_gradients(z: Sizes) -> list[Term]:
 # Autograd goes operation by operation: a product keeps each factor if its partner needs a gradient.
 # So a frozen map keeps nothing. These functions count to the byte what autograd keeps on a CPU. On
 # CUDA, attention's output is laid out such that o_proj needs no copy of it: s N Q per layer less.
+# needing: the tensors of the layer that need a gradient. `activations` sums the terms over layers.
 
 INPUT_OF = {"q_proj": "x", "k_proj": "x", "v_proj": "x", "o_proj": "attention",
             "gate_proj": "middle", "up_proj": "middle", "down_proj": "product"}

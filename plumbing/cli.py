@@ -35,14 +35,13 @@ def add_flags(parser, settings_class, only=None, **changes):
     """
     group = parser
     for field in dataclasses.fields(settings_class):
-        how = dict(field.metadata) | changes.get(field.name, {})
+        if only is not None and field.name not in only:
+            continue
+        how = {key: value for key, value in field.metadata.items() if key not in RANGES}
+        how |= changes.get(field.name, {})
         title = how.pop("group", None)
         if title and only is None:
             group = parser.add_argument_group(title)
-        if only is not None and field.name not in only:
-            continue
-        for name in RANGES:
-            how.pop(name, None)
         add_flag(group, field.name, field.type, how.pop("default", field.default), **how)
 
 

@@ -31,7 +31,7 @@ def test_run_is_a_hash_of_what_decides_the_result():
         {"method": "qlora"}, {"optimizer": "paged_adamw8bit"}]
     assert len({name_of(**other) for other in others}) == len(others)
     full = [name_of(method="full", rank=rank) for rank in (8, 16)]
-    assert full[0] == full[1]                               # without adapters a rank decides nothing
+    assert full[0] == full[1]           # without adapters a rank decides nothing
 
 
 def test_the_hashes_of_the_first_edition_stand():
