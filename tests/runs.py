@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,25 @@ def start(argv, **env):
     return subprocess.Popen(
         [sys.executable, REPO / "train.py", *map(str, argv)], env=os.environ | env, text=True,
         encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def press_ctrl_c(monkeypatch, step, times=1):
+    """Press Ctrl-C `times` times when optimizer step `step` (1, 2 ...) begins.
+
+    Returns a list that has an entry for each step that began.
+    """
+    import train
+    begun, optimizer_step = [], train.optimizer_step
+
+    def watched(*args):
+        begun.append(True)
+        if len(begun) == step:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return optimizer_step(*args)
+
+    monkeypatch.setattr(train, "optimizer_step", watched)
+    return begun
 
 
 def numbers(out):

@@ -6,13 +6,12 @@ import json
 import math
 import os
 import shutil
-import signal
 from contextlib import contextmanager
 
 import pytest
 import torch
 from conftest import edit_json, tiny
-from runs import command, contents, numbers, one_line, start, write_lines
+from runs import command, contents, numbers, one_line, press_ctrl_c, start, write_lines
 from safetensors.torch import load_file, save_file
 
 import lora
@@ -384,16 +383,8 @@ def test_a_split_without_samples(checkpoint, chat, tmp_path, fails, split):
 @pytest.fixture
 def interrupted(checkpoint, chat, tmp_path, monkeypatch, capsys):
     """The folder of a run that was stopped after three of its six steps."""
-    steps, step = [], train.optimizer_step
-
-    def count(*args):
-        steps.append(True)
-        if len(steps) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return step(*args)
-
     with monkeypatch.context() as m, pytest.raises(SystemExit):
-        m.setattr(train, "optimizer_step", count)
+        press_ctrl_c(m, 3)
         train.main(command(checkpoint(), chat, tmp_path / "out"))
     return tmp_path / "out"
 
