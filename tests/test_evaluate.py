@@ -399,9 +399,9 @@ def save_constant_adapter(base, folder, value):
 TABLE = """\
 | data | model  | trained     | parameters | on disk | training | test NLL | exact match | answers |
 |------|--------|-------------|-----------:|--------:|---------:|---------:|------------:|--------:|
-| sums | m      | pretrained  |          – |  1.9 MB |        – |   1.2346 |             |         |
 | sums | m      | full        |    974,000 |  1.9 MB |  1,234 s |   0.5000 | 5.0 ± 1.0 % |     475 |
-| sums | m, NF4 | LoRA, r = 4 |      9,000 |  1.9 MB |     61 s |   1.2346 |             |         |
+| sums | m      | LoRA, r = 4 |      9,000 |  1.9 MB |     61 s |   1.2346 |             |         |
+| sums | m, NF4 | pretrained  |          – |  1.9 MB |        – |   1.2346 |             |         |
 """
 
 
@@ -415,9 +415,9 @@ def test_the_table(tmp_path, capsys):
             "settings": {"data": "/data/sums", "nf4": False}}
     full = {"method": "full", "trainable": 974_000, "train_seconds": 1234.4, "test_nll": 0.5,
             "exact_match": 0.05, "n": 475}
-    lora = {"method": "lora", "rank": 4, "trainable": 9_000, "train_seconds": 61.2,
-            "settings": {"data": "sums", "nf4": True}}
-    changes = [lora, full, {}, {"finished": False}]
+    lora = {"method": "lora", "rank": 4, "trainable": 9_000, "train_seconds": 61.2}
+    nf4 = {"settings": {"data": "sums", "nf4": True}}
+    changes = [nf4, lora, full, {"finished": False}]
     files = [tmp_path / f"{i}.json" for i in range(4)]
     for file, some in zip(files, changes, strict=True):
         file.write_text(json.dumps(base | some))

@@ -243,7 +243,9 @@ def test_claim_on_the_ratio_of_rates(best, last, word):
     (0.0, 0.1, "supported"), (0.1, 0.0, "contradicted"), (0.05, 0.0505, "undecided")])
 def test_claim_on_batch_size(small_gap, large_gap, word):
     """A rate that was run at batch 16 alone is not used, and of two ranks the higher counts."""
-    runs = [run_rows(R64, 1.6e-3, [3.0, 0.5, 0.5, 0.5], seed) for seed in SEEDS]    # lucky
+    runs, lucky = [], [3.0, 0.5, 0.5, 0.5]
+    for seed in SEEDS:
+        runs += [run_rows(R64, 1.6e-3, lucky, seed), run_rows(FULL, 1.6e-4, lucky, seed)]
     for batch, gap in ((8, small_gap), (16, 0.0), (32, large_gap)):
         full, lora = FULL._replace(batch=batch), R64._replace(batch=batch)
         shift = SHIFT if batch == 8 else (0.001, 0.0, 0.002)
@@ -256,6 +258,7 @@ def test_claim_on_batch_size(small_gap, large_gap, word):
     assert list(pairs) == [8, 16, 32]
     lora, full = pairs[16]
     assert (str(lora), str(full), lora.batch, full.batch) == ("r = 64", "full", 16, 16)
+    assert full.lrs == list(FULL_LR)
     assert lora.lrs == list(LORA_LR) and lora.nll.shape == (3, 5, 4)
     assert lora.curves[:, -1] == pytest.approx([1.001, 1.0, 1.002])
 
