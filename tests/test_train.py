@@ -568,8 +568,11 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(
         with pytest.raises(SystemExit) as e:
             train.main(command(checkpoint(), chat, tmp_path))
     assert e.value.code == 130 and len(steps) == 4
-    said = "stopped after step 4;" if presses == 1 else "stopped"
-    assert capsys.readouterr().err.strip().startswith(said)
+    error = capsys.readouterr().err.strip()
+    if presses == 1:
+        assert error.startswith("stopped after step 4;")
+    else:
+        assert error == "stopped"                           # in the middle of the step
     assert signal.getsignal(signal.SIGINT) is handler
     train.main(command(checkpoint(), chat, tmp_path, "--resume"))
     assert_same_result(tmp_path, whole("lora"))
