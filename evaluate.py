@@ -3,7 +3,7 @@ r"""Measure a model on the test split of a data set: the test NLL, and the metri
     python evaluate.py --adapter out/3f087d1874 --data nano
     python evaluate.py --table out/eval_*.json          # several models side by side, in Markdown
 
-    test NLL      nats per supervised token, as train.py logs it. In 16 bits it is the same up to
+    test NLL      nats per supervised token, as train.py logs it. In 16 bits the two differ by
                   rounding, because adapters are merged here and nothing is autocast
     exact_match   maths: the share of answers whose final number is the reference's
     accuracy      classification: the share of right labels, counted in two ways
@@ -27,7 +27,8 @@ answer, and the two numbers tell these apart.
 
 How sure a share is. With n answers, of which the share p is right, the table writes p ± its
 standard error sqrt(p (1 - p) / n). For p = 0.2 and n = 400: sqrt(0.2 * 0.8 / 400) = 0.02, so
-20.0 ± 2.0 %. Two models whose shares differ by one standard error may well be equally good.
+20.0 ± 2.0 %. Two models whose shares differ by one standard error may well be equally good. They
+answered the same questions, so comparing them question by question says more: --out has the lines.
 
 --out FILE.jsonl gets a line for each answer, so that one can read the mistakes, and FILE.json the
 result. Each batch is added to the file when it is done. If the program is stopped, the same command
@@ -351,7 +352,7 @@ def run_evaluation(settings) -> dict:
 
 
 def open_adapted_model(settings):
-    """The base, with the adapter merged: W + (alpha / r) B A is one matrix.
+    """The base, with the adapter merged: W + s B A is one matrix.
 
     Then a token costs no more than the base's, where B A apart would be two more products in every
     layer. A base in four bits is not merged. The sum would have to be rounded to four bits again,

@@ -246,6 +246,8 @@ def judge_answer(task, messages: list[dict], references: list[str], answer: str)
 def summarize_answers(task, rows: list[dict]) -> dict:
     """The metric over all answers. Shares lie between 0 and 1.
 
+    An answer that ran into the limit of tokens counts like any other, by what it holds until then.
+
     rows: what evaluate.py writes for each answer.
     """
     summary = {"n": len(rows)}
