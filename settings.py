@@ -49,7 +49,8 @@ class Config:
         "lower ranks want more), 2e-5 for full", above=0, group="optimization")
     schedule: str = flag("constant", "of the learning rate, after warm-up", choices=SCHEDULES)
     warmup_ratio: float = flag(
-        0.0, "share of the steps in which the learning rate rises from 0", at_least=0, at_most=1)
+        0.0, "share of the steps in which the learning rate rises from 0: AdamW's first steps rest "
+        "on few gradients", at_least=0, at_most=1)
     optimizer: str = flag(
         "adamw", "AdamW with its two moments in float32 or in 8 bits; paged: the moments stay in "
         "the host's memory, and a bucket at a time visits the GPU", choices=OPTIMIZER_NAMES)
@@ -77,7 +78,8 @@ class Config:
     compile: bool = flag(
         False, "torch.compile the layers: slower to start, faster per step; needs a C++ compiler")
     gradient_checkpointing: bool = flag(
-        False, "keep only the layers' inputs: a third more computation, much less memory")
+        False, "keep only the layers' inputs and compute the rest again: much less memory for up to "
+        "a third more computation, with LoRA up to a half")
     out: str = flag(None, "folder of the run; default: out/<run>", group="files")
     resume: bool = flag(False, "go on where the run in --out stopped; begin if there is none")
     overwrite: bool = flag(False, "delete the run that is in --out, and begin again")
