@@ -4,7 +4,6 @@
 """
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +30,8 @@ def print_adapter(settings: Settings):
     if not settings.adapter:
         raise UserError("which adapter? give its folder: python analyze.py out/3f087d1874")
     adapter = read_adapter(settings.adapter)
-    size = adapter_size(adapter)
+    factors = adapter.values()
+    size = count_numbers(factors)
     n_bytes = (Path(settings.adapter) / "adapter_model.safetensors").stat().st_size
 
     # ----- next to the base, if its files are on this machine -----
@@ -45,11 +45,10 @@ def print_adapter(settings: Settings):
         if settings.model:
             raise
         base = e
-    factors = adapter.values()
-    ranks, alphas = range_of(f.rank for f in factors), range_of(f.alpha for f in factors)
+    alphas = range_of(f.alpha for f in factors)
     print(f"adapter     {settings.adapter}")
     print(f"base        {base}")
-    print(f"rank        {ranks}")
+    print(f"rank        {range_of(f.rank for f in factors)}")
     print(f"alpha       {alphas}: B A is scaled by {range_of(f.scale for f in factors)}")
     print(f"parameters  {size:,}{share}")
     print(f"MB on disk  {n_bytes / 1e6:,.2f}{share_on_disk}\n")
@@ -57,20 +56,20 @@ def print_adapter(settings: Settings):
     # ----- one row per kind of layer -----
     print(f"{'target':<12}{'layers':>7}{'in -> out':>16}{'parameters':>14}{'||dW||':>10}"
           "  (Frobenius, root mean square)")
-    kinds = {}                                      # "q_proj" -> the adapter's layers of that name
+    kinds = {}                                      # "q_proj" -> the factors of all such layers
     for name, f in adapter.items():
-        kinds.setdefault(last_name(name), {})[name] = f
+        kinds.setdefault(last_name(name), []).append(f)
     for kind, layers in kinds.items():
-        n_in = range_of(f.A.shape[1] for f in layers.values())
-        n_out = range_of(f.B.shape[0] for f in layers.values())
-        mean_square = sum(squared_norm(f) for f in layers.values()) / len(layers)
-        print(f"{kind:<12}{len(layers):>7}{f'{n_in} -> {n_out}':>16}{adapter_size(layers):>14,}"
+        n_in = range_of(f.A.shape[1] for f in layers)
+        n_out = range_of(f.B.shape[0] for f in layers)
+        mean_square = sum(map(squared_norm, layers)) / len(layers)
+        print(f"{kind:<12}{len(layers):>7}{f'{n_in} -> {n_out}':>16}{count_numbers(layers):>14,}"
               f"{math.sqrt(mean_square):>10.4g}")
 
 
-def adapter_size(adapter: dict[str, Factors]) -> int:
+def count_numbers(factors) -> int:
     """How many numbers A and B hold: r (in + out) per layer."""
-    return sum(f.A.numel() + f.B.numel() for f in adapter.values())
+    return sum(f.A.numel() + f.B.numel() for f in factors)
 
 
 def squared_norm(f: Factors) -> float:
@@ -82,14 +81,14 @@ def squared_norm(f: Factors) -> float:
     return f.scale ** 2 * (BB * AA).sum().item()
 
 
-def range_of(numbers: Iterable[float]) -> str:
+def range_of(numbers) -> str:
     """4, 4, 4 -> "4"; 8, 3, 4 -> "3 to 8" """
     numbers = list(numbers)
     low, high = min(numbers), max(numbers)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def look_up_base(adapter: dict[str, Factors], settings: Settings) -> tuple[str, int, int]:
+def look_up_base(adapter, settings: Settings) -> tuple[str, int, int]:
     """The base's name, its number of parameters, and the bytes of its weights on disk.
 
     The bytes are 0 if the weights are not on this machine. Raises UserError if its config.json is

@@ -12,7 +12,6 @@ import torch
 
 from engine import base_of, load_base
 from lora import dense_linear, load_adapter, merge_lora, remove_lora
-from model import Transformer
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.device import DTYPES, dtype_name
 from plumbing.errors import UserError, errors_in_one_line
@@ -37,6 +36,7 @@ class Settings:
         action="store_true")
 
 
+@torch.no_grad()
 def merge_to_checkpoint(settings: Settings):
     """Write the checkpoint, and print what the rounding did to the logits of PROBE."""
     folder = Path(settings.out)
@@ -46,17 +46,19 @@ def merge_to_checkpoint(settings: Settings):
     # ----- the base -----
     base = settings.model or base_of(settings.adapter)
     model = load_base(base, DTYPES.get(settings.dtype), nf4=settings.nf4)
-    dequantize_layers(model)
+    for name, layer in list(model.named_modules()):     # all: the checkpoint has plain weights
+        if isinstance(layer, NF4Linear):
+            model.set_submodule(name, dense_linear(layer.weight.dequantize(), layer.bias))
     tokenizer = Tokenizer.from_pretrained(base)
     tokenizer.check_vocabulary(model.config.vocab_size, base)
 
     # ----- the merge, with a look at the logits before and after -----
     ids = torch.tensor([tokenizer.encode(PROBE)])                           # (1, T)
     load_adapter(model, settings.adapter).eval()
-    before = compute_logits(model, ids)                                     # (T, V)
+    before = model(ids)[0].float()                                          # (T, V)
     merge_lora(model)
     remove_lora(model)
-    after = compute_logits(model, ids)
+    after = model(ids)[0].float()
 
     # ----- the checkpoint -----
     model.save_pretrained(folder, stop_ids(tokenizer))
@@ -69,22 +71,6 @@ def merge_to_checkpoint(settings: Settings):
           f"and rounded, is {largest:.3g},")
     print(f"with logits up to {before.abs().max():.3g}; the likeliest token is the same at {same} "
           "of them")
-
-
-def dequantize_layers(model: Transformer):
-    """Replace each layer in four bits by the linear layer that it stands for.
-
-    All of them, also those without an adapter: a checkpoint of plain weights is the aim.
-    """
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, NF4Linear):
-            model.set_submodule(name, dense_linear(layer.weight.dequantize(), layer.bias))
-
-
-@torch.no_grad()
-def compute_logits(model: Transformer, ids) -> torch.Tensor:
-    """ids (1, T) -> logits (T, V) in float32."""
-    return model(ids)[0].float()
 
 
 def main(argv=None):

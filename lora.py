@@ -37,7 +37,6 @@ r near 64, and lower ranks want more. With alpha fixed, the best rates of r = 1 
 This file works on any torch module. It knows no decoder, no tokenizer and no quantizer: what it
 wraps is any layer that computes W x and has in_features and out_features.
 """
-import itertools
 import math
 import re
 import warnings
@@ -78,18 +77,16 @@ class LoRALinear(nn.Module):
         # Drawn on the CPU, so that a seed gives the same A on every device.
         A = torch.empty(rank, base.in_features, device="cpu")
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
-        B = torch.zeros(base.out_features, rank)
-        device = next(itertools.chain(base.parameters(), base.buffers())).device
+        device = next(iter(base.state_dict().values())).device
+        B = torch.zeros(base.out_features, rank, device=device)
         self.lora_A = nn.Parameter(A.to(device))                            # (r, in)
-        self.lora_B = nn.Parameter(B.to(device))                            # (out, r)
-        # While B A is merged into `base`: the base before that. A tuple hides it from torch, so
-        # that it is not among the model's parameters.
-        self.unmerged = None
+        self.lora_B = nn.Parameter(B)                                       # (out, r)
+        self.merged = None      # after merge_lora: a plain layer with W + s B A, which answers
 
     def forward(self, x):
+        if self.merged is not None:
+            return self.merged(x)
         y = self.base(x)                                                    # (..., out)
-        if self.unmerged is not None:
-            return y
         u = F.linear(self.dropout(x), self.lora_A.to(x.dtype)) * self.scale     # (..., r)
         if torch.is_autocast_enabled(x.device.type):
             return y + F.linear(u, self.lora_B)
@@ -109,20 +106,16 @@ class LoRALinear(nn.Module):
         nn.TransformerEncoderLayer does so in .eval(), and so does a loss with the unembedding built
         in. Each read costs the product B A, and dropout has no part in it.
         """
-        W = dense_weight(self.base)
-        if self.unmerged is not None:
-            return W
+        if self.merged is not None:
+            return self.merged.weight
+        W = self.base.weight
+        if not torch.is_tensor(W):          # in four bits
+            W = W.dequantize()
         return (W.float() + self.delta()).to(W.dtype)
 
     @property
     def bias(self):
         return self.base.bias
-
-    def _apply(self, fn, recurse=True):
-        """.to(), .half() and their like end here. They must reach the unmerged base as well."""
-        if self.unmerged is not None:
-            self.unmerged[0]._apply(fn, recurse)
-        return super()._apply(fn, recurse)
 
 
 def scaling_factor(rank: int, alpha: float, rslora: bool) -> float:
@@ -140,8 +133,7 @@ def scaling_factor(rank: int, alpha: float, rslora: bool) -> float:
 
 # ----- wrap and unwrap ----------------------------------------------------------------------------
 
-def apply_lora(module: nn.Module, rank: int, alpha: float | None = None, targets="all-linear",
-               dropout: float = 0.0) -> nn.Module:
+def apply_lora(module, rank: int, alpha=None, targets="all-linear", dropout=0.0):
     """Wrap the target layers of `module` in place and freeze everything else. Returns `module`.
 
     alpha: None is alpha = rank, so s = 1.
@@ -154,7 +146,7 @@ def apply_lora(module: nn.Module, rank: int, alpha: float | None = None, targets
     if rank < 1:
         raise UserError(f"rank {rank}: it must be at least 1")
     if lora_layers(module):
-        raise UserError("the model has LoRA layers already; merge or remove them first")
+        raise UserError("the model has LoRA layers already; remove_lora takes them off")
     names = find_targets(module, targets)
     refuse_unwrappable(module, names)
     module.requires_grad_(False)
@@ -163,17 +155,17 @@ def apply_lora(module: nn.Module, rank: int, alpha: float | None = None, targets
     return module
 
 
-def remove_lora(module: nn.Module) -> nn.Module:
+def remove_lora(module):
     """Unwrap all layers. What is merged stays merged. Returns `module`.
 
     So merge_lora and then remove_lora leave a plain model, ready to be saved as a checkpoint.
     """
     for name, layer in lora_layers(module).items():
-        module.set_submodule(name, layer.base)
+        module.set_submodule(name, layer.base if layer.merged is None else layer.merged)
     return module
 
 
-def wrap_layer(module: nn.Module, name: str, rank, alpha, dropout=0.0, rslora=False) -> LoRALinear:
+def wrap_layer(module, name: str, rank, alpha, dropout=0.0, rslora=False) -> LoRALinear:
     """Put a LoRALinear in the place of the layer called `name`."""
     base = module.get_submodule(name)
     layer = LoRALinear(base, rank, alpha, dropout, rslora).train(base.training)
@@ -181,11 +173,11 @@ def wrap_layer(module: nn.Module, name: str, rank, alpha, dropout=0.0, rslora=Fa
     return layer
 
 
-def lora_layers(module: nn.Module) -> dict[str, LoRALinear]:
+def lora_layers(module) -> dict[str, LoRALinear]:
     return {name: m for name, m in module.named_modules() if isinstance(m, LoRALinear)}
 
 
-def linear_layers(module: nn.Module) -> dict[str, nn.Module]:
+def linear_layers(module) -> dict[str, nn.Module]:
     """The layers that can be wrapped, with their dotted paths."""
     return {name: m for name, m in module.named_modules()
             if hasattr(m, "in_features") and hasattr(m, "out_features")}
@@ -196,7 +188,7 @@ def last_name(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def find_targets(module: nn.Module, targets) -> list[str]:
+def find_targets(module, targets) -> list[str]:
     """The dotted paths of the layers that `targets` means, in the model's order."""
     linear = linear_layers(module)
     if targets == "all-linear":
@@ -214,38 +206,36 @@ def find_targets(module: nn.Module, targets) -> list[str]:
     return [name for name in linear if name in chosen]
 
 
-def refuse_unwrappable(module: nn.Module, names):
+def refuse_unwrappable(module, names):
     """Raise UserError for a layer in `names` that the model uses without calling it.
 
     A tied unembedding: the embedding looks its weight up. The out_proj of nn.MultiheadAttention:
     the attention reads its weight. `LoRALinear.weight` would answer here, but PEFT, which would
     load such an adapter, ignores it without a word.
     """
-    owners = {}                         # id of a parameter -> the paths of the modules that hold it
-    for path, p in module.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(p), []).append(path.rpartition(".")[0])
+    parameters = list(module.named_parameters(remove_duplicate=False))      # tied: under each name
     for name in names:
-        if isinstance(module.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+        parent = module.get_submodule(name.rpartition(".")[0])
+        if isinstance(parent, nn.MultiheadAttention):
             raise UserError(f"{name} is part of an nn.MultiheadAttention, which reads its weight "
                             "and never calls it, so that an adapter would be passed over; name "
                             "other targets, for instance linear1,linear2")
-        layer = unwrapped(module.get_submodule(name))
-        holders = owners.get(id(getattr(layer, "weight", None)), [])
-        others = [path for path in holders if not f"{path}.".startswith(f"{name}.")]
-        if others:
-            raise UserError(f"{name} is tied to {others[0]}: LoRA on it would untie them; leave it "
-                            "out of the targets")
+        W = getattr(unwrapped(module.get_submodule(name)), "weight", None)
+        for path, p in parameters:
+            if p is W and not path.startswith(f"{name}."):
+                raise UserError(f"{name} is tied to {path.removesuffix('.weight')}: LoRA on it "
+                                "would untie them; leave it out of the targets")
 
 
-def unwrapped(layer: nn.Module) -> nn.Module:
-    """The layer itself, or what a LoRALinear holds: the base, or the merged layer."""
+def unwrapped(layer):
+    """The layer itself, or the base of a LoRALinear."""
     return layer.base if isinstance(layer, LoRALinear) else layer
 
 
 # ----- merge and unmerge --------------------------------------------------------------------------
 
 @torch.no_grad()
-def merge_lora(module: nn.Module):
+def merge_lora(module):
     """W <- W + s B A. A token then costs what it costs the base: one product instead of three.
 
     Merging itself costs one product (out, r) (r, in) per layer. The sum is taken in float32 and
@@ -255,29 +245,20 @@ def merge_lora(module: nn.Module):
     A base in four bits is dequantized for the sum and stays so: rounding to four bits again would
     lose most of B A. A warning says that it happens. Merging is never a side effect of .eval().
     """
-    layers = [layer for layer in lora_layers(module).values() if layer.unmerged is None]
+    layers = [layer for layer in lora_layers(module).values() if layer.merged is None]
     quantized = [layer for layer in layers if not torch.is_tensor(layer.base.weight)]
     if quantized:
         warnings.warn(f"{len(quantized)} quantized layers are merged into their dequantized "
                       f"weights: they are {quantized[0].base.weight.dtype} now, not four bits",
                       stacklevel=2)
     for layer in layers:
-        base = layer.base
-        layer.base = dense_linear(layer.weight, base.bias)
-        layer.unmerged = (base,)
+        layer.merged = dense_linear(layer.weight, layer.bias)
 
 
-def unmerge_lora(module: nn.Module):
-    """Undo merge_lora: each base is what it was, bit for bit."""
+def unmerge_lora(module):
+    """Undo merge_lora: each layer computes W x + s B A x again, with the W that it had."""
     for layer in lora_layers(module).values():
-        if layer.unmerged is not None:
-            layer.base, = layer.unmerged
-            layer.unmerged = None
-
-
-def dense_weight(layer: nn.Module) -> torch.Tensor:
-    """The weight (out, in) of a layer as a tensor, dequantized if it is in four bits."""
-    return layer.weight if torch.is_tensor(layer.weight) else layer.weight.dequantize()
+        layer.merged = None
 
 
 def dense_linear(W: torch.Tensor, bias) -> nn.Linear:
@@ -307,8 +288,7 @@ class Factors(NamedTuple):
         return scaling_factor(self.rank, self.alpha, self.rslora)
 
 
-def set_adapter(module: nn.Module, adapter: dict[str, Factors] | None, merge: bool = True
-                ) -> nn.Module:
+def set_adapter(module, adapter: dict[str, Factors] | None, merge=True):
     """Switch tasks in place: W + B A - B A + B' A' (section 4.2). Returns `module`.
 
     Removes the adapter that `module` carries, attaches `adapter` and merges it. None: the base
@@ -328,8 +308,8 @@ def set_adapter(module: nn.Module, adapter: dict[str, Factors] | None, merge: bo
     return module
 
 
-def attach_adapter(module: nn.Module, adapter: dict[str, Factors]) -> nn.Module:
-    """Wrap `module` with `adapter`, unmerged. Any adapter that it carries is removed first."""
+def attach_adapter(module, adapter: dict[str, Factors]):
+    """Wrap `module` with `adapter`, unmerged, in place of one that it carries."""
     unmerge_lora(module)
     remove_lora(module)
     module.requires_grad_(False)
@@ -340,7 +320,7 @@ def attach_adapter(module: nn.Module, adapter: dict[str, Factors]) -> nn.Module:
     return module
 
 
-def check_fit(module: nn.Module, adapter: dict[str, Factors], source):
+def check_fit(module, adapter: dict[str, Factors], source):
     """Raise UserError unless each B A of `adapter` can be added to a layer of `module`.
 
     source: where the adapter is from; the message begins with it.
@@ -351,7 +331,8 @@ def check_fit(module: nn.Module, adapter: dict[str, Factors], source):
         except AttributeError:
             raise UserError(f"{source}: the adapter is for another base: this one has no layer "
                             f"{name}") from None
-        W, BA = (layer.out_features, layer.in_features), (f.B.shape[0], f.A.shape[1])
+        W = (layer.out_features, layer.in_features)
+        BA = (f.B.shape[0], f.A.shape[1])
         if W != BA or f.A.shape[0] != f.B.shape[1]:
             raise UserError(f"{source}: the adapter is for another base: {name} is {W} here, B A "
                             f"is {BA} there")
@@ -368,7 +349,7 @@ def peft_name(layer: str, factor: str) -> str:
     return f"base_model.model.{layer}.lora_{factor}.weight"
 
 
-def save_adapter(module: nn.Module, folder, base_model: str = ""):
+def save_adapter(module, folder, base_model: str = ""):
     """Write the adapter as PEFT writes it.
 
     base_model: the name under which others find the base: a folder, owner/name or
@@ -387,7 +368,7 @@ def save_adapter(module: nn.Module, folder, base_model: str = ""):
     write_json(folder / "adapter_config.json", peft_config(module, layers, base_model))
 
 
-def peft_config(module: nn.Module, layers: dict[str, LoRALinear], base_model: str) -> dict:
+def peft_config(module, layers: dict[str, LoRALinear], base_model: str) -> dict:
     """The content of adapter_config.json. The patterns name what differs from the first layer."""
     first = next(iter(layers.values()))
     base_name, _, revision = base_model.partition("@")
@@ -409,7 +390,7 @@ def peft_config(module: nn.Module, layers: dict[str, LoRALinear], base_model: st
     }
 
 
-def load_adapter(module: nn.Module, folder) -> nn.Module:
+def load_adapter(module, folder):
     """Wrap `module` with an adapter of ours or of PEFT's, in place of one that it carries.
 
     Raises UserError as `read_adapter` does, before anything is changed.
@@ -417,7 +398,7 @@ def load_adapter(module: nn.Module, folder) -> nn.Module:
     return attach_adapter(module, read_adapter(folder, module))
 
 
-def read_adapter(folder, module: nn.Module | None = None) -> dict[str, Factors]:
+def read_adapter(folder, module=None) -> dict[str, Factors]:
     """The adapter in `folder`, ours or PEFT's, in memory.
 
     Ranks are those of the tensors; alpha follows lora_alpha, alpha_pattern and use_rslora. Raises
@@ -459,7 +440,8 @@ def refuse_relatives(config: dict, folder: Path):
 
 
 def alpha_of(name: str, config: dict) -> float:
-    """alpha of the layer called `name`: the first pattern that fits the end of its path, or r's."""
+    """alpha of the layer called `name`: of the first pattern that fits the end of its path, or the
+    common one."""
     for pattern, alpha in (config.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", name):
             return alpha

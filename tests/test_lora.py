@@ -407,10 +407,11 @@ def test_a_hundred_merges_leave_the_base_bit_identical(model, ids, dtype):
     apply_lora(model.to(dtype), 4)
     randomise_adapter(model)
     before, expected = base_weights(model), logits(model, ids)
-    name = "model.layers.0.mlp.up_proj.base.weight"
+    name = "model.layers.0.mlp.up_proj"
     for _ in range(100):
         merge_lora(model)
-        assert not torch.equal(model.get_parameter(name), before[name])
+        merged = model.get_parameter(f"{name}.merged.weight")
+        assert not torch.equal(merged, before[f"{name}.base.weight"])
         unmerge_lora(model)
     assert_same_tensors(base_weights(model), before)
     assert torch.equal(logits(model, ids), expected)
@@ -419,8 +420,8 @@ def test_a_hundred_merges_leave_the_base_bit_identical(model, ids, dtype):
 @pytest.mark.parametrize("casts", [
     [torch.float16], [torch.bfloat16], [torch.float64], [torch.float16, torch.float32]])
 def test_a_base_that_was_cast_while_merged(model, ids, casts):
-    """What casts or moves the model reaches the base that merging set aside. Reference: the same
-    model, cast without having been merged."""
+    """What casts or moves the model reaches the base next to the merged weight. Reference: the
+    same model, cast without having been merged."""
     apply_lora(model, 4)
     randomise_adapter(model)
     never_merged = copy.deepcopy(model)
@@ -473,7 +474,7 @@ def test_merging_in_bfloat16_rounds_once(model, ids):
     shift = (logits(model, ids).float() - unmerged).abs().max()
     error_once = error_twice = 0
     for name, layer in lora_layers(model).items():
-        W = layer.base.weight
+        W = layer.merged.weight
         assert W.dtype == torch.bfloat16 and torch.equal(W, exact[name].bfloat16())
         error_once += (W.float() - exact[name]).abs().sum()
         error_twice += (naive[name].float() - exact[name]).abs().sum()
@@ -487,7 +488,7 @@ def test_eval_and_train_never_merge(model):
     for mode in (model.eval, model.train, model.eval):
         mode()
         assert_same_tensors(base_weights(model), before)
-        assert all(layer.unmerged is None for layer in lora_layers(model).values())
+        assert all(layer.merged is None for layer in lora_layers(model).values())
     merge_lora(model)
     merged = base_weights(model)
     for mode in (model.train, model.eval):
@@ -779,7 +780,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(model, ids, what, mess
     with pytest.raises(UserError, match=message):
         load_adapter(model, tmp_path)
     assert torch.equal(logits(model, ids), before)
-    assert all(layer.unmerged is not None for layer in lora_layers(model).values())
+    assert all(layer.merged is not None for layer in lora_layers(model).values())
 
 
 def test_a_larger_vocabulary_is_another_base(checkpoint, tmp_path):

@@ -366,9 +366,9 @@ def merged(base, adapters, tmp_path):
     """A whole checkpoint that answers as with "other"."""
     model, tokenizer = base
     merge_lora(load_adapter(model, adapters["other"]))
-    unmerged = {name: layer.unmerged for name, layer in lora_layers(model).items()}
+    bases = {name: layer.base for name, layer in lora_layers(model).items()}
     remove_lora(model).save_pretrained(tmp_path / "merged")
-    for name, (layer,) in unmerged.items():
+    for name, layer in bases.items():
         model.set_submodule(name, layer)
     tokenizer.save_pretrained(tmp_path / "merged")
     return tmp_path / "merged"
