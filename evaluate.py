@@ -459,15 +459,16 @@ def describe_weights(model: str, adapter: str | None) -> dict:
 
 # ----- printed output -----------------------------------------------------------------------------
 
-METHOD_NAMES = {"pretrained": "pretrained", "full": "full", "lora": "LoRA", "qlora": "QLoRA"}
+METHOD_NAMES = {"lora": "LoRA", "qlora": "QLoRA"}       # others are called what they are called
 
 
 def format_results(results: list[dict]) -> str:
     """A row for each evaluation, in Markdown: by data set, then by model, then by method."""
     def sort_key(result):
         cells = format_result(result)
-        method = list(METHOD_NAMES).index(result["method"])
-        return cells["data"], cells["model"], method, result["rank"] or 0
+        method = result["method"]
+        return (cells["data"], cells["model"], method != "pretrained", method != "full", method,
+                result["rank"] or 0)
 
     rows = [format_result(result) for result in sorted(results, key=sort_key)]
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
@@ -479,7 +480,7 @@ def format_result(result: dict) -> dict[str, str]:
     model = Path(result["model"]).name
     if result["settings"]["nf4"]:
         model += ", NF4"
-    trained = METHOD_NAMES[result["method"]]
+    trained = METHOD_NAMES.get(result["method"], result["method"])
     if result["rank"]:
         trained += f", r = {result['rank']}"
     return {

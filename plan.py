@@ -21,7 +21,8 @@ tokens per micro-batch and rank 64 on all linear layers:
 Weights, gradients, optimizer: full fine-tuning in float32 takes 16 bytes per parameter, 4 for the
 weight, 4 for its gradient, 8 for AdamW's two moments. LoRA freezes the weights. What is frozen has
 no gradient and no moments, and 12 of the 16 bytes are gone. QLoRA makes the frozen 4 bytes half a
-byte.
+byte in the layers' linear maps; embeddings stay in 16 bits, which is why 1.24e9 parameters are not
+0.62 GB but 1.03.
 
 Activations: what the forward pass keeps for the backward pass. They grow with the tokens, not with
 what is trained. They hardly shrink under LoRA (6.88 -> 6.37), because the gradient of an adapter
@@ -240,7 +241,9 @@ def tensors_needing_gradient(z: Sizes, lowest: bool) -> set[str]:
 
         x -> q, k, v -> attention -> o;  middle = x + o -> gate, up -> product -> down
 
-    Everything above an adapter does. Below the lowest adapter of the lowest layer nothing does.
+    A tensor needs one if something trained lies before it. In full fine-tuning and in all layers
+    but the lowest that is every tensor. In the lowest layer of LoRA with adapters on gate_proj and
+    up_proj alone, x to middle need none: no gradient has anywhere to go there.
     """
     needing = {name.removesuffix("_proj") for name in z.trained_maps}
     if z.full or not lowest:
@@ -570,10 +573,11 @@ def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:
 
     2 bits per parameter is what language models were found to store of the knowledge they are
     trained on (Allen-Zhu and Li, Physics of Language Models 3.3, arXiv 2404.05405). 1 bit per token
-    is the loss of typical data, which is of the order of 0.69 nats = 1 bit per supervised token. It
-    is an upper bound on what there is to memorize (LoRA Without Regret). Both are orders of
-    magnitude, and so is the rank. Data of nano: 290,248 tokens, 20,352 parameters per rank,
-    290,248 / (2 x 20,352) = 7.1, so rank 8.
+    is what LoRA Without Regret takes: to memorize a token costs at most its loss, and the loss of
+    typical data is of the order of 0.69 nats, which is 1 bit. Both are orders of magnitude, and so
+    is the rank. Data of nano: 290,248 tokens, 20,352 parameters per rank, 290,248 / (2 x 20,352) =
+    7.1, so rank 8. Capacity is not all: on nano r = 1 was behind long before it was full
+    (results/findings_nano.md).
     """
     return max(1, math.ceil(tokens / (2 * adapter_parameters(c, 1, targets))))
 

@@ -141,8 +141,9 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
         torch.manual_seed(config.seed)
         apply_lora(model, config.rank, config.alpha, config.targets)
         if not isinstance(model.lm_head, torch.nn.Linear):
-            raise UserError("lm_head cannot be trained with LoRA, because the loss reads its "
-                            "weight; leave it out of the targets")
+            raise UserError("lm_head cannot be trained with LoRA here: the loss reads its weight, "
+                            "and would make W + s B A, (V, C), for each micro-batch; leave it out "
+                            "of the targets")
     model.gradient_checkpointing = config.gradient_checkpointing
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -186,7 +187,7 @@ def make_optimizer(config: Config, trained: dict) -> torch.optim.Optimizer:
 # ----- 4. where it stands: what --resume needs ----------------------------------------------------
 # Weights, AdamW's moments and the progress are enough. No random state is kept, because nothing
 # random happens after the first step: the order of the samples follows from the seed and the step,
-# and there is no dropout.
+# and a run uses no dropout (lora.py has it for others, and for adapters that were trained with it).
 
 RESULT_FILES = ["adapter_config.json", "adapter_model.safetensors", "config.json",
                 "model.safetensors", *TOKENIZER_FILES]      # what save_result writes
@@ -264,9 +265,29 @@ def show_settings(run: Run):
 
 
 # ----- 6. the loop --------------------------------------------------------------------------------
+# First its parts in the order in which it calls them, then the loop itself.
+#
 # A step takes micro_bs x grad_accum samples, 4 x 4 by default. grad_accum forward and backward
 # passes of micro_bs samples add up their gradients, and AdamW updates once. Memory is decided by
 # micro_bs, learning by the product.
+
+def evaluate_step(run: Run, test_batches):
+    """Add a row to run.progress.
+
+    train_nll is the mean over the steps since the last row, each measured before its update. So it
+    lags behind test_nll, and a train_nll above test_nll is no mistake. Over-fitting is a test_nll
+    that turns and rises while train_nll still falls.
+    """
+    config, progress = run.config, run.progress
+    train_nll = progress.nll_sum / progress.nll_tokens if progress.step else ""
+    progress.nll_sum, progress.nll_tokens = 0.0, 0
+    progress.rows.append(records.make_row(
+        config, step=progress.step, tokens=progress.tokens, train_nll=train_nll,
+        test_nll=mean_nll(run.model, test_batches, run.autocast),
+        seconds=round(progress.seconds, 3),
+        peak_gb=round(peak_gb(torch.device(config.device)), 3),
+        trainable=sum(p.numel() for p in run.trained.values())))
+
 
 def lr_at(step: int, config: Config) -> float:
     """The learning rate of optimizer step `step`, counted from 0, with n = max_steps:
@@ -331,6 +352,30 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
     return total.item(), batch_tokens
 
 
+def make_step(run: Run) -> float:
+    """One optimizer step on the samples that are next -> its loss. Advances run.progress."""
+    config, data, progress = run.config, run.data, run.progress
+    start = time.perf_counter()
+
+    # ----- the samples of this step: a function of the seed and the step alone -----
+    indices = dataset.window(len(data.train_set), config.batch_eff, progress.step, config.seed)
+    samples = [data.train_set[i] for i in indices]
+    micro_batches = dataset.micro_batches(samples, config.micro_bs)
+
+    # ----- forward, backward, update -----
+    nll, tokens = optimizer_step(
+        run.model, run.optimizer, run.scaler, micro_batches, run.autocast,
+        lr_at(progress.step, config), config.grad_clip)
+
+    # ----- log -----
+    progress.step += 1
+    progress.nll_sum += nll
+    progress.nll_tokens += tokens
+    progress.tokens += sum(len(sample.ids) for sample in samples)
+    progress.seconds += time.perf_counter() - start
+    return nll / tokens
+
+
 def training_steps(run: Run, quiet: bool | None = None) -> Iterator[bool]:
     """The loop: evaluate, make a step, and so on until the last step is evaluated.
 
@@ -364,53 +409,13 @@ def training_steps(run: Run, quiet: bool | None = None) -> Iterator[bool]:
                                 f"{progress.tokens / progress.seconds:,.0f} tokens/s")
 
 
-def evaluate_step(run: Run, test_batches):
-    """Add a row to run.progress.
-
-    train_nll is the mean over the steps since the last row, each measured before its update. So it
-    lags behind test_nll, and a train_nll above test_nll is no mistake. Over-fitting is a test_nll
-    that turns and rises while train_nll still falls.
-    """
-    config, progress = run.config, run.progress
-    train_nll = progress.nll_sum / progress.nll_tokens if progress.step else ""
-    progress.nll_sum, progress.nll_tokens = 0.0, 0
-    progress.rows.append(records.make_row(
-        config, step=progress.step, tokens=progress.tokens, train_nll=train_nll,
-        test_nll=mean_nll(run.model, test_batches, run.autocast),
-        seconds=round(progress.seconds, 3),
-        peak_gb=round(peak_gb(torch.device(config.device)), 3),
-        trainable=sum(p.numel() for p in run.trained.values())))
-
-
-def make_step(run: Run) -> float:
-    """One optimizer step on the samples that are next -> its loss. Advances run.progress."""
-    config, data, progress = run.config, run.data, run.progress
-    start = time.perf_counter()
-
-    # ----- the samples of this step: a function of the seed and the step alone -----
-    indices = dataset.window(len(data.train_set), config.batch_eff, progress.step, config.seed)
-    samples = [data.train_set[i] for i in indices]
-    micro_batches = dataset.micro_batches(samples, config.micro_bs)
-
-    # ----- forward, backward, update -----
-    nll, tokens = optimizer_step(
-        run.model, run.optimizer, run.scaler, micro_batches, run.autocast,
-        lr_at(progress.step, config), config.grad_clip)
-
-    # ----- log -----
-    progress.step += 1
-    progress.nll_sum += nll
-    progress.nll_tokens += tokens
-    progress.tokens += sum(len(sample.ids) for sample in samples)
-    progress.seconds += time.perf_counter() - start
-    return nll / tokens
-
-
 def keep_training(run: Run, out: Path):
     """Make all steps, and between two of them write down in `out` what must not be lost.
 
-    Saving takes at most 5 % of the time: after one that took 10 s the next comes 200 s later or
-    more. Ctrl-C ends the run after the step under way, and saves; KeyboardInterrupt says so.
+    The state is kept after an evaluation, and saving takes at most 5 % of the time: after one that
+    took 10 s the next comes 200 s later or more. So a kill loses the steps since then, and only
+    time, because --resume makes the same steps again. Ctrl-C ends the run after the step under
+    way, and saves; KeyboardInterrupt says so.
     """
     save_after = 0.0
     with interruption() as interrupted:
@@ -433,7 +438,10 @@ def keep_training(run: Run, out: Path):
 # ----- 7. save, and show what was learned ---------------------------------------------------------
 
 def save_result(run: Run, out: Path):
-    """The adapter in PEFT's files or a whole checkpoint, and the tokenizer's files."""
+    """The adapter in PEFT's files or a whole checkpoint, and the tokenizer's files.
+
+    These are the weights of the last step, whichever step had the lowest test NLL.
+    """
     if run.config.method == "full":
         run.model.save_pretrained(out, stop_ids(run.data.tokenizer))
     else:
@@ -491,7 +499,7 @@ def train(config: Config) -> list[dict]:
     records.write_run(config, out, base_answer, finished=True)
     shutil.rmtree((out / records.STATE).parent)
     show_answers(question, base_answer, answer_question(run, question))
-    how = {"full": "--model", "lora": "--adapter", "qlora": "--nf4 --adapter"}[config.method]
+    how = {"full": "--model", "qlora": "--nf4 --adapter"}.get(config.method, "--adapter")
     print(f"\n{out}: log.csv, run.json and the trained weights; to talk to it: "
           f"python sample.py {how} {out}", flush=True)
     return run.progress.rows
