@@ -2,8 +2,13 @@
 
     m <- b1 m + (1 - b1) g            the mean of the last gradients
     v <- b2 v + (1 - b2) g^2          and of their squares
-    m' = m / (1 - b1^t),  v' = v / (1 - b2^t)
+    m' = m / (1 - b1^t)               step t: m and v start at 0, which this corrects
+    v' = v / (1 - b2^t)
     w <- (1 - lr wd) w - lr m' / (sqrt(v') + eps)
+
+With b1 = 0.9, m is 0.1 g after the first step, and m' = m / (1 - 0.9) = g. Likewise v' = g^2, so
+the first step is lr long. "Decoupled" decay shrinks w directly. Added to g instead, it would be
+divided by sqrt(v') too, and weights with large gradients would decay less.
 
                         bytes per trained parameter
     adamw               8       float32 m and v, on the device: torch's own
@@ -15,13 +20,12 @@
 The update itself is torch's in all four. They differ in how m and v are kept between two steps, so
 paged_adamw is AdamW to the last bit.
 
-What paging protects from: memory peaks in the backward pass, when the GPU is full of activations.
-m and v are not needed then, and are not there. They visit in `step`, when activations are gone, at
-most two buckets at a time. What it costs: all of them cross the bus twice per step. LoRA with
-r = 64 on Qwen2.5-0.5B trains 35.2M parameters: 282 MB there and 282 MB back, 11 ms each way at
-25 GB/s (PCIe 4.0, 16 lanes). Training all 494M: 3.95 GB each way, 158 ms. In 8 bits a quarter of
-that. So LoRA hardly needs it; full fine-tuning may not fit without it. Without a GPU there is
-nowhere to page from: nothing is copied.
+Why page? Memory peaks around the loss, when all activations are kept. m and v are not needed then,
+and are not on the GPU. They visit in `step`, when activations are gone, at most two buckets at a
+time. The cost: all of them cross the bus twice per step. LoRA with r = 64 on Qwen2.5-0.5B trains
+35.2M parameters: 282 MB each way, 11 ms at 25 GB/s (PCIe 4.0, 16 lanes). Training all 494M: 3.95 GB
+each way, 158 ms. In 8 bits it is a quarter. So LoRA hardly needs paging; full fine-tuning may not
+fit without it. Without a GPU nothing is copied.
 """
 from functools import partial
 
@@ -31,7 +35,7 @@ from torch.optim.adamw import adamw
 from quant import dequantize_dynamic, dynamic_code, quantize_dynamic
 
 BUCKET = 2 ** 24        # parameters updated together: 128 MB of moments keep a bus busy
-SMALL = 4096            # tensors with fewer elements keep float32 moments: norms and biases
+SMALL = 4096            # elements; below (norms, biases) 8 bits would save next to nothing
 MOMENTS = {"exp_avg": True, "exp_avg_sq": False}    # torch's names of m and v -> has it a sign?
 
 
@@ -54,12 +58,11 @@ class AdamW(torch.optim.Optimizer):
             copies    fetch 1   fetch 2   store 1   fetch 3   store 2 ...
             compute             update 1            update 2
         """
-        work = []
-        for group in self.param_groups:
-            work += [(group, bucket) for bucket in split_into_buckets(group["params"])]
+        work = [(group, bucket) for group in self.param_groups
+                for bucket in split_into_buckets(group["params"])]
         coming = self.fetch(work[0][1]) if work else None
         for i, (group, bucket) in enumerate(work):
-            states, arrived = coming            # lets go of the bucket before
+            states, arrived = coming            # frees the copies of the bucket before
             if i + 1 < len(work):
                 coming = self.fetch(work[i + 1][1])
             if arrived is not None:
@@ -70,9 +73,9 @@ class AdamW(torch.optim.Optimizer):
             self.copies.synchronize()           # from here on anyone may read the moments
 
     def fetch(self, bucket):
-        """Begin to copy a bucket's states to the device -> the copies, the event of their arrival.
+        """Start copying a bucket's states to the device -> the copies, the event of their arrival.
 
-        States that live on the device are given as they are, with None for the event.
+        Without paging: the states themselves, and None.
         """
         for p in bucket:
             if not self.state[p]:
@@ -82,9 +85,8 @@ class AdamW(torch.optim.Optimizer):
             return states, None
         with torch.cuda.stream(self.copies):
             for i, p in enumerate(bucket):
-                moments = {key: t.to(p.device, non_blocking=True)
-                           for key, t in states[i].items() if key != "step"}
-                states[i] = moments | {"step": states[i]["step"]}
+                states[i] = states[i] | {key: t.to(p.device, non_blocking=True)
+                                         for key, t in states[i].items() if key != "step"}
             return states, self.copies.record_event()
 
     def update(self, group, bucket, states):
@@ -103,7 +105,7 @@ class AdamW(torch.optim.Optimizer):
     def store(self, bucket, states):
         """Copy a bucket's states back to the host, once its update is computed.
 
-        Memory that `fetch` took is used again by a later `fetch`. That comes after these copies.
+        The memory is safe until then: only a later `fetch` reuses it, after these copies.
         """
         if self.copies is None:
             return
@@ -115,7 +117,7 @@ class AdamW(torch.optim.Optimizer):
                         home.copy_(state[key], non_blocking=True)
 
     def load_state_dict(self, state_dict):
-        """torch's own would make float32 of the codes, and bring paged moments to the device."""
+        """torch's would turn the codes into float32, and bring paged moments to the device."""
         super().load_state_dict(state_dict | {"state": {}})
         params = [p for group in self.param_groups for p in group["params"]]
         for i, state in state_dict["state"].items():
@@ -124,7 +126,7 @@ class AdamW(torch.optim.Optimizer):
 
 def split_into_buckets(params) -> list[list]:
     """The parameters that have a gradient, in runs of at most BUCKET elements or one tensor."""
-    buckets, size = [], BUCKET
+    buckets, size = [], BUCKET      # as if one were full, so that the first tensor begins another
     for p in params:
         if p.grad is None:
             continue
@@ -139,12 +141,12 @@ def split_into_buckets(params) -> list[list]:
 # ----- a parameter's moments ----------------------------------------------------------------------
 # One byte of m, worked through: m = 0.003 in a block of 256 with max|m| = 0.4 is 0.0075 of it. The
 # nearest of dynamic_code's values is 0.00746875, number 154. Stored: the byte 154, and 0.4 once for
-# all 256. It comes back as 0.00746875 * 0.4 = 0.0029875, 0.4 % off. v has no sign, and gets the
-# code without one.
+# all 256. It comes back as 0.00746875 * 0.4 = 0.0029875, 0.4 % off. v, never negative, has the code
+# without a sign.
 
 def make_state(p, bits: int) -> dict:
-    """A new parameter's step, and m and v: float32 zeros, or the codes and scales of zeros."""
-    state = {"step": torch.zeros((), device="cpu")}
+    """The state before the first step: t = 0, and m = v = 0, in float32 or as codes and scales."""
+    state = {"step": torch.zeros(())}
     for name, signed in MOMENTS.items():
         state[name] = torch.zeros_like(p, dtype=torch.float32)
         if bits == 8 and p.numel() >= SMALL:
@@ -154,7 +156,7 @@ def make_state(p, bits: int) -> dict:
 
 
 def dequantize_moment(p, state: dict, name: str):
-    """m or v in float32. The fused update walks memory, so it must lie in memory as p does."""
+    """m or v in float32, with p's strides: the fused update goes through memory in order."""
     if f"{name}_absmax" not in state:
         return state[name]
     code = dynamic_code(MOMENTS[name], p.device)
@@ -165,32 +167,32 @@ def dequantize_moment(p, state: dict, name: str):
 def requantize_moment(state: dict, name: str, values):
     """Put m or v back into `state`, in place.
 
-    v is never left at zero, as bitsandbytes leaves it. Let |g| = 3e-5 in a block where another g is
-    1: v' = 9e-10 is nearest to code 0. From v = 0 the next step is 32 lr long, 1 / sqrt(1 - b2)
-    times too long, and m' / eps = 3000 lr if its gradient happens to be 0. With code 1, v' = 3e-7
-    and the step is 0.05 lr: too short, which does no harm.
+    v never becomes 0, as it may in bitsandbytes. Let |g| = 3e-5 in a block where another g is 1.
+    Then v is 9e-10 of the block's maximum, and the nearest code is 0. From v = 0 the next step is
+    32 lr long, 1 / sqrt(1 - b2) times too long; if its gradient is 0, m' / eps = 3000 lr. From code
+    1, which is 3e-7 of the maximum, the step is 0.05 lr: too short, which does no harm.
     """
     if f"{name}_absmax" not in state:
         return
-    signed = MOMENTS[name]
-    codes, absmax = quantize_dynamic(values, dynamic_code(signed, values.device))
-    if not signed:
-        codes = codes.clamp_(min=1)
+    codes, absmax = quantize_dynamic(values, dynamic_code(MOMENTS[name], values.device))
+    if name == "exp_avg_sq":
+        codes.clamp_(min=1)
     state[name].copy_(codes)
     state[f"{name}_absmax"].copy_(absmax)
 
 
 # ----- saving and resuming ------------------------------------------------------------------------
-# For all four optimizers, so that a run may go on with another one of the same number of bits.
+# For all four, so that a run may go on with another optimizer of the same number of bits.
 
 def state_tensors(trained: dict, optimizer) -> dict:
     """All that resuming needs: {"NAME/weight": p, "NAME/exp_avg": m, "NAME/step": t ...}.
 
     trained: {NAME: parameter}. `restore_tensor` puts each of them back.
     """
-    tensors = {f"{name}/weight": p.detach() for name, p in trained.items()}
+    tensors = {}
     for name, p in trained.items():
-        tensors |= {f"{name}/{key}": t for key, t in optimizer.state[p].items()}
+        state = {"weight": p.detach()} | optimizer.state[p]
+        tensors |= {f"{name}/{key}": t for key, t in state.items()}
     return tensors
 
 
@@ -206,7 +208,7 @@ def restore_tensor(trained: dict, optimizer, key: str, tensor):
 def put_state(optimizer, p, state: dict):
     """Put `state` where `optimizer` keeps p's: in the host's pinned memory, or on p's device.
 
-    The step is a number that the host counts, but for fused AdamW, which reads it on the device.
+    The step count t stays on the host, except for fused AdamW, which reads it on the device.
     """
     for key, t in state.items():
         if key == "step":

@@ -4,17 +4,18 @@
     affine int8     a scale and a zero point     s = 255 / (alpha - beta)     q = round(s x) + z
     block-wise      one scale per 64 weights     an outlier harms its own block only
     dynamic         256 uneven values            for numbers of very different sizes
-    NF4             16 uneven values             equally likely where weights are normal
+    NF4             16 uneven values             quantiles of N(0, 1), scaled to [-1, 1]
     double          the scales quantized too     0.127 bits per weight for them instead of 0.5
 
-QLoRA (Dettmers et al., arXiv 2305.14314) uses the last three. A weight then takes 4 bits for its
+QLoRA (Dettmers et al., arXiv 2305.14314) uses the last four. A weight then takes 4 bits for its
 code, 8 / 64 for its block's scale, and 32 / (64 * 256) for the float32 scale that 256 scales share:
 4.127 in all. The quantized weights are frozen; LoRA learns next to them in float32.
 
-Codes and scales that are computed on a CPU are those of bitsandbytes 0.50 there, bit for bit.
+Four bits are not free: SmolLM2-135M's loss before training is 1.4595 instead of 1.2522. Four steps
+later 0.152 of these 0.207 nats are left; more was not measured (results/qlora.md).
 
-Shapes: a weight of n numbers is flattened and cut into K = ceil(n / 64) blocks. A last block that
-is not full counts as filled up with zeros.
+Shapes: n weights are flattened and cut into K = ceil(n / 64) blocks, the last filled up with zeros.
+Codes and scales computed on a CPU are those of bitsandbytes 0.50 there, bit for bit.
 """
 import functools
 
@@ -24,20 +25,19 @@ import torch.nn.functional as F
 
 from plumbing.errors import UserError
 
-TINY = 1e-38    # what a scale of 0 is replaced by where we divide by it
+TINY = 1e-38    # replaces a scale of 0 where we divide by it
 
 # ----- eight bits, evenly spaced ------------------------------------------------------------------
-# Absmax for weights, which lie around zero: in [-4, 4] absmax has s = 31.75, affine 31.875. There
-# is nothing to gain, and absmax has no zero point to store and to subtract in every product.
-# Affine for what lies to one side, such as activations after a ReLU: in [0, 4] absmax has s = 31.75
-# and never uses its codes below 0; affine has s = 63.75, and so steps of half the size.
-# Zero is exact in both (padding needs it): round(s 0) = 0, and z is a whole number.
+# Absmax suits weights, which lie around zero: in [-4, 4] it has s = 31.75, and affine 31.875, too
+# little gain for a zero point, which must be stored and subtracted in every product.
+# Affine suits what lies to one side, such as activations after a ReLU: in [0, 4] absmax never uses
+# its codes below 0; affine has s = 63.75, so its steps have half the size.
+# Zero, which padding needs, is exact in absmax, and in affine if the range includes it.
 
 def quantize_absmax(x):
     """q = round(s x) with s = 127 / max|x|: x (..., n) -> int8 codes (..., n), scales s (..., 1).
 
-    In [-4, 4] s = 31.75. 1 becomes 32, which stands for 32 / 31.75 = 1.007874. Both 1.75 and 1.77
-    become 56: numbers that are closer than 1 / s cannot always be told apart.
+    With s = 31.75, 1 becomes 32, that is 32 / 31.75 = 1.007874. Both 1.75 and 1.77 become 56.
     """
     x = x.float()
     absmax = x.abs().amax(-1, keepdim=True)
@@ -50,40 +50,38 @@ def dequantize_absmax(q, s):
     return q / s
 
 
-def quantize_affine(x, alpha=None, beta=None):
+def quantize_affine(x):
     """q = round(s x) + z: x of any shape -> int8 codes of that shape, s, z.
 
-    s = 255 / (alpha - beta),  z = -round(s beta) - 128:  beta becomes -128 and alpha 127.
-    alpha and beta are the largest and the smallest value of x, unless given; values outside are
-    clipped. With alpha = 4 and beta = -3: s = 36.4286, z = 109 - 128 = -19, and 1 becomes
-    36 - 19 = 17, which stands for (17 + 19) / 36.4286 = 0.988235.
+    s = 255 / (alpha - beta),  z = -round(s beta) - 128, alpha and beta x's largest and smallest
+    value: beta becomes -128 and alpha 127. With alpha = 4 and beta = -3, s = 36.4286 and
+    z = 109 - 128 = -19; 1 becomes 36 - 19 = 17, which stands for (17 + 19) / 36.4286 = 0.988235.
     """
     x = x.float()
-    alpha = x.max() if alpha is None else torch.tensor(alpha)
-    beta = x.min() if beta is None else torch.tensor(beta)
+    alpha, beta = x.max(), x.min()
     s = 255 / (alpha - beta).clamp(min=1e-30)
     z = -(s * beta).round() - 128
-    q = (s * x).round() + z
+    q = (s * x).round() + z             # up to 128, where s alpha and s beta end in .5
     return q.clamp(-128, 127).to(torch.int8), s, z
 
 
 def dequantize_affine(q, s, z):
-    """-> float32, off by at most half a step, 1 / (2 s), between beta and alpha."""
+    """-> float32, off by at most half a step, 1 / (2 s)."""
     return (q - z) / s
 
 
 # ----- block by block -----------------------------------------------------------------------------
-# Let one weight be 50 and the others 0.02. One scale for all is s = 127 / 50 = 2.54, and 0.02
-# becomes round(0.05) = 0: all are lost. With a scale per 64 weights, 63 are.
-# Block-wise int8 is quantize_absmax(split_into_blocks(x, 64)).
-#
-# Why 64? A smaller block has a smaller max|w|, so smaller steps, but there are more scales to
-# store. Bits per weight for these, and the root mean square error of NF4 on N(0, 1) weights:
+# Let one weight be 50 and all others 0.02. If all share the scale s = 127 / 50 = 2.54, 0.02 becomes
+# round(0.05) = 0, and every small weight is lost. If each block of 64 weights has its own scale,
+# quantize_absmax(split_into_blocks(x, 64)), only the 63 in the block of the 50 are lost.
+
+# Why 64? A smaller block has a smaller max|w|, so smaller steps, but more scales must be stored.
+# Bits per weight for the scales, and the root mean square error of NF4 on N(0, 1) weights:
 #
 #     block   float32 scales   double-quantized   error
 #        32             1.0               0.254   0.0874      5 % less error for another 1/8 bit
 #        64             0.5               0.127   0.0920      QLoRA's choice
-#       128             0.25              0.063   0.0956
+#       128             0.25              0.063   0.0956      4 % more error, 1/16 bit saved
 
 def split_into_blocks(x, block_size):
     """x of any shape -> float32 (K, block_size), the last block filled up with zeros."""
@@ -95,7 +93,7 @@ def split_into_blocks(x, block_size):
 
 
 def multiply_blocks(values, absmax, block_size):
-    """values (n,), each times the absmax (K,) of its block. Overwrites values if it can."""
+    """values (n,), each times the absmax (K,) of its block. Overwrites values in full blocks."""
     if len(values) % block_size:
         return values * absmax.repeat_interleave(block_size)[:len(values)]
     return values.view(-1, block_size).mul_(absmax[:, None]).view(-1)
@@ -119,13 +117,12 @@ def dynamic_code(signed=True, device="cpu"):
         0      00         1           1010
         sign   exponent   indicator   fraction
 
-    Two zeros mean 10^-2, and the 1 marks their end. The fraction 1010 is part 10 (of 0 .. 15) of
-    [0.1, 1], from 0.6625 to 0.71875, and stands for its middle: 0.690625 * 10^-2 = 0.00690625.
-    Stored is not this pattern, but the value's place among the 256, here 153.
+    Two zeros mean 10^-2, and the 1 marks their end. The fraction cuts [0.1, 1] into 16 parts; 1010
+    is part 10, from 0.6625 to 0.71875. Its middle is the value: 0.690625 * 10^-2 = 0.00690625. What
+    is stored is not this pattern, but the value's place among the 256 in order, here 153.
 
-    So a fraction of i bits goes with 10^(i - 6), i = 0 .. 6: large values have the finest steps,
-    and seven orders of magnitude are reached. Without a sign the fraction has one bit more. Either
-    way two patterns are left over; they are 0 and 1.
+    So 10^(i - 6) leaves i bits for the fraction, i = 0 .. 6: large values have the finest steps.
+    Without a sign the fraction has one more bit. Two patterns are left over; they are 0 and 1.
     """
     code = [0.0, 1.0]
     for i in range(7):
@@ -141,8 +138,8 @@ def dynamic_code(signed=True, device="cpu"):
 def quantize_dynamic(x, code, block_size=256, steps=None):
     """Block-wise: x of any shape, code (256,) -> uint8 codes of x's shape, float32 absmax (K,).
 
-    x is about code[codes] * absmax. steps: round x / absmax to that many even steps from -1 to 1
-    first. bitsandbytes does on a CPU, to look codes up in a list of 65,536; it moves a few by one.
+    x is about code[codes] * absmax. steps: first round x / absmax to that many even steps, as
+    bitsandbytes does on a CPU with 65,536. A few codes move by one.
     """
     rows = split_into_blocks(x, block_size)                                 # (K, block_size)
     absmax = rows.abs().amax(1)                                             # (K,)
@@ -166,24 +163,24 @@ def dequantize_dynamic(codes, absmax, code, block_size=256):
 def derive_nf4():
     """NF4's 16 values from the quantiles of N(0, 1): ascending, float64 (QLoRA, appendix E).
 
-    Weights are about normal, so levels at even steps of probability are used equally often. Zero
-    must be exact (padding, pruned weights), so two halves share it: 8 levels above, 7 below.
+    Weights are about normal, so levels at even steps of probability would be used equally often if
+    we divided by the standard deviation sigma. We divide by a block's maximum, which for 64 weights
+    is 2.6 sigma on average, where NF4's 1 means 1.85 sigma. So the outermost code is used 1.7 % of
+    the time and one near zero 9.2 %, instead of 6.25 % each (see arXiv 2306.06965).
 
-    The outermost level cannot lie at probability 1, where the quantile is infinite. With a level in
-    the middle of each of 16 equal shares, the last lies at 1 - 1/32; of 15 shares (7 levels, zero,
-    7 levels), at 1 - 1/30. NF4 takes the mean of the two, p, for both halves (the paper gives no
-    reason; arXiv 2306.06965 reads p like this). A step is (p - 1/2) / 8 = 0.0585 above zero and
-    (p - 1/2) / 7 = 0.0668 below. Last, all are divided by the largest, to reach from -1 to 1.
+    Zero must be exact (padding, pruned weights), so two halves share it: 7 levels below, 8 above.
+    The last cannot lie at probability 1, where the quantile is infinite. In the middle of the last
+    of 16 equal shares it lies at 1 - 1/32; of 15 shares (7, zero, 7), at 1 - 1/30. NF4's p is the
+    mean of the two; the paper gives no reason.
     """
     p = 1 - (1 / 32 + 1 / 30) / 2       # 0.9677083
-    upper = torch.special.ndtri(torch.linspace(p, 0.5, 9, dtype=torch.float64))[:-1]    # (8,)
-    lower = -torch.special.ndtri(torch.linspace(p, 0.5, 8, dtype=torch.float64))[:-1]   # (7,)
-    zero = torch.zeros(1, dtype=torch.float64)
-    values = torch.cat((lower, zero, upper)).sort().values
-    return values / values.abs().max()
+    below = torch.linspace(1 - p, 0.5, 8, dtype=torch.float64)[:-1]     # (7,), steps of 0.0668
+    above = torch.linspace(0.5, p, 9, dtype=torch.float64)              # (9,), of 0.0585, and zero
+    values = torch.special.ndtri(torch.cat((below, above)))             # (16,), -1.85 to 1.85
+    return values / values[-1]
 
 
-# What every implementation uses: the above, computed once in lower precision (2e-7 off).
+# What every implementation uses: derive_nf4() in lower precision (2e-7 off).
 NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -194,11 +191,10 @@ def quantize_nf4(w, block_size=64, double_quant=True) -> "NF4Tensor":
     """q = the nearest of NF4's values to w / max|w|, block by block; a tie goes to the lower.
 
     With max|w| = 0.08 a weight of 0.02 is 0.25, which is nearest to NF4[10] = 0.2461; it comes back
-    as 0.2461 * 0.08 = 0.0197. A block of zeros has absmax 0 and code 7, the zero.
+    as 0.2461 * 0.08 = 0.0197.
 
-    w: any shape and float type; block_size: even. double_quant: the scales are quantized too, in
-    blocks of 256, after their mean is subtracted (they are all positive). Raises UserError if a
-    weight is not finite.
+    w: any shape and float type; block_size: even. double_quant: the scales, less their mean because
+    all are positive, are quantized too. Raises UserError if a weight is not finite.
     """
     rows = split_into_blocks(w, block_size)                                 # (K, block_size)
     absmax = rows.abs().amax(1)                                             # (K,)
@@ -207,36 +203,27 @@ def quantize_nf4(w, block_size=64, double_quant=True) -> "NF4Tensor":
                         "checkpoint sound?")
     scaled = rows * (1 / absmax.clamp(min=TINY))[:, None]                   # in [-1, 1]
     if w.numel() % block_size:
-        scale_last_block_as_bitsandbytes(rows, absmax, scaled)
-    even = w.numel() + w.numel() % 2                # an odd number of codes gets one of the padding
+        # bitsandbytes divides a last block that is not full by its absmax, which it keeps above 0.
+        # The last digits differ from those of a product, and decide where ties go.
+        absmax[-1].clamp_(min=TINY)
+        scaled[-1] = rows[-1] / absmax[-1]
+    even = w.numel() + w.numel() % 2                # one code of the padding, if n is odd
     codes = find_nearest(scaled.view(-1)[:even], torch.tensor(NF4, device=w.device))
-    packed = codes[::2] << 4 | codes[1::2]                                  # two codes per byte
-    if not double_quant:
-        return NF4Tensor(packed, absmax, None, None, w.shape, block_size, w.dtype)
-    offset = absmax.mean()
-    code = dynamic_code(True, w.device)
-    absmax, absmax2 = quantize_dynamic(absmax - offset, code, steps=65536)
+    packed = (codes[::2] << 4) | codes[1::2]                                # two codes per byte
+    absmax2 = offset = None
+    if double_quant:
+        offset = absmax.mean()
+        code = dynamic_code(True, w.device)
+        absmax, absmax2 = quantize_dynamic(absmax - offset, code, steps=65536)
     return NF4Tensor(packed, absmax, absmax2, offset, w.shape, block_size, w.dtype)
-
-
-def scale_last_block_as_bitsandbytes(rows, absmax, scaled):
-    """Overwrite the last entries of absmax (K,) and scaled (K, block_size) for a block not full.
-
-    bitsandbytes multiplies full blocks by 1 / absmax, but divides one that is not full by absmax,
-    and does not let this absmax be 0. The last digits differ, and decide where ties go.
-    """
-    absmax[-1].clamp_(min=TINY)
-    scaled[-1] = rows[-1] / absmax[-1]
 
 
 @functools.cache
 def nf4_pairs(device):
-    """Both values of each of the 256 bytes, (256,): two float32 whose 8 bytes pass for one int64.
+    """For each of the 256 bytes its two float32 values, side by side in one int64: (256,).
 
-    The byte 0x9F holds code 9 and, in its lower half, code 15. nf4_pairs[0x9F] is the float32
-    NF4[9] = 0.1609 and behind it the float32 NF4[15] = 1.0. So m bytes look up (m,) int64, and the
-    same memory read as float32 is (2 m,), the weights in order. One fetch for two weights is three
-    times as fast as taking the halves of each byte apart.
+    Entry 0x9F is NF4[9] = 0.1609, then NF4[15] = 1.0. Looking up m bytes gives (m,) int64. Read as
+    float32 this is (2 m,), the weights in order: three times as fast as splitting each byte.
     """
     code = torch.tensor(NF4, device=device)
     return torch.cartesian_prod(code, code).view(torch.int64).view(256)     # (256, 2) before
@@ -257,7 +244,7 @@ class NF4Tensor(nn.Module):
         self.register_buffer("absmax", absmax)
         self.register_buffer("absmax2", absmax2)
         self.register_buffer("offset", offset)
-        # The lookup tables are buffers too, so that they are on the device where they are used.
+        # The lookup tables are buffers too, because they must be on the device where they are used.
         self.register_buffer("pairs", nf4_pairs(packed.device), persistent=False)
         self.register_buffer("code", dynamic_code(True, packed.device), persistent=False)
         self.shape = torch.Size(shape)
@@ -287,8 +274,8 @@ class NF4Tensor(nn.Module):
         return values.to(dtype or self.dtype).view(self.shape)
 
     def _apply(self, fn, recurse=True):
-        """.to(), .half() ... call this with what to do to a tensor. It may move our buffers, but
-        not round them; a change of type is one of what `dequantize` returns."""
+        """.to(), .half() and the like call this. fn may move the buffers, but must not round them:
+        a new type is only that of what `dequantize` returns."""
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.packed.device)).dtype
         return super()._apply(lambda t: t.to(fn(t).device), recurse)
 
@@ -298,10 +285,9 @@ class NF4Tensor(nn.Module):
 class DequantizedLinear(torch.autograd.Function):
     """y = x W^T + b with W in four bits: x (..., in) -> y (..., out), in x's dtype.
 
-    The gradient dx = dy W needs W again. Autograd would keep the dequantized W of every layer until
-    then: for 7B weights 14 GB in 16 bits, the model that four bits were to avoid. So W lives only
-    as long as its product, and backward dequantizes again. W is frozen: there is no dW, and x need
-    not be kept for it.
+    The gradient dx = dy W needs W again. Autograd would keep every layer's dequantized W: 14 GB for
+    7B weights, just what four bits avoid. So forward lets go of W, and backward dequantizes again.
+    x is not kept either: only dW needs it, and W is frozen.
     """
 
     @staticmethod
@@ -335,14 +321,18 @@ class NF4Linear(nn.Module):
 # ----- a whole model ------------------------------------------------------------------------------
 
 def quantize_model(model: nn.Module, block_size=64, double_quant=True) -> nn.Module:
-    """Make every nn.Linear in `model` an NF4Linear, in place; lm_head, embeddings, norms stay."""
+    """Make every nn.Linear in `model` but lm_head an NF4Linear, in place.
+
+    lm_head stays in 16 bits, because its rounding errors would go straight into the logits, and so
+    does the embedding, which is often the same tensor and is only looked up.
+    """
     for name, _ in list(model.named_modules()):
         quantize_layer(model, name, block_size, double_quant)
     return model
 
 
 def quantize_layer(model: nn.Module, name: str, block_size=64, double_quant=True):
-    """Make the module `name` an NF4Linear if it is an nn.Linear with weights and not lm_head."""
+    """Make the module `name` an NF4Linear if it is a loaded nn.Linear and not lm_head."""
     layer = model.get_submodule(name)
     if not name or not isinstance(layer, nn.Linear):        # "" is the model, which has no parent
         return

@@ -1,4 +1,4 @@
-"""What the numbers of a peer mean, where its own arithmetic depends on the processor."""
+"""A peer's numbers without the parts of its arithmetic that depend on the processor."""
 import bitsandbytes as bnb
 import torch.nn as nn
 

@@ -34,7 +34,7 @@ def groups(params):
 
 
 def train_with(name, steps=8, fused=True, params=None, optimizer=None, seed=1):
-    """`steps` updates with random gradients of another size in each row; one of them is missing."""
+    """`steps` updates with random gradients, each row of its own size; one gradient is missing."""
     params = params or parameters()
     optimizer = optimizer or OPTIMIZERS[name](groups(params), fused=fused, **SETTINGS)
     generator = torch.Generator().manual_seed(seed)
@@ -97,7 +97,7 @@ def test_never_more_than_two_buckets_are_on_the_device(monkeypatch):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_state_dict_keeps_codes_and_places(name):
-    """torch's own load_state_dict would make float32 of every state."""
+    """torch's own load_state_dict would turn the codes into float32."""
     params, optimizer = train_with(name, steps=3)
     again = [nn.Parameter(p.detach().clone()) for p in params]
     fresh = OPTIMIZERS[name](groups(again), fused=True, **SETTINGS)
@@ -111,8 +111,8 @@ def test_state_dict_keeps_codes_and_places(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_parameter_that_lies_otherwise_in_memory(name):
-    """The fused update walks memory, so the moments have to lie as the weight does."""
+def test_a_parameter_with_other_strides(name):
+    """The fused update goes through memory in order, so the moments need the weight's strides."""
     p, q = nn.Parameter(torch.randn(64, 100).T), nn.Parameter(torch.empty(100, 64))
     q.data.copy_(p.data)
     assert not p.is_contiguous() and q.is_contiguous()
@@ -210,8 +210,8 @@ def test_eight_bits_stay_near_adamw():
 
 
 def test_a_small_gradient_next_to_a_large_one_makes_no_long_step():
-    """v = (3e-5)^2 of its block's largest is below the smallest code. From v = 0 the steps would be
-    too long, and the last one, with a gradient of 0, m / eps."""
+    """v = (3e-5)^2 of its block's maximum is below the smallest code. From v = 0 the steps would be
+    too long; the last one, where the gradient is 0, would be m / eps."""
     p = nn.Parameter(torch.zeros(4096))
     optimizer = OPTIMIZERS["adamw8bit"]([p], lr=1e-3, eps=1e-8)
     for small in (3e-5, 3e-5, 3e-5, 3e-5, 3e-5, 0.0):
@@ -226,7 +226,7 @@ def test_a_small_gradient_next_to_a_large_one_makes_no_long_step():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_state_that_was_saved_goes_on_as_if_it_had_never_stopped(name, tmp_path):
-    """Through a file, from which the paged optimizer and the other one go on alike."""
+    """Through a file. The paged optimizer and the other one go on alike."""
     params, optimizer = train_with(name, steps=3)
     trained = {str(i): p for i, p in enumerate(params)}
     save_state(tmp_path / "state", state_tensors(trained, optimizer), {"step": 3})
@@ -249,7 +249,7 @@ def test_a_state_that_was_saved_goes_on_as_if_it_had_never_stopped(name, tmp_pat
 
 @pytest.mark.slow
 def test_a_hundred_steps_of_full_fine_tuning_on_nano_end_where_adamws_end(tmp_path):
-    """Within 1 % of its test NLL, with moments of a quarter of the size."""
+    """Within 1 % of its test NLL, with moments a quarter as large."""
     settings = {"method": "full", "max_steps": 100, "eval_steps": 100, "eval_samples": 200}
     nll = {}
     for name in ("adamw", "adamw8bit"):
