@@ -28,12 +28,10 @@ Any number of processes and machines can share OUT: whoever makes a run claims i
 plumbing/workers.py). If a run fails, OUT/<run>.failed says why. The other ranks of torchrun then
 leave it alone, and the next sweep tries it again.
 """
-import argparse
 import dataclasses
 import functools
 import itertools
 import math
-import shlex
 import sys
 import threading
 import time
@@ -46,7 +44,7 @@ from tqdm import tqdm
 import train
 from lora import find_targets
 from model import ModelConfig, Transformer
-from plumbing.cli import check_range, make_parser, run_command
+from plumbing.cli import add_flags, check_ranges, flag, make_parser, run_command
 from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
 from plumbing.files import make_folder
@@ -153,12 +151,13 @@ def expand_grid(grid: list[dict], model: str) -> list[dict]:
     """The settings of every run of `grid`: every combination of each arm's values."""
     points = []
     for arm in grid:
-        arm = dict(arm)
-        if "match" not in arm:
+        arm = dict(arm)                 # a copy, because "match" is taken out
+        match = arm.pop("match", None)
+        if match is None:
             points += combine_values(arm)
-            continue
-        for targets, rank in match_ranks(model, **arm.pop("match")).items():
-            points += combine_values(arm | {"targets": targets, "rank": rank})
+        else:
+            for targets, rank in match_ranks(model, **match).items():
+                points += combine_values(arm | {"targets": targets, "rank": rank})
     return points
 
 
@@ -187,14 +186,12 @@ def match_ranks(model: str, attention: list[int], mlp: list[int]) -> dict[str, i
     return {"attention": best[0], "mlp": best[1]}
 
 
-def distinct_runs(sweeps, preset: str, common: Config, seeds: int) -> dict[str, Config]:
-    """{run: its settings} of all `sweeps`, each run once, the first seed's before the second's.
+def distinct_runs(grid: list[dict], common: Config, seeds: int) -> dict[str, Config]:
+    """{run: its settings}, the runs of the first seed before those of the second.
 
-    A run that two sweeps ask for has one hash, and so one entry.
+    A run that two arms ask for has one hash, and so one entry.
     """
-    points = []
-    for name in sweeps:
-        points += expand_grid(PRESETS[preset][name], common.model)
+    points = expand_grid(grid, common.model)
     runs = {}
     for seed in range(common.seed, common.seed + seeds):
         for point in points:
@@ -310,24 +307,24 @@ def make_missing_runs(runs: dict[str, Config], data: train.Data, jobs: int, out:
     helps the others. It tries the failures of earlier sweeps in its share again.
     """
     make_folder(out)
-    finals = {}
-    add_finished(finals, runs, out)
-    missing = [run for run in runs if run not in finals]
-    own = [run for run in list(runs)[rank::world] if run in missing]
+    own = list(runs)[rank::world]
     for run in own:
         (out / f"{run}.failed").unlink(missing_ok=True)
-    todo = own + [run for run in missing if run not in own]
+    finals = {}
+    add_finished(finals, runs, out)
+    ordered = dict.fromkeys([*own, *runs])              # each once, its own first
+    todo = [runs[run] for run in ordered if run not in finals]
     if not todo:
         return {}
 
     start, all_samples, failed = time.perf_counter(), count_samples_left(runs, finals), {}
     work = functools.partial(attempt_run, data=data, out=out)
     threads = max(1, torch.get_num_threads() // jobs)
-    prepare = functools.partial(prepare_process, rank * jobs, threads, runs[todo[0]].device)
-    for config, error in do_jobs([runs[run] for run in todo], work, jobs, prepare):
+    prepare = functools.partial(prepare_process, rank * jobs, threads, todo[0].device)
+    for config, error in do_jobs(todo, work, jobs, prepare):
         if error:
-            failed[config.run] = error
-            print(f"FAILED {describe_run(config)}: {' '.join(error.split())}", flush=True)
+            failed[config.run] = " ".join(error.split())
+            print(f"FAILED {describe_run(config)}: {failed[config.run]}", flush=True)
             continue
         add_finished(finals, runs, out)
         left = count_samples_left(runs, finals)
@@ -347,8 +344,8 @@ def add_finished(finals: dict[str, dict], runs, out: Path):
 
 def count_samples_left(runs: dict[str, Config], finals: dict[str, dict]) -> int:
     """What the unfinished runs will cost, in samples to train on."""
-    missing = [config for run, config in runs.items() if run not in finals]
-    return sum(config.max_steps * config.batch_eff for config in missing)
+    return sum(config.max_steps * config.batch_eff
+               for run, config in runs.items() if run not in finals)
 
 
 def describe_progress(runs, config: Config, finals, seconds_left: float) -> str:
@@ -392,62 +389,71 @@ def list_runs(runs: dict[str, Config], jobs: int, out: Path):
 
 # ----- the command --------------------------------------------------------------------------------
 
-def parse_sweep(argv=None) -> tuple[argparse.Namespace, Config]:
+@dataclasses.dataclass
+class Settings:
+    sweep: str = flag(None, "all: findings 1 to 4", positional=True)
+    preset: str = flag(
+        None, "the grids; default: nano for the embedded model, else tutorial",
+        choices=tuple(PRESETS))
+    seeds: int = flag(
+        1, "seeds of each run: --seed (default: 42) and those after it", at_least=1)
+    jobs: int = flag(
+        None, "processes; they divide the cores among them. Default: one per GPU; without a GPU "
+        "one per core for the embedded model, else 1", at_least=1)
+    out: Path = flag(Path("out"), "folder of the rows")
+    dry_run: bool = flag(False, "list the runs, and stop", action="store_true")
+
+    @property
+    def grid(self) -> list[dict]:
+        """The arms that are asked for, of one finding or of all four."""
+        names = FINDINGS if self.sweep == "all" else [self.sweep]
+        return [arm for name in names for arm in PRESETS[self.preset][name]]
+
+
+def parse_sweep(argv=None) -> tuple[Settings, Config]:
     """-> (sweep.py's own flags, the settings of train.py that all runs share)."""
     parser = make_parser(
         "sweep.py", __doc__, allow_abbrev=False,
         epilog="Every other flag is train.py's (--model, --data, --max_steps, --eval_samples, "
                "--device ...) and goes for all runs.")
     names = dict.fromkeys(name for grids in PRESETS.values() for name in grids)
-    parser.add_argument("sweep", choices=(*names, "all"), help="all: findings 1 to 4")
-    parser.add_argument("--preset", choices=PRESETS,
-                        help="the grids; default: nano for the embedded model, else tutorial")
-    parser.add_argument("--seeds", type=int, default=1,
-                        help="seeds of each run: --seed (default: 42) and those after it")
-    parser.add_argument("--jobs", type=int,
-                        help="processes; they divide the cores among them. Default: one per GPU; "
-                        "without a GPU one per core for the embedded model, else 1")
-    parser.add_argument("--out", type=Path, default=Path("out"),
-                        help="folder of the rows (default: out)")
-    parser.add_argument("--dry_run", action="store_true", help="list the runs, and stop")
-    args, train_flags = parser.parse_known_args(argv)
+    add_flags(parser, Settings, sweep={"choices": (*names, "all")})
+    own_flags, train_flags = parser.parse_known_args(argv)
+    settings = Settings(**vars(own_flags))
+    if settings.preset is None:
+        settings.preset = "nano" if parse(train_flags).model == "nano" else "tutorial"
+    if settings.sweep not in ("all", *PRESETS[settings.preset]):
+        raise UserError(f"{settings.sweep}: the preset {settings.preset} has no such grid")
+    check_ranges(settings)
 
-    if args.preset is None:
-        args.preset = "nano" if parse(train_flags).model == "nano" else "tutorial"
-    args.sweeps = FINDINGS if args.sweep == "all" else (args.sweep,)
-    for name in args.sweeps:
-        if name not in PRESETS[args.preset]:
-            raise UserError(f"{name}: the preset {args.preset} has no such grid")
-    check_range("--seeds", args.seeds, at_least=1)
-    if args.jobs is not None:
-        check_range("--jobs", args.jobs, at_least=1)
-
-    preset_flags = shlex.split(PRESET_FLAGS[args.preset])
+    preset_flags = PRESET_FLAGS[settings.preset].split()
     common = parse([*preset_flags, *train_flags])
-    refuse_grid_settings(args, common, parse(preset_flags))
-    return args, common
+    refuse_grid_settings(settings, common, parse(preset_flags))
+    return settings, common
 
 
-def refuse_grid_settings(args, common: Config, plain: Config):
+def refuse_grid_settings(settings: Settings, common: Config, plain: Config):
     """Raise UserError if the command line gives what the grid decides, or what no sweep has.
 
     common and plain: the settings with and without the flags of the command line.
     """
     refused = {"rank", "targets", "alpha", "epochs", "resume", "overwrite"}
-    for name in args.sweeps:
-        for arm in PRESETS[args.preset][name]:
-            refused |= arm.keys() - {"match"}       # which gives targets and rank
+    for arm in settings.grid:
+        refused |= arm.keys() - {"match"}           # which gives targets and rank
     for name in sorted(refused):
         if getattr(common, name) != getattr(plain, name):
-            raise UserError(f"--{name}: the grid of {args.sweep} says that (at the top of "
+            raise UserError(f"--{name}: the grid of {settings.sweep} says that (at the top of "
                             "sweep.py), or it has no place in a sweep")
 
 
-def default_jobs(config: Config) -> int:
+def default_jobs(config: Config, world: int) -> int:
     """One process per GPU. Without GPUs one process, which uses all cores.
 
-    nano's matrices are too small to be divided among cores, so it gets one process per core.
+    nano's matrices are too small to be divided among cores, so it gets one process per core. A rank
+    of torchrun is a process already.
     """
+    if world > 1:
+        return 1
     if config.device == "cuda":
         return torch.cuda.device_count()
     if config.model == "nano" and not config.device.startswith("cuda"):
@@ -457,25 +463,24 @@ def default_jobs(config: Config) -> int:
 
 def sweep(argv=None) -> int:
     """-> the exit code: 1 if a run failed."""
-    args, common = parse_sweep(argv)
+    settings, common = parse_sweep(argv)
     rank, world = rank_and_world()
     if common.device in ("auto", "cuda"):
         take_gpu(rank)                      # from here on "cuda" is this rank's own GPU
     ModelConfig.from_pretrained(common.model)   # a missing model shows here, also in a dry run
-    runs = distinct_runs(args.sweeps, args.preset, common, args.seeds)
+    runs = distinct_runs(settings.grid, common, settings.seeds)
     first = next(iter(runs.values()))
-    jobs = args.jobs or (default_jobs(first) if world == 1 else 1)
-    jobs = min(len(runs), jobs)
-    if args.dry_run:
-        list_runs(runs, jobs, args.out)
+    jobs = min(len(runs), settings.jobs or default_jobs(first, world))
+    if settings.dry_run:
+        list_runs(runs, jobs, settings.out)
         return 0
 
     data = train.read_data(first)           # what is wrong with the data shows here, once
-    failed = make_missing_runs(runs, data, jobs, args.out, rank, world)
+    failed = make_missing_runs(runs, data, jobs, settings.out, rank, world)
     made = len(runs) - len(failed)
-    print(f"{made} of {len(runs)} runs are in {args.out}: python plot.py {args.out}")
+    print(f"{made} of {len(runs)} runs are in {settings.out}: python plot.py {settings.out}")
     for run, error in failed.items():
-        print(f"failed: {describe_run(runs[run])}: {' '.join(error.split())}", file=sys.stderr)
+        print(f"failed: {describe_run(runs[run])}: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -7,13 +7,14 @@
 Nothing here knows what a job is. The caller hands in the function that does the work. No torch.
 """
 import contextlib
+import functools
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,87 +89,83 @@ def do_jobs(jobs: Iterable, work: Callable, processes: int, prepare: Callable) -
     """
     todo = deque(jobs)
     if processes == 1:
-        while todo:
-            job = todo.popleft()
-            answer = work(job)
-            if answer == BUSY:
-                todo.append(job)        # again, when the others have been tried
-            else:
-                yield job, answer
-        return
-    with Pool(processes, work, prepare) as pool:
-        while todo or pool.at_work:
-            while todo and pool.idle:
-                pool.send(todo.popleft())
-            for job, answer in pool.receive():
+        answers = do_here(todo, work)
+    else:
+        answers = do_in_processes(todo, processes, functools.partial(start_worker, work, prepare))
+    for job, answer in answers:
+        if answer == BUSY:
+            todo.append(job)            # again, when the others have been tried
+        else:
+            yield job, answer
+
+
+def do_here(todo, work):
+    while todo:
+        job = todo.popleft()
+        yield job, work(job)
+
+
+def do_in_processes(todo, processes: int, start):
+    """Hand out the jobs in `todo`, one at a time to each process; yield (job, answer).
+
+    concurrent.futures has such a pool, but there one process that dies takes all jobs along.
+    """
+    idle = [start(number) for number in range(processes)]
+    at_work = {}                        # {connection: (worker, its job)}
+    try:
+        while todo or at_work:
+            while todo and idle:
+                job = todo.popleft()
+                worker = send_job(idle.pop(), job, start)
+                at_work[worker.connection] = worker, job
+            for connection in wait(list(at_work)):
+                worker, job = at_work.pop(connection)
+                idle.append(worker)
+                answer = receive_answer(worker)
                 if isinstance(answer, Exception):
                     raise answer
-                if answer == BUSY:
-                    todo.append(job)
-                else:
-                    yield job, answer
+                yield job, answer
+    finally:
+        for worker in [*idle, *(worker for worker, _ in at_work.values())]:
+            worker.process.terminate()
+            worker.process.join()
 
 
 class Worker(NamedTuple):
     number: int
     process: multiprocessing.process.BaseProcess
-    connection: multiprocessing.connection.Connection       # jobs go out, answers come back
+    connection: Connection              # jobs go out, answers come back
 
 
-class Pool:
-    """Processes that work on one job each at a time. At the end of the `with` block they end too.
-
-    concurrent.futures has such a pool, but there one process that dies takes all jobs along.
-    """
-
-    def __init__(self, size: int, work: Callable, prepare: Callable):
-        self.work, self.prepare = work, prepare
-        self.idle = [self.hire(number) for number in range(size)]
-        self.at_work = {}           # {connection: (worker, its job)}
-
-    def hire(self, number: int) -> Worker:
-        context = multiprocessing.get_context("spawn")      # a fork would share CUDA and threads
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=serve_jobs, args=(theirs, number, self.work, self.prepare), daemon=True)
-        process.start()
-        theirs.close()              # now the process has the only other end: its death ends `ours`
-        return Worker(number, process, ours)
-
-    def send(self, job):
-        """Give `job` to an idle process, or to a new one in the place of one that has died."""
-        worker = self.idle.pop()
-        while True:
-            try:
-                worker.connection.send(job)
-                break
-            except ConnectionError:         # killed in its last job, or while it waited
-                worker = self.hire(worker.number)
-        self.at_work[worker.connection] = worker, job
-
-    def receive(self) -> Iterator[tuple]:
-        """Wait until a process has finished or died; yield (job, answer) for each that has."""
-        for connection in multiprocessing.connection.wait(list(self.at_work)):
-            worker, job = self.at_work.pop(connection)
-            try:
-                answer = connection.recv()
-            except (EOFError, ConnectionError):
-                worker.process.join()
-                answer = f"its process died (exit code {worker.process.exitcode})"
-            self.idle.append(worker)
-            yield job, answer
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for worker in [*self.idle, *(worker for worker, _ in self.at_work.values())]:
-            worker.process.terminate()
-            worker.process.join()
+def start_worker(work, prepare, number: int) -> Worker:
+    context = multiprocessing.get_context("spawn")      # a fork would share CUDA and threads
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve_jobs, args=(theirs, work, prepare, number), daemon=True)
+    process.start()
+    theirs.close()              # now the process has the only other end: its death ends `ours`
+    return Worker(number, process, ours)
 
 
-def serve_jobs(connection, number: int, work: Callable, prepare: Callable):
-    """What a process of the pool does, from its start until its parent ends it."""
+def send_job(worker: Worker, job, start) -> Worker:
+    """Give `job` to the worker, or to a new one in its place if it has died -> who has it."""
+    while True:
+        try:
+            worker.connection.send(job)
+            return worker
+        except ConnectionError:         # killed in its last job, or while it waited
+            worker = start(worker.number)
+
+
+def receive_answer(worker: Worker):
+    try:
+        return worker.connection.recv()
+    except (EOFError, ConnectionError):
+        worker.process.join()
+        return f"its process died (exit code {worker.process.exitcode})"
+
+
+def serve_jobs(connection, work, prepare, number: int):
+    """What a worker does, from its start until its parent ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is for the parent, which ends us
     threading.Thread(target=end_with_parent, daemon=True).start()
     prepare(number)

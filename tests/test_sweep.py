@@ -59,8 +59,8 @@ def argv(checkpoint, chat):
 @pytest.fixture
 def runs_and_data(tiny_grid, argv, tmp_path):
     """What make_missing_runs is given."""
-    args, common = sweep.parse_sweep(argv(tmp_path))
-    runs = sweep.distinct_runs(args.sweeps, args.preset, common, 1)
+    settings, common = sweep.parse_sweep(argv(tmp_path))
+    runs = sweep.distinct_runs(settings.grid, common, 1)
     return runs, train.read_data(common)
 
 
@@ -162,7 +162,8 @@ def qwen(tmp_path):
 
 def tutorial(sweeps, model, seeds=1):
     common = parse([*sweep.PRESET_FLAGS["tutorial"].split(), f"--model={model}"])
-    return list(sweep.distinct_runs(sweeps, "tutorial", common, seeds).values())
+    grid = [arm for name in sweeps for arm in sweep.TUTORIAL_GRIDS[name]]
+    return list(sweep.distinct_runs(grid, common, seeds).values())
 
 
 def test_tutorial_grids_are_those_of_the_tutorial(qwen):
@@ -348,9 +349,9 @@ def test_settings_that_cannot_be_meant(tiny_grid, argv, tmp_path, capsys, flags,
 
 
 def test_flags_of_train_py_go_for_all_runs(tiny_grid, argv):
-    args, common = sweep.parse_sweep(
+    settings, common = sweep.parse_sweep(
         argv("out", "--max_steps=7", "--dtype=bfloat16", "--seed=5", "--grad_clip=0.5"))
-    runs = sweep.distinct_runs(args.sweeps, args.preset, common, 2).values()
+    runs = sweep.distinct_runs(settings.grid, common, 2).values()
     assert {(c.max_steps, c.dtype, c.grad_clip) for c in runs} == {(7, "bfloat16", 0.5)}
     assert {c.seed for c in runs} == {5, 6}
     assert sweep.parse_sweep(["all"])[0].preset == "nano"
