@@ -11,7 +11,9 @@ A sample is a conversation whose last message is the assistant's. It has two par
     ---------- prompt, 15 tokens of nano's tokenizer ----------  answer, 2 tokens
 
 Prompt and answer are encoded separately, so the boundary is exact. It is also the boundary of
-generation, where the model is given the prompt alone.
+generation, where the model is given the prompt alone. Encoded as one text, a merge could join the
+prompt's last characters and the answer's first into one token, and no position would be the
+boundary.
 
 Which tokens carry loss is decided by position, never by token id. In many models the padding token
 is the end token: masking by id would hide the end from the loss, and the model would never stop.
@@ -177,9 +179,11 @@ def window(n: int, size: int, step: int, seed: int) -> list[int]:
     other methods or learning rates see the same ones in the same order, which makes their
     comparison fair.
 
-    With n = 40 and size = 16, steps 0, 1, 2 see 16, 16 and 8 samples; step 3 begins epoch 1. Epoch
-    e is the permutation of the seed `seed + e`. That is the order of Hugging Face's Trainer, and it
-    has a consequence: seed 42's second epoch is in the order of seed 43's first.
+    With n = 40 and size = 16, steps 0, 1, 2 see 16, 16 and 8 samples; step 3 begins epoch 1. The
+    short step moves as far as the others, because AdamW's step has the size of the rate.
+
+    Epoch e is the permutation of the seed `seed + e`. That is the order of Hugging Face's Trainer,
+    and it has a consequence: seed 42's second epoch is in the order of seed 43's first.
     """
     steps_per_epoch = -(-n // size)                                             # rounded up
     epoch, i = divmod(step, steps_per_epoch)
@@ -192,8 +196,9 @@ def micro_batches(samples: list[Sample], size: int) -> list[tuple[torch.Tensor, 
     """Sort by length and cut into groups of `size` -> [(ids, labels)], both (B, T).
 
     Neighbours have similar lengths, so little is padding: lengths 90, 10, 80, 20 in groups of two
-    are padded by 20 tokens instead of by 140. The longest group goes first, so that running out of
-    memory shows at once.
+    are padded by 20 tokens instead of by 140. Only the samples of one step are sorted, so no step
+    sees longer samples than another. The longest group goes first, so that running out of memory
+    shows at once.
     """
     samples = sorted(samples, key=lambda sample: len(sample.ids), reverse=True)
     return [pad_batch(samples[i:i + size]) for i in range(0, len(samples), size)]

@@ -67,7 +67,7 @@ def load_base(name, dtype=None, device=None, nf4=False) -> Transformer:
 def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
     """A model with each linear layer but lm_head in NF4. dtype: of the rest and of the products.
 
-    Each weight is quantized as it is read, so there is never more than one in 16 bits. A checkpoint
+    Each weight is quantized as it is read, so only one matrix at a time is in 16 bits. A checkpoint
     that is in four bits already, from save_quantized or bitsandbytes, is taken as it is. Raises
     UserError for files that are missing, broken or do not fit the config.
     """
@@ -217,7 +217,9 @@ def generate_answers(model, tokenizer, prompts: list[list[int]], max_new_tokens,
                      ) -> list[Answer]:
     """The answers to a batch of prompts, in their order, without the tokens that end a turn.
 
-    The prompts may differ in length. On a GPU a batch takes little longer than its longest answer
+    The prompts may differ in length. A batch gives the answers that its prompts would get alone, up
+    to rounding: sums of another shape round differently, and where two tokens are nearly equally
+    likely, that can decide. On a GPU a batch takes little longer than its longest answer
     alone: a step spends its time reading the weights, once, for one sequence as for many.
 
     how: model.generate's temperature, top_p, generator.

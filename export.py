@@ -1,9 +1,13 @@
-"""A base and an adapter as one whole Hugging Face checkpoint: W + (alpha / r) B A in every layer.
+"""A base and an adapter as one whole Hugging Face checkpoint: W + s B A in every layer.
 
     python export.py --adapter out/3f087d1874 --out merged              # for vLLM, llama.cpp ...
 
 Rounding the sum to the checkpoint's dtype changes it a little, and a weight in bfloat16 has only 8
 significant bits. So the command prints how far the logits move, B A next to W or merged into it.
+
+An adapter of --method qlora was trained next to weights rounded to four bits. With --nf4 it is
+merged into these: the model is the one that was trained, in 16 bits. Without, it is merged into the
+base's own weights, which it has never seen; evaluate.py tells which of the two is better.
 """
 from dataclasses import dataclass
 from pathlib import Path

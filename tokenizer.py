@@ -205,7 +205,10 @@ class Tokenizer:
                             f"{size}")
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`. An added token that is written in it becomes that token."""
+        """The ids of `text`. An added token that is written in it becomes that token.
+
+        So whoever writes <|im_end|> into a question ends the turn there, as in transformers.
+        """
         ids, start = [], 0
         for match in self.cut.finditer(text):
             ids += self.encode_plain(text[start:match.start()])
@@ -214,7 +217,7 @@ class Tokenizer:
         return ids + self.encode_plain(text[start:])
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text without added tokens."""
+        """The ids of a text without added tokens. Under NFC, decode gives the composed letters."""
         if self.nfc:
             text = unicodedata.normalize("NFC", text)
         ids = [self.to_id[rank] for rank in self.bpe.encode_ordinary(text)]
@@ -259,7 +262,8 @@ class Tokenizer:
         A model learns to stop by learning this token, so it must be the right one. eos_token in
         tokenizer_config.json is often another: the base models of Qwen2.5 have <|endoftext|> there,
         and their template closes a turn with <|im_end|>. So an answer "!" is rendered, and the
-        first special token after it is taken.
+        first special token after it is taken. If there is none, all that the template writes after
+        the answer is learned, and generation stops at the eos token or at its limit.
         """
         turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
         after_answer = self.apply_chat_template(turn).rpartition("!")[2]
