@@ -302,14 +302,6 @@ def set_adapter(module, adapter: dict[str, Factors] | None, merge=True):
     """
     adapter = adapter or {}
     check_fit(module, adapter, "set_adapter")
-    attach_adapter(module, adapter)
-    if merge:
-        merge_lora(module)
-    return module
-
-
-def attach_adapter(module, adapter: dict[str, Factors]):
-    """Wrap `module` with `adapter`, unmerged, in place of one that it carries."""
     unmerge_lora(module)
     remove_lora(module)
     module.requires_grad_(False)
@@ -317,10 +309,12 @@ def attach_adapter(module, adapter: dict[str, Factors]):
         layer = wrap_layer(module, name, f.rank, f.alpha, f.dropout, f.rslora)
         layer.lora_A.data.copy_(f.A)
         layer.lora_B.data.copy_(f.B)
+    if merge:
+        merge_lora(module)
     return module
 
 
-def check_fit(module, adapter: dict[str, Factors], source):
+def check_fit(module, adapter, source):
     """Raise UserError unless each B A of `adapter` can be added to a layer of `module`.
 
     source: where the adapter is from; the message begins with it.
@@ -395,7 +389,7 @@ def load_adapter(module, folder):
 
     Raises UserError as `read_adapter` does, before anything is changed.
     """
-    return attach_adapter(module, read_adapter(folder, module))
+    return set_adapter(module, read_adapter(folder, module), merge=False)
 
 
 def read_adapter(folder, module=None) -> dict[str, Factors]:

@@ -45,10 +45,6 @@ from plumbing.files import read_json, resolve
 # differently where one thread's share of a tensor ends.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-         "num_attention_heads")
-LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-
 
 # ----- configuration ------------------------------------------------------------------------------
 
@@ -130,13 +126,14 @@ def refuse_unsupported(hf: dict):
     if hf.get("quantization_config"):
         raise UserError("this checkpoint is quantized (quantization_config). --method qlora reads "
                         "bitsandbytes' NF4; otherwise give the model that it was made from")
-    for name in SIZES:
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                 "num_attention_heads"):
         if not isinstance(hf.get(name), int) or hf[name] < 1:
             raise UserError(f"config.json lacks {name!r}, or it is not a whole number above 0")
 
 
 def rope_settings(hf: dict) -> dict:
-    """{"rope_type": "default" or "llama3", "rope_theta": ...} and, for llama3, LLAMA3's numbers.
+    """{"rope_type": "default" or "llama3", "rope_theta": ...} and, for llama3, its four numbers.
 
     transformers 5 writes all of them under "rope_parameters". transformers 4 wrote rope_theta at
     the top and the others, if any, under "rope_scaling".
@@ -147,9 +144,11 @@ def rope_settings(hf: dict) -> dict:
     if rope_type not in ("default", "llama3"):
         raise UserError(f"rope_scaling of type {rope_type!r} is not supported; it must be none or "
                         "llama3")
-    missing = [name for name in LLAMA3 if name not in rope]
-    if missing and rope_type == "llama3":
-        raise UserError(f"config.json lacks {missing[0]!r}")
+    if rope_type == "llama3":
+        for name in ("factor", "low_freq_factor", "high_freq_factor",
+                     "original_max_position_embeddings"):
+            if name not in rope:
+                raise UserError(f"config.json lacks {name!r}")
     return rope
 
 
@@ -192,7 +191,7 @@ class RMSNorm(nn.Module):
 # when both are reordered alike. Hugging Face's files hold the rows in the order for halves. Weights
 # for one convention give nonsense under the other.
 
-def rope_frequencies(config: ModelConfig) -> torch.Tensor:
+def rope_frequencies(config):
     """theta_i = base^(-2i / hd) for i = 0 .. hd/2 - 1, radians per position, (hd / 2,) in float32.
 
     With base 10,000 and hd = 64, pair 0 makes a full turn every 6.3 positions and tells neighbours
@@ -235,7 +234,7 @@ class Attention(nn.Module):
     instead of 2.8 GB.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config):
         super().__init__()
         C, self.hd = config.hidden_size, config.head_dim
         q_size = config.num_attention_heads * self.hd
@@ -244,8 +243,9 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(C, kv_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(C, kv_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(q_size, C, bias=config.o_bias)
-        self.q_norm = RMSNorm(self.hd, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.hd, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        norm = RMSNorm if config.qk_norm else nn.Identity   # Identity ignores its arguments
+        self.q_norm = norm(self.hd, config.rms_norm_eps)
+        self.k_norm = norm(self.hd, config.rms_norm_eps)
 
     def forward(self, x, cos, sin, mask=None, cache=None):
         B, T, _ = x.shape
@@ -269,7 +269,7 @@ class MLP(nn.Module):
     The gate decides, number by number, how much of W_up x passes.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config):
         super().__init__()
         C, I, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_proj = nn.Linear(C, I, bias=bias)
@@ -283,7 +283,7 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Each half reads a normalised x and adds to x itself, so gradients pass the sums unchanged."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
@@ -440,7 +440,7 @@ def draw_token(logits, temperature: float, top_p: float, generator=None):
 # ----- the model ----------------------------------------------------------------------------------
 
 class Transformer(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config):
         super().__init__()
         self.config = config
         # Keep only each layer's input, (B, T, C), for the backward pass, and compute the layer
@@ -509,8 +509,8 @@ class Transformer(nn.Module):
 
     # ----- generation -----------------------------------------------------------------------------
 
-    def generate(self, ids, max_new_tokens: int, stop_ids=(), temperature: float = 0.0,
-                 top_p: float = 1.0, generator=None):
+    def generate(self, ids, max_new_tokens: int, stop_ids=(), temperature=0.0, top_p=1.0,
+                 generator=None):
         """Continue each sequence for `max_new_tokens` tokens, or until one of `stop_ids`.
 
         ids: a tensor (B, T), or B lists of ids of any lengths. Returns prompts and continuations in
@@ -529,8 +529,8 @@ class Transformer(nn.Module):
         return torch.tensor(filled, device=ids.device)
 
     @torch.no_grad()
-    def stream(self, rows: list[list[int]], max_new_tokens: int, stop_ids=(),
-               temperature: float = 0.0, top_p: float = 1.0, generator=None):
+    def stream(self, rows: list[list[int]], max_new_tokens: int, stop_ids=(), temperature=0.0,
+               top_p=1.0, generator=None):
         """`generate`, token by token.
 
         Yields {i: next token of rows[i]} for the sequences that have not ended.

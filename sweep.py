@@ -10,8 +10,8 @@ A comparison of LoRA with full fine-tuning needs five things:
 - The same samples in the same order in every arm. Otherwise luck with the data counts as method.
 - float32 weights under full fine-tuning. bfloat16 rounds a step of 2e-5 away, and full fine-tuning
   would look worse than it is (train.weight_dtype has the numbers).
-- A loss in which every token weighs the same. Otherwise another cut into micro-batches is another
-  loss, and batch sizes cannot be compared.
+- A loss in which every token weighs the same. Otherwise it would depend on how a batch is cut into
+  micro-batches, and batch sizes could not be compared.
 - A sweep of the learning rate in every arm. The best rates differ by a factor of 10 and more; at
   one common rate we would compare how well the rate fits, not the methods. The best rate must lie
   inside the grid: at its edge, nobody knows how much better the next rate would have been.
@@ -204,14 +204,14 @@ def distinct_runs(grid: list[dict], common: Config, seeds: int) -> dict[str, Con
     return runs
 
 
-def describe_arm(config: Config) -> str:
+def describe_arm(config) -> str:
     if config.method == "full":
         return f"full lr={config.lr:g}"
     return (f"{config.method} {config.targets} r={config.rank} alpha={config.alpha:g} "
             f"lr={config.lr:g}")
 
 
-def describe_run(config: Config) -> str:
+def describe_run(config) -> str:
     return (f"{describe_arm(config)} batch={config.batch_eff} steps={config.max_steps} "
             f"seed={config.seed}")
 
@@ -224,7 +224,7 @@ def read_base(model: str) -> Transformer:
     return Transformer.from_pretrained(model)
 
 
-def make_run(config: Config, data: train.Data) -> list[dict]:
+def make_run(config, data) -> list[dict]:
     """Train -> the rows that train.py would log. A run that diverges is stopped."""
     model = train.model_for(config, read_base(config.model))
     data.tokenizer.check_vocabulary(model.config.vocab_size, config.model)
@@ -239,7 +239,7 @@ def make_run(config: Config, data: train.Data) -> list[dict]:
     return rows
 
 
-def rows_without_numbers(last: dict, config: Config) -> list[dict]:
+def rows_without_numbers(last: dict, config) -> list[dict]:
     """The rows that a run would have had after its row `last`, with nan for each NLL."""
     rows = []
     for step in range(last["step"] + 1, config.max_steps + 1):
@@ -248,7 +248,7 @@ def rows_without_numbers(last: dict, config: Config) -> list[dict]:
     return rows
 
 
-def attempt_run(config: Config, data: train.Data, out: Path) -> str:
+def attempt_run(config, data, out: Path) -> str:
     """Make the run unless its file exists -> "" if the file exists now, BUSY, or what went wrong.
 
     Raises OSError for a full disk: no other run would find room either.
@@ -274,7 +274,7 @@ def attempt_run(config: Config, data: train.Data, out: Path) -> str:
         return note_failure(e, failed)
 
 
-def note_failure(e: Exception, failed: Path) -> str:
+def note_failure(e, failed: Path) -> str:
     """Write to `failed` why a run failed -> the same. Faults of the program print a traceback."""
     why = f"{type(e).__name__}: {e}"
     if is_out_of_memory(e):
@@ -295,12 +295,11 @@ def prepare_process(first_gpu: int, threads: int, device: str, number: int):
     if device == "cuda":
         take_gpu(first_gpu + number)
     torch.set_num_threads(threads)
-    # tqdm's own lock is a semaphore. Python warns of it when the process is ended from outside
+    # tqdm's own lock is a semaphore. Python warns about it if the process is ended from outside.
     tqdm.set_lock(threading.RLock())
 
 
-def make_missing_runs(runs: dict[str, Config], data: train.Data, jobs: int, out: Path,
-                      rank: int = 0, world: int = 1) -> dict[str, str]:
+def make_missing_runs(runs: dict[str, Config], data, jobs: int, out: Path, rank=0, world=1):
     """Make what is missing of `runs`, and wait for what others are making.
 
     Returns {run: what went wrong}. A rank begins with its own share, every world-th run. Then it
@@ -317,7 +316,8 @@ def make_missing_runs(runs: dict[str, Config], data: train.Data, jobs: int, out:
     if not todo:
         return {}
 
-    start, all_samples, failed = time.perf_counter(), count_samples_left(runs, finals), {}
+    failed = {}
+    start, all_samples = time.perf_counter(), count_samples_left(runs, finals)
     work = functools.partial(attempt_run, data=data, out=out)
     threads = max(1, torch.get_num_threads() // jobs)
     prepare = functools.partial(prepare_process, rank * jobs, threads, todo[0].device)
@@ -333,8 +333,8 @@ def make_missing_runs(runs: dict[str, Config], data: train.Data, jobs: int, out:
     return failed
 
 
-def add_finished(finals: dict[str, dict], runs, out: Path):
-    """Put the last row of each run that has a file by now into `finals`, and if it diverged."""
+def add_finished(finals, runs, out: Path):
+    """finals[run] = the last row of each run that has a file by now, and whether it diverged."""
     for run in runs:
         path = out / f"{run}.csv"
         if run not in finals and path.exists():
@@ -342,13 +342,13 @@ def add_finished(finals: dict[str, dict], runs, out: Path):
             finals[run] = rows[-1] | {"diverged": diverged(rows)}
 
 
-def count_samples_left(runs: dict[str, Config], finals: dict[str, dict]) -> int:
+def count_samples_left(runs: dict[str, Config], finals) -> int:
     """What the unfinished runs will cost, in samples to train on."""
     return sum(config.max_steps * config.batch_eff
                for run, config in runs.items() if run not in finals)
 
 
-def describe_progress(runs, config: Config, finals, seconds_left: float) -> str:
+def describe_progress(runs, config, finals, seconds_left: float) -> str:
     """run 3 of 40: lora ... seed=42: test NLL 0.6259; best so far 0.6243 (full lr=3e-05); ..."""
     final = finals[config.run]
     result = "diverged" if final["diverged"] else f"test NLL {final['test_nll']:.4f}"
@@ -432,7 +432,7 @@ def parse_sweep(argv=None) -> tuple[Settings, Config]:
     return settings, common
 
 
-def refuse_grid_settings(settings: Settings, common: Config, plain: Config):
+def refuse_grid_settings(settings, common: Config, plain: Config):
     """Raise UserError if the command line gives what the grid decides, or what no sweep has.
 
     common and plain: the settings with and without the flags of the command line.
@@ -446,7 +446,7 @@ def refuse_grid_settings(settings: Settings, common: Config, plain: Config):
                             "sweep.py), or it has no place in a sweep")
 
 
-def default_jobs(config: Config, world: int) -> int:
+def default_jobs(config, world: int) -> int:
     """One process per GPU. Without GPUs one process, which uses all cores.
 
     nano's matrices are too small to be divided among cores, so it gets one process per core. A rank
