@@ -429,6 +429,7 @@ def test_a_base_that_was_cast_while_merged(model, ids, casts):
     for dtype in casts:
         model.to(dtype)
         never_merged.to(dtype)
+    assert logits(model, ids).dtype == casts[-1]            # the merged weights were cast, too
     unmerge_lora(model)
     assert_same_tensors(base_weights(model), base_weights(never_merged))
     assert {p.dtype for p in model.parameters()} == {casts[-1]}
