@@ -10,7 +10,8 @@ r"""LoRA: freeze a model and learn a small correction to its weights (Hu et al.,
 
 Size. dW = s B A is as large as W, but its rank is at most r, so the r (in + out) numbers in A and B
 say all of it. Take a layer 1024 -> 4096 and r = 16: W holds 4,194,304 numbers, A and B hold
-16 * (1024 + 4096) = 81,920, which is 2 %. Only these have gradients and optimizer moments.
+16 * (1024 + 4096) = 81,920, which is 2 %. Only these have gradients and optimizer moments. A rank
+above min(in, out) adds parameters and no directions, and is allowed.
 
 Why B = 0 and A random at the start. The model must begin as its base, so B A must be zero. With
 dy = dL/dh (out), the gradients are
@@ -19,7 +20,8 @@ dy = dL/dh (out), the gradients are
 
     B = 0, A random     dL/dB is not zero, so B moves in the first step, and then A does too.
     A = 0, B random     the same with the parts exchanged, so it learns as well. Hayou et al. (arXiv
-                        2406.08447) find it worse on average: A random bears larger rates.
+                        2406.08447) find it worse on average: with A random, training stays
+                        stable at larger rates.
     both zero           both gradients are zero in every step: it never learns.
 
 Scale and learning rate. Adam moves each number in A and B by about the learning rate, however small
@@ -30,8 +32,8 @@ s does about it, as best rates measured on nano (results/findings_nano.md):
     alpha = r   s = 1                       3.4e-3      1.1e-3      2.1e-4      as r^(-2/3)
     alpha = 32  s = 32 / r                  2.0e-4      3.1e-4      4.6e-4      as r^(+1/5)
 
-So a rate belongs to a rank and an alpha. alpha = r is the default here; with it, 2e-4 is a rate for
-r near 64, and lower ranks want more. With alpha fixed, the best rates of r = 1 and r = 64 are only
+So a rate belongs to a rank, an alpha and a model. alpha = r is the default here. With it, 2e-4 is
+where to start for r near 64, and lower ranks want more. With alpha fixed, the best rates of r = 1 and r = 64 are only
 2.3 times apart, instead of 16, and one rate serves them all fairly well.
 
 This file works on any torch module. It knows no decoder, no tokenizer and no quantizer: what it
@@ -87,7 +89,8 @@ class LoRALinear(nn.Module):
         if self.merged is not None:
             return self.merged(x)
         y = self.base(x)                                                    # (..., out)
-        u = F.linear(self.dropout(x), self.lora_A.to(x.dtype)) * self.scale     # (..., r)
+        u = F.linear(self.dropout(x), self.lora_A.to(x.dtype))              # (..., r)
+        u = u * self.scale      # here and not on B u, which has out numbers per token instead of r
         if torch.is_autocast_enabled(x.device.type):
             return y + F.linear(u, self.lora_B)
         # y + u B^T. addmm starts its sum from y, which saves a pass over y for the addition.
@@ -124,9 +127,15 @@ def scaling_factor(rank: int, alpha: float, rslora: bool) -> float:
     Why the root? A step of gradient descent from B = 0 is dB = -lr s dy u^T. For another input x',
     with u' = A x', it changes h by s dB u' = -lr s^2 (u . u') dy. Here u . u' is a sum of r terms,
     about r (x . x') / (3 in) while A is as it started. So the change grows as s^2 r: with
-    s = alpha / r it shrinks as 1 / r, and with s = alpha / sqrt(r) it keeps its size. Adam divides
-    the gradient's size out, and one s with it. There the change grows as s r if all terms have one
-    sign, and as s sqrt(r) if their signs are mixed. The rates above were measured with Adam.
+    s = alpha / r it shrinks as 1 / r, and with s = alpha / sqrt(r) it keeps its size.
+
+    With Adam, dB has the size lr whatever the gradient's size is, so one s less: the change grows
+    as s sqrt(r) if the r terms have mixed signs, and as s r if they all have one. In the first case
+    the root is right for Adam too, in the second alpha / r is. The rates measured above say r^(2/3)
+    and r^(4/5), which is between the two.
+
+    Adapters that PEFT trained with use_rslora are read and merged with the root. train.py has no
+    flag for it: --alpha 8 at r = 64 is the same factor, 8 / 64 = 1 / sqrt(64), as rsLoRA's alpha 1.
     """
     return alpha / math.sqrt(rank) if rslora else alpha / rank
 

@@ -159,7 +159,8 @@ class RMSNorm(nn.Module):
 
     The mean is taken in float32. In float16 the square of 300 is already infinite (the largest
     number is 65,504), and in bfloat16, with 8 bits, a sum of equal squares stops growing after 256
-    of them. Like transformers, x / sqrt(...) is rounded to x's dtype before w multiplies it.
+    of them. Like transformers, x / sqrt(...) is rounded to x's dtype before w multiplies it. Unlike
+    LayerNorm it subtracts no mean and adds no bias: the scale turned out to be what matters.
     """
 
     def __init__(self, size: int, eps: float):
@@ -224,6 +225,10 @@ def rotate(x, cos, sin):
 
 class Attention(nn.Module):
     """Causal softmax(q k^T / sqrt(hd)) v, with grouped query heads (GQA, arXiv 2305.13245).
+
+    q . k is a sum of hd products. Of independent numbers of variance 1 it has the variance hd, and
+    softmax of such large scores would be nearly one-hot, with nearly no gradient; / sqrt(hd) makes
+    the variance 1 again. Qwen3 also normalises each head's q and k, so that they cannot grow.
 
     Query head i uses key/value head i // (nh / nk). Qwen2.5-0.5B has nh = 14 and nk = 2: query
     heads 0 to 6 use key/value head 0, and 7 to 13 use key/value head 1.
@@ -302,7 +307,9 @@ class LinearNLL(torch.autograd.Function):
 
     h (N, C), W (V, C), target (N,) -> nll (), in float32.
 
-    With p = softmax(h W^T) and y the one-hot target,
+    With logits z = h W^T, p = softmax(z) and y the one-hot target, a row's NLL is
+    log(sum_j e^z_j) - z_target. The first term has the derivative e^z_i / sum_j e^z_j = p_i, the
+    second y_i, so
 
         dNLL/dlogits = p - y        dNLL/dh = (p - y) W        dNLL/dW = (p - y)^T h
 
@@ -320,10 +327,11 @@ class LinearNLL(torch.autograd.Function):
     # float16 is precise from 2^-14 = 6e-5 to 65,504. Below that it has multiples of 2^-24 = 6e-8
     # only: of p - y = 1e-6 it keeps 4 bits, of 1e-8 nothing. A gradient scaler exists to avoid just
     # this, but its factor arrives in backward, when the products are already taken. So float16
-    # takes them of 2^10 (p - y). At the target, float32 itself resolves p - 1 only to 2^-24, which
-    # becomes 2^-14: a larger factor would gain nothing. Nor does this one overflow: the entries of
-    # p - y sum to at most 2 in absolute value, so those of dh stay below 2 * 2^10 * max |W|. That
-    # fits for |W| up to 31 (2 * 1,024 * 31 = 63,488); trained weights are below 10.
+    # takes them of 2^10 (p - y). Near p = 1 float32 has steps of 2^-24, so the smallest p - 1 at a
+    # target becomes 2^-14, and a larger factor would gain nothing there. Nor does this one
+    # overflow: the entries of p - y sum to at most 2 in absolute value, so those of dh stay below
+    # 2 * 2^10 * max |W|. That fits for |W| up to 31 (2 * 1,024 * 31 = 63,488); trained weights are
+    # below 10.
     FLOAT16_SCALE = 2.0 ** 10
 
     @staticmethod
@@ -425,8 +433,8 @@ def left_padding_mask(pad, columns, S: int):
 def draw_token(logits, temperature: float, top_p: float, generator=None):
     """The next token of each sequence, (B, 1), from logits (B, V).
 
-    top_p: draw from the smallest set of the likeliest tokens with a total probability of at least
-    top_p (arXiv 1904.09751). For p = (0.5, 0.3, 0.2) and top_p = 0.6 the sums before each token are
+    top_p: draw from the smallest set of the likeliest tokens with a total probability above top_p
+    (arXiv 1904.09751). For p = (0.5, 0.3, 0.2) and top_p = 0.6 the sums before each token are
     0, 0.5 and 0.8: the first two stay. The first always stays.
     """
     if temperature == 0:
@@ -444,8 +452,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         # Keep only each layer's input, (B, T, C), for the backward pass, and compute the layer
-        # again there: much less memory for one more forward pass. Where the backward pass costs
-        # two forward passes (full fine-tuning), that is a third more time; with LoRA up to a half.
+        # again there: much less memory for one more forward pass of the layers. Where the backward
+        # pass costs two forward passes (full fine-tuning), that is at most a third more time; with
+        # LoRA, where it costs one, at most a half. plan.py counts it for a given model.
         self.gradient_checkpointing = False
         self.model = nn.Module()
         self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
