@@ -33,8 +33,8 @@ s does about it, as best rates measured on nano (results/findings_nano.md):
     alpha = 32  s = 32 / r                  2.0e-4      3.1e-4      4.6e-4      as r^(+1/5)
 
 So a rate belongs to a rank, an alpha and a model. alpha = r is the default here. With it, 2e-4 is
-where to start for r near 64, and lower ranks want more. With alpha fixed, the best rates of r = 1 and r = 64 are only
-2.3 times apart, instead of 16, and one rate serves them all fairly well.
+where to start for r near 64, and lower ranks want more. With alpha fixed, the best rates of r = 1
+and r = 64 are only 2.3 times apart, instead of 16, and one rate serves them all fairly well.
 
 This file works on any torch module. It knows no decoder, no tokenizer and no quantizer: what it
 wraps is any layer that computes W x and has in_features and out_features.

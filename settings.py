@@ -78,8 +78,8 @@ class Config:
     compile: bool = flag(
         False, "torch.compile the layers: slower to start, faster per step; needs a C++ compiler")
     gradient_checkpointing: bool = flag(
-        False, "keep only the layers' inputs and compute the rest again: much less memory for up to "
-        "a third more computation, with LoRA up to a half")
+        False, "keep only the layers' inputs and compute the rest again: much less memory, for up "
+        "to a third more computation, with LoRA up to a half")
     out: str = flag(None, "folder of the run; default: out/<run>", group="files")
     resume: bool = flag(False, "go on where the run in --out stopped; begin if there is none")
     overwrite: bool = flag(False, "delete the run that is in --out, and begin again")
@@ -95,9 +95,10 @@ class Config:
 
         It promises that two runs with one name were asked for the same result. Left out is what
         should not change a result beyond rounding: how a batch is cut into micro-batches, the
-        device, compilation, checkpointing, where the optimizer's moments are kept. It does not
-        see what the settings do not say: the content behind a model's or data set's name, the
-        version of torch, the processor.
+        device, compilation, checkpointing, where the optimizer's moments are kept. How often and on
+        how much is evaluated is in it, because that decides the rows of log.csv. It does not see
+        what the settings do not say: the content behind a model's or data set's name, the version
+        of torch, the processor.
         """
         unsettled = [name for name in ("alpha", "lr", "max_steps", "eval_steps")
                      if getattr(self, name) is None]
