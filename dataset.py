@@ -63,7 +63,7 @@ def find_dataset(name: str) -> Path:
         raise UserError(f"--data {name}: the folder has no {missing[0]}.jsonl")
     known = sorted(path.parent.name for path in (ROOT / "data").glob("*/prepare.py"))
     raise UserError(f"--data {name}: no folder with train.jsonl and test.jsonl, and none of "
-                    + ", ".join(known))
+                    + ", ".join(known) + " (data/custom/README.md has how to write one)")
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -124,9 +124,8 @@ def parse_line(line: bytes) -> list[dict]:
 # ----- text to tokens -----------------------------------------------------------------------------
 
 def prompt_of(messages: list[dict], tokenizer) -> str:
-    """All messages but the last, and the opening of an assistant's turn."""
-    return tokenizer.apply_chat_template(
-        messages[:-1], add_generation_prompt=True, date_string=DATE)
+    """`messages`, of which the last is a question, and the opening of an assistant's turn."""
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, date_string=DATE)
 
 
 def encode_sample(messages: list[dict], tokenizer) -> Sample:
@@ -136,7 +135,7 @@ def encode_sample(messages: list[dict], tokenizer) -> Sample:
     nobody can say where the answer begins. Some templates rewrite earlier turns when a later one
     follows.
     """
-    prompt = prompt_of(messages, tokenizer)
+    prompt = prompt_of(messages[:-1], tokenizer)
     whole = tokenizer.apply_chat_template(messages, date_string=DATE)
     if not whole.startswith(prompt):
         raise UserError("the chat template rewrites the prompt when the answer follows, so that "
@@ -166,7 +165,7 @@ def load_split(path: Path, tokenizer, max_length: int) -> tuple[list[Sample], in
             dropped += 1
     if not samples:
         raise UserError(f"{path}: no sample has a supervised token within --max_length "
-                        f"{max_length}")
+                        f"{max_length}; raise it")
     return samples, dropped
 
 

@@ -2,6 +2,7 @@
 
     model, tokenizer = open_model("Qwen/Qwen2.5-0.5B-Instruct")
     load_adapter(model, "out/3f087d1874")                           # lora.py
+    messages = [{"role": "user", "content": "How many legs do three cats have?"}]
     prompt = tokenizer.encode(prompt_of(messages, tokenizer))       # dataset.py
     generate_answers(model, tokenizer, [prompt], max_new_tokens=160)[0].text
 
@@ -146,9 +147,11 @@ def base_of(adapter) -> str:
     name = config.get("base_model_name_or_path")
     if not name:
         raise UserError(f"{adapter} does not say which base it is for; give --model")
-    if name == "nano" or Path(name).parts[-3:] == ("data", "nano", "base"):
-        return "nano"       # in whichever clone of this repository it was made
-    if name.count("/") != 1 and not os.path.isdir(name):
+    if name == "nano" or os.path.isdir(name):
+        return name
+    if Path(name).parts[-3:] == ("data", "nano", "base"):
+        return "nano"       # the first edition wrote nano's path in its clone, and that is gone
+    if name.count("/") != 1:
         raise UserError(f"{adapter} is for the base {name}, which is not there; give --model")
     return f"{name}@{config['revision']}" if config.get("revision") else name
 
@@ -203,8 +206,7 @@ def fit_prompt(messages: list[dict], tokenizer: Tokenizer, room: float) -> list[
     """
     first = 1 if messages[0]["role"] == "system" else 0
     while True:
-        # prompt_of leaves the last message out, the answer: here there is none yet
-        ids = tokenizer.encode(dataset.prompt_of([*messages, {}], tokenizer))
+        ids = tokenizer.encode(dataset.prompt_of(messages, tokenizer))
         if len(ids) <= room:
             return ids
         if len(messages) - first < 3:

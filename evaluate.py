@@ -171,7 +171,7 @@ def answer_questions(model, tokenizer, task, questions: list[Question],
     todo = []
     for question in questions:
         if question.index not in rows:
-            prompt = tokenizer.encode(dataset.prompt_of(question.messages, tokenizer))
+            prompt = tokenizer.encode(dataset.prompt_of(question.messages[:-1], tokenizer))
             todo.append((question, prompt))
     todo.sort(key=lambda pair: len(pair[1]), reverse=True)
     if todo:

@@ -4,9 +4,9 @@ r"""LoRA: freeze a model and learn a small correction to its weights (Hu et al.,
               /        \
       W (out, in)     A (r, in)             W is frozen, A and B are trained
              |         |   u = A x  (r)
-             |        B (out, r)
+             |        B (out, r)          times the number s = alpha / r
               \        /
-        h = W x + s B A x  (out)            s = alpha / r           section 4.1, equation 3
+        h = W x + s B A x  (out)            section 4.1, equation 3
 
 Size. dW = s B A is as large as W, but its rank is at most r, so the r (in + out) numbers in A and B
 say all of it. Take a layer 1024 -> 4096 and r = 16: W holds 4,194,304 numbers, A and B hold
@@ -249,7 +249,8 @@ def merge_lora(module):
 
     Merging itself costs one product (out, r) (r, in) per layer. The sum is taken in float32 and
     rounded once to W's dtype. Subtracting B A again would not give back the bits that this rounding
-    took, so each layer keeps its base for `unmerge_lora`: until then it takes its memory twice.
+    took, so each layer keeps its base for `unmerge_lora`: until then it takes its memory twice, and
+    both weights are among the module's parameters.
 
     A base in four bits is dequantized for the sum and stays so: rounding to four bits again would
     lose most of B A. A warning says that it happens. Merging is never a side effect of .eval().

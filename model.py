@@ -358,10 +358,9 @@ class LinearNLL(torch.autograd.Function):
             dlogits = dlogits.to(h.dtype)
             if need_h:
                 dh[rows] = dlogits @ W
-            if need_W and half:
-                dW += dlogits.T.float() @ h[rows].float()
-            elif need_W:
-                dW += dlogits.T @ h[rows]
+            if need_W:
+                left, right = dlogits.T, h[rows]                            # (V, n), (n, C)
+                dW += left.float() @ right.float() if half else left @ right
         ctx.save_for_backward(dh, dW)
         ctx.scale = LinearNLL.FLOAT16_SCALE if half else 1.0
         return nll

@@ -46,7 +46,7 @@ class AdamW(torch.optim.Optimizer):
                  fused=False, bits=32, paged=False):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "fused": fused,
                                   "weight_decay": weight_decay, "bits": bits, "paged": paged})
-        device = self.param_groups[0]["params"][0].device
+        device = next(p.device for group in self.param_groups for p in group["params"])
         self.copies = None      # a queue of copies that runs next to the GPU's computing
         if paged and device.type == "cuda":
             self.copies = torch.cuda.Stream(device)

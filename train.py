@@ -107,7 +107,7 @@ def model_for(config: Config, base: Transformer | None = None) -> Transformer:
 
 @dataclass
 class Progress:
-    """Where a run stands between two steps. Nothing else decides how it goes on."""
+    """Where a run stands between two steps, next to its weights and AdamW's moments."""
     step: int = 0               # optimizer steps so far
     tokens: int = 0             # trained on so far, supervised or not, without padding
     seconds: float = 0.0        # of training so far, without evaluation
@@ -132,7 +132,7 @@ class Run:
 def set_up(config: Config, data: Data, model: Transformer) -> Run:
     """A run of the settled `config` before its first step."""
     device, dtype = torch.device(config.device), DTYPES[config.dtype]
-    if device.type == "cuda":
+    if device.type == "cuda":       # a sweep's runs share a process, and each has a peak of its own
         torch.cuda.reset_peak_memory_stats(device)
 
     # LoRA: freeze the base and put A and B next to its layers. The seed decides A; B is zero, so
@@ -226,8 +226,8 @@ def keep_state(run: Run, state: Path):
 
 
 def answer_question(run: Run, messages: list[dict]) -> str:
-    """The model's own answer to the last question of `messages`, greedily."""
-    prompt = run.data.tokenizer.encode(dataset.prompt_of(messages, run.data.tokenizer))
+    """The model's own answer, greedily. messages: a test sample, answer included."""
+    prompt = run.data.tokenizer.encode(dataset.prompt_of(messages[:-1], run.data.tokenizer))
     with run.autocast():
         return generate_answers(run.model, run.data.tokenizer, [prompt], 160)[0].text
 

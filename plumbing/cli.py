@@ -46,7 +46,7 @@ def add_flags(parser, settings_class, only=None, **changes):
 
 
 def add_flag(group, name: str, kind, default, help: str, **how):
-    if default not in (None, False, "", []) and "default" not in help:
+    if default is not None and default is not False and "default" not in help:
         help += f" (default: {default})"
     if kind is bool:
         how.setdefault("action", argparse.BooleanOptionalAction)
@@ -77,11 +77,12 @@ def check_range(name: str, value, at_least=None, above=None, at_most=math.inf):
     """Raise UserError that says what `value` must be. nan lies in no range, and inf is too much."""
     low = at_least if above is None else above
     high_enough = value >= low if above is None else value > low
-    if high_enough and value <= at_most and value < 2 ** 63:
+    highest = min(at_most, 2 ** 63 - 1)             # what torch and a file can hold
+    if high_enough and value <= highest:
         return
     must = f"at least {low}" if above is None else f"above {low}"
-    if at_most < math.inf:
-        must += f" and at most {at_most}"
+    if at_most < math.inf or high_enough:
+        must += f" and at most {highest}"
     raise UserError(f"{name} {value}: it must be {must}")
 
 

@@ -12,10 +12,12 @@ from typing import NoReturn
 
 from safetensors import SafetensorError
 
-# The machine's answers that only its user can change. Any other OSError, a FileNotFoundError for
-# instance, is a fault of the program unless somebody has made a UserError of it.
-MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
-                  errno.ENAMETOOLONG, errno.EPIPE}
+# The machine's answers that only its user can change: a full or broken disk, a folder on another
+# machine that is gone, no permission, too many open files. Any other OSError, a FileNotFoundError
+# for instance, is a fault of the program unless somebody has made a UserError of it.
+MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EACCES,
+                  errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,
+                  errno.EPIPE}
 
 
 class UserError(ValueError):
@@ -52,8 +54,9 @@ def errors_in_one_line(out_of_memory: str = "", no_space: str = "", stopped: str
 
 def is_out_of_memory(e: BaseException) -> bool:
     """torch has one exception for CUDA and plain RuntimeErrors elsewhere; their words are alike."""
-    words = "out of memory" in str(e) or "allocate memory" in str(e)
-    return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and words
+    if isinstance(e, RuntimeError):
+        return "out of memory" in str(e) or "allocate memory" in str(e)
+    return isinstance(e, MemoryError) or isinstance(e, OSError) and e.errno == errno.ENOMEM
 
 
 def is_disk_full(e: BaseException) -> bool:

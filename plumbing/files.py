@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict:
     """The JSON object in `path`. Raises UserError if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(f"{path.parent} has no {path.name}; is it the right folder?") from None
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not valid JSON: {e}") from None
@@ -82,7 +82,8 @@ def resolve(name_or_path, files=CHECKPOINT_FILES) -> Path:
 
 
 def fetch(repo: str, revision: str | None, files: list[str]) -> Path:
-    from huggingface_hub import errors, snapshot_download       # takes a second: not at the top
+    # not at the top of the file, because it takes a second
+    from huggingface_hub import constants, errors, snapshot_download
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=files))
     except errors.GatedRepoError:
@@ -97,9 +98,11 @@ def fetch(repo: str, revision: str | None, files: list[str]) -> Path:
         if getattr(getattr(e, "response", None), "status_code", 0) == 401:
             raise UserError("the hub refuses the token in HF_TOKEN; renew it, or unset it for a "
                             "public model") from None
-        why = str(e).strip().partition("\n")[0][:200] or type(e).__name__
-        raise UserError(f"cannot fetch {repo} from the hub, and it is not in the cache ({why}); go "
-                        "online once, set HF_ENDPOINT to a mirror, or give a folder with the files"
+        why, remedy = str(e).strip().partition("\n")[0][:200] or type(e).__name__, "go online once"
+        if constants.HF_HUB_OFFLINE:
+            why, remedy = "HF_HUB_OFFLINE is set", "unset it and go online once"
+        raise UserError(f"cannot fetch {repo} from the hub, and it is not in the cache ({why}); "
+                        f"{remedy}, set HF_ENDPOINT to a mirror, or give a folder with the files"
                         ) from None
 
 

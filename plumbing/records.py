@@ -37,7 +37,7 @@ def write_rows(path: Path, rows: list[dict]):
 def read_rows(path: Path) -> list[dict]:
     """The rows with the types that make_row gave them; an empty cell is "".
 
-    Raises ValueError for a cell that should hold a number and does not.
+    Raises ValueError for a cell that should hold a number, or a whole one, and does not.
     """
     with open(path, newline="", encoding="utf-8") as f:
         return [{name: cell_value(name, cell) for name, cell in row.items()}
@@ -48,7 +48,11 @@ def cell_value(column: str, cell: str):
     if column in TEXT_COLUMNS or cell == "":
         return cell
     number = float(cell)
-    return int(number) if column in WHOLE_COLUMNS else number
+    if column not in WHOLE_COLUMNS:
+        return number
+    if not number.is_integer():
+        raise ValueError(f"{column} must be a whole number, not {cell}")
+    return int(number)          # the first edition wrote some of them as 64.0
 
 
 def row_line(row: dict) -> str:
@@ -92,6 +96,9 @@ def finished_rows(config, out: Path) -> list[dict] | None:
         raise UserError(f"{out} holds this run, unfinished; --resume goes on with it, --overwrite "
                         "begins again")
     shutil.rmtree(out / "state", ignore_errors=True)    # left by a kill after the last file
+    if not (out / "log.csv").exists():
+        raise UserError(f"{out} holds this run, finished, but its log.csv is gone; --overwrite "
+                        "makes it again")
     rows = read_rows(out / "log.csv")
     print(f"{out} holds this run, finished: {row_line(rows[-1])}")
     optimizer = existing["settings"].get("optimizer", config.optimizer)
@@ -102,9 +109,11 @@ def finished_rows(config, out: Path) -> list[dict] | None:
 
 
 def refuse_other_files(out: Path):
-    """Raise UserError if `out` holds files that no run has made."""
-    suffixes = (".csv", ".json", ".jsonl", ".safetensors")
-    if out.exists() and any(path.suffix in suffixes for path in out.iterdir()):
+    """Raise UserError if `out` holds what no run has made. A run that was killed at its very start
+    leaves a folder for its state, and perhaps half of its run.json."""
+    names = [path.name for path in out.iterdir()] if out.exists() else []
+    others = [name for name in names if name != "state" and not name.endswith(".part")]
+    if any(not name.startswith(".") for name in others):
         raise UserError(f"{out} holds files of something else than a run; give another --out")
 
 

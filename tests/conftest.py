@@ -107,6 +107,19 @@ def checkpoint(tmp_path_factory):
     return make
 
 
+@pytest.fixture
+def folder(checkpoint):
+    """A base for adapters, with a tied unembedding."""
+    return checkpoint("qwen2", tie_word_embeddings=True)
+
+
+@pytest.fixture
+def tasks(folder, tmp_path):
+    """{name: folder} of the adapters on it that adapters.TASKS lists."""
+    from adapters import save_tasks
+    return save_tasks(folder, tmp_path)
+
+
 @pytest.fixture(scope="session")
 def chat(tmp_path_factory):
     """The folder of a small chat data set. Do not write into it."""

@@ -1,5 +1,6 @@
 """Which errors become one line, and which keep their traceback."""
 import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors import SafetensorError
 
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import make_folder, read_json, replacing, write_json
+from plumbing.records import COLUMNS, read_rows, write_rows
 
 
 def ends_in(error, capsys, **advice):
@@ -19,6 +21,8 @@ def ends_in(error, capsys, **advice):
 @pytest.mark.parametrize("error", [
     UserError("mend\nthis"), PermissionError(errno.EACCES, "Permission denied", "x"),
     OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only"),
+    OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle"),
+    OSError(errno.EMFILE, "Too many open files"),
     SafetensorError("I/O error: No space left on device")])
 def test_what_a_user_can_mend_is_one_line(error, capsys):
     assert " ".join(str(error).split()) in ends_in(error, capsys)
@@ -39,6 +43,7 @@ def test_advice_goes_with_its_error(capsys):
     full = OSError(errno.ENOSPC, "No space left on device")
     assert ends_in(full, capsys, **advice).endswith("; make room\n")
     for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+                  OSError(errno.ENOMEM, "Cannot allocate memory"),
                   RuntimeError("can't allocate memory: you tried to allocate 9 bytes")):
         assert ends_in(error, capsys, **advice) == "error: out of memory: lower --micro_bs\n"
     assert "make room" not in ends_in(UserError("else"), capsys, **advice)
@@ -58,6 +63,37 @@ def test_a_file_is_whole_or_what_it_was_before(tmp_path):
         part.write_text("half")
         1 / 0
     assert read_json(path) == {"a": "Lan có 12 quả"} and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
+def test_json_that_is_not_there_is_asked_for_in_one_line(tmp_path, make):
+    """A file where a folder is meant, and a folder where a file is meant."""
+    make(tmp_path / "x")
+    with pytest.raises(UserError, match="has no x.json; is it the right folder"):
+        read_json(tmp_path / "x" / "x.json")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(UserError, match="has no folder.json"):
+        read_json(tmp_path / "folder.json")
+
+
+@pytest.mark.parametrize(("column", "cell"), [("rank", "inf"), ("rank", "12.5"), ("lr", "x")])
+def test_a_damaged_cell_is_a_value_error(tmp_path, column, cell):
+    row = dict.fromkeys(COLUMNS, "1") | {column: cell}
+    (tmp_path / "x.csv").write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
+    with pytest.raises(ValueError):
+        read_rows(tmp_path / "x.csv")
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    """Whole numbers as whole numbers, also where an older edition wrote 64.0."""
+    row = dict.fromkeys(COLUMNS, 2) | {"run": "a", "model": "b", "data": "c", "method": "full",
+                                       "targets": "", "rank": "", "lr": 1e-4, "test_nll": 0.5}
+    write_rows(tmp_path / "x.csv", [row])
+    again, = read_rows(tmp_path / "x.csv")
+    assert again == row and isinstance(again["step"], int)
+    text = (tmp_path / "x.csv").read_text().replace(",2,", ",2.0,")
+    (tmp_path / "x.csv").write_text(text)
+    assert isinstance(read_rows(tmp_path / "x.csv")[0]["step"], int)
 
 
 def test_a_file_in_the_way_of_a_folder(tmp_path):

@@ -186,7 +186,7 @@ def test_a_batch_takes_as_many_passes_as_one_answer(nano, sums, monkeypatch):
     """All weights are read once per pass, so sixteen answers take little longer than one."""
     model, tokenizer = nano
     conversations = dataset.read_messages(sums / "test.jsonl")[:16]
-    prompts = [tokenizer.encode(dataset.prompt_of(m, tokenizer)) for m in conversations]
+    prompts = [tokenizer.encode(dataset.prompt_of(m[:-1], tokenizer)) for m in conversations]
     hidden, sizes = Transformer.hidden, []
 
     def counted(model, ids, *more):
@@ -342,7 +342,7 @@ def test_ctrl_c_in_the_middle(sums, tmp_path):
     tokenizer = Tokenizer.from_pretrained("nano")
     lengths = []
     for messages in dataset.read_messages(sums / "test.jsonl"):
-        lengths.append(len(tokenizer.encode(dataset.prompt_of(messages, tokenizer))))
+        lengths.append(len(tokenizer.encode(dataset.prompt_of(messages[:-1], tokenizer))))
     longest_first = sorted(lengths, reverse=True)
     assert [lengths[i] for i in answered] == longest_first[:len(answered)]
     evaluate.main(argv)
@@ -364,7 +364,8 @@ def test_nothing_is_mixed(sums, checkpoint, tmp_path, fails):
                "max_length": 99}
     for name, value in changes.items():
         error = fails(**settings | {name: value})
-        assert f"holds another evaluation, with another {name}" in error
+        assert (f"holds another evaluation, with another {name}; give another --out, or delete it "
+                "and out.jsonl") in error
     assert (out.read_bytes(), out.with_suffix(".json").read_bytes()) == before
 
     task = Task("bleu", [])

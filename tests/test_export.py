@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters import TASKS, in_peft, logits, randomise_adapter, save_tasks
-from conftest import TINY, tiny_tokenizer
+from adapters import TASKS, in_peft, logits, randomise_adapter
+from conftest import TINY, edit_json, tiny_tokenizer
 from runs import contents, one_line
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -24,16 +24,6 @@ from tokenizer import Tokenizer
 
 
 @pytest.fixture
-def folder(checkpoint):
-    return checkpoint("qwen2", tie_word_embeddings=True)
-
-
-@pytest.fixture
-def tasks(folder, tmp_path):
-    return save_tasks(folder, tmp_path)
-
-
-@pytest.fixture
 def ids():
     generator = torch.Generator().manual_seed(0)
     return torch.randint(TINY["vocab_size"], (2, 20), generator=generator)
@@ -43,10 +33,6 @@ def run(capsys, *argv):
     capsys.readouterr()
     export.main([str(a) for a in argv])
     return capsys.readouterr().out
-
-
-def edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("task", TASKS)

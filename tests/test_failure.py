@@ -422,8 +422,11 @@ def test_nothing_is_overwritten_for_a_run_that_cannot_begin(
 @pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])
 def test_files_of_something_else_are_left(checkpoint, chat, tmp_path, broken, fails, flags):
     data = shutil.copytree(chat, tmp_path / "data")
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "diary.txt").write_text("mine")
     before = contents(tmp_path)
-    for folder in (broken, data):
+    for folder in (broken, data, notes):
         error = fails(command(checkpoint(), chat, folder, *flags))
         assert "holds files of something else" in error
     assert contents(tmp_path) == before

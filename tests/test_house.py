@@ -20,6 +20,8 @@ FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 NEIGHBOURS = {("plumbing", "plumbing"), ("optim", "quant")}     # on one floor, and allowed
 MAY_IMPORT_TRAIN = {"sweep", "plan"}
 FILES = sorted([*REPO.glob("*.py"), *REPO.glob("plumbing/*.py"), REPO / "data/check.py"])
+DATA = sorted(REPO.glob("data/**/*.py"))
+PEERS = {"transformers", "peft", "trl", "bitsandbytes", "datasets"}     # the tests' references
 
 
 def room_of(path):
@@ -32,6 +34,7 @@ def imports(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: rooms are imported by their full names"
             yield node.module
 
 
@@ -51,6 +54,17 @@ def test_a_room_imports_from_floors_below(path):
         below = FLOOR[other] < floor or (room, other) in NEIGHBOURS
         assert below, f"{path.name} imports {module}, which is not below it"
         assert other != "train" or room in MAY_IMPORT_TRAIN, f"{path.name} imports train"
+
+
+@pytest.mark.parametrize("path", sorted({*FILES, *DATA}), ids=lambda path: path.stem)
+def test_the_libraries_that_we_are_held_against_are_not_used(path):
+    assert not {module.partition(".")[0] for module in imports(path)} & PEERS
+
+
+def test_what_the_prepare_scripts_share_is_plumbing():
+    """They run before anything is installed but the hub's client: no torch, no room above."""
+    house = {m for m in imports(REPO / "data/common.py") if m.partition(".")[0] in FLOOR}
+    assert {module.partition(".")[0] for module in house} <= {"plumbing"}
 
 
 def test_what_can_be_lifted_out_names_its_plumbing():

@@ -74,6 +74,15 @@ def test_paged_is_adamw_to_the_last_bit(fused, bucket, device, monkeypatch):
         assert as_lists(theirs.state[p]) == as_lists(ours.state[q])
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_group_may_be_empty(name):
+    """train.py's group of vectors is, under LoRA; a method without matrices has the other one."""
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    OPTIMIZERS[name]([{"params": []}, {"params": [p]}], lr=0.1).step()
+    assert (p - 0.899).abs().max() < 1e-5           # decayed by lr 0.01, then a step of lr
+
+
 def test_never_more_than_two_buckets_are_on_the_device(monkeypatch):
     """Counted by weak references to what `fetch` returns."""
     alive, most = weakref.WeakSet(), []

@@ -140,14 +140,22 @@ def test_folders_without_runs_or_with_too_few_are_refused(tmp_path, capsys):
     assert "required: folder" in error_of(capsys)
 
 
+def test_a_file_in_the_way_of_the_figures_is_named(folder, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("here already")
+    error = error_of(capsys, folder, "--out", tmp_path / "README.md")
+    assert "README.md: a file is in the way of this folder; give another one" in error
+
+
 def test_damaged_files_are_named(tmp_path, capsys):
-    folder = write_csv(tmp_path, run_rows(FULL, 1e-5, [3, 2, 1, 1]))
+    folder = write_csv(tmp_path, run_rows(R64, 1e-5, [3, 2, 1, 1]))
     (folder / "other.csv").write_bytes("Größe,a\n".encode("latin-1"))
     assert len(verdicts.read_runs(folder)) == 1
     assert "other.csv is left out" in capsys.readouterr().err
     (folder / "other.csv").unlink()
     text = (folder / "0.csv").read_text()
-    for damaged in (text[:-30], text.replace("1e-05", "rate")):
+    infinite_rank = text.replace("all-linear,64,", "all-linear,inf,")
+    assert infinite_rank != text
+    for damaged in (text[:-30], text.replace("1e-05", "rate"), infinite_rank):
         (folder / "0.csv").write_text(damaged)
         assert "0.csv is damaged; delete it" in error_of(capsys, folder)
 

@@ -538,6 +538,7 @@ MISTAKES = {
     "--markdown x.md hi": "--markdown goes with",
     "--compare --data nano --system x": "--system and --data contradict",
     "--compare hi --markdown no/where/x.md": "no such folder",
+    "--compare hi --markdown .": "--markdown . is a folder; give the name of a file",
     "--compare hi --against nowhere": "nowhere: no such folder",
     "--compare --data nowhere": "--data nowhere: no folder",
     "--temperature=-1 hi": "--temperature -1.0: it must be at least 0",

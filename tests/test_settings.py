@@ -79,7 +79,8 @@ def test_names_that_are_listed_without_torch_are_those_that_torch_has():
 
 
 @pytest.mark.parametrize(("value", "words"), [
-    (0, "at least 1 and at most 10"), (11, "at most 10"), (float("nan"), "at least 1")])
+    (0, "at least 1 and at most 10"), (11, "at most 10"), (float("nan"), "at least 1"),
+    (float("inf"), "at most 10")])
 def test_a_range_refuses_what_is_outside_and_says_what_is_inside(value, words):
     @dataclasses.dataclass
     class Some:

@@ -602,6 +602,23 @@ def test_the_scaler_is_resumed_too(checkpoint, chat, tmp_path, monkeypatch):
 
 # ----- starting where a run exists ----------------------------------------------------------------
 
+def test_a_finished_run_gives_the_rows_that_it_gave_when_it_was_made(checkpoint, chat, tmp_path):
+    """Types included: a step is a whole number in both."""
+    argv = command(checkpoint(), chat, tmp_path, max_steps=2)
+    made, finished = (train.train(parse_run(argv)) for _ in range(2))
+    assert finished == made
+    assert [list(map(type, row.values())) for row in finished] == [
+        list(map(type, row.values())) for row in made]
+
+
+def test_a_finished_run_without_its_rows(checkpoint, chat, whole, tmp_path, capsys):
+    out = shutil.copytree(whole("lora"), tmp_path / "out")
+    (out / "log.csv").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        train.main(command(checkpoint(), chat, out))
+    assert "its log.csv is gone; --overwrite" in capsys.readouterr().err
+
+
 def test_a_finished_run_says_so_and_changes_nothing(checkpoint, chat, whole, capsys):
     before = contents(whole("lora"))
     for flags in ((), ("--resume",)):
