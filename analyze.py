@@ -19,7 +19,7 @@ from plumbing.files import cached_folder, resolve
 
 @dataclass
 class Settings:
-    adapter: str = flag(None, "folder of the adapter", nargs="?")
+    adapter: str = flag(None, "folder of the adapter", positional=True)
     model: str = flag(
         None, "the base, where the adapter does not say it; a hub repository's config.json is "
         "fetched")
@@ -27,8 +27,6 @@ class Settings:
 
 def print_adapter(settings: Settings):
     """Print what the adapter is. The network is used only if --model names a hub repository."""
-    if not settings.adapter:
-        raise UserError("which adapter? give its folder: python analyze.py out/3f087d1874")
     adapter = read_adapter(settings.adapter)
     factors = adapter.values()
     size = count_numbers(factors)
@@ -36,18 +34,19 @@ def print_adapter(settings: Settings):
 
     # ----- next to the base, if its files are on this machine -----
     share = share_on_disk = ""
+    print(f"adapter     {settings.adapter}")
     try:
-        base, base_size, base_bytes = look_up_base(adapter, settings)
-        share = f", {size / base_size:.3g} of the base's {base_size:,}"
-        if base_bytes:
-            share_on_disk = f", {n_bytes / base_bytes:.3g} of the base's {base_bytes / 1e6:,.2f}"
+        base_name, base_size, base_bytes = look_up_base(adapter, settings)
     except UserError as e:
         if settings.model:
             raise
-        base = e
+        print(f"base        unknown: {e}")
+    else:
+        print(f"base        {base_name}")
+        share = f", {size / base_size:.3g} of the base's {base_size:,}"
+        if base_bytes:
+            share_on_disk = f", {n_bytes / base_bytes:.3g} of the base's {base_bytes / 1e6:,.2f}"
     alphas = range_of(f.alpha for f in factors)
-    print(f"adapter     {settings.adapter}")
-    print(f"base        {base}")
     print(f"rank        {range_of(f.rank for f in factors)}")
     print(f"alpha       {alphas}: B A is scaled by {range_of(f.scale for f in factors)}")
     print(f"parameters  {size:,}{share}")
@@ -94,17 +93,17 @@ def look_up_base(adapter, settings: Settings) -> tuple[str, int, int]:
     The bytes are 0 if the weights are not on this machine. Raises UserError if its config.json is
     not here either, and if the adapter is for another base.
     """
-    name = settings.model or base_of(settings.adapter)
-    if settings.model or name == "nano" or os.path.isdir(name):
-        folder = resolve(name, ["config.json"])
+    base_name = settings.model or base_of(settings.adapter)
+    if settings.model or base_name == "nano" or os.path.isdir(base_name):
+        folder = resolve(base_name, ["config.json"])
     else:
-        folder = cached_folder(name)
+        folder = cached_folder(base_name)
     with torch.device("meta"):                      # shapes without memory
         base = Transformer(ModelConfig.from_pretrained(folder, quantized=True))
     check_fit(base, adapter, settings.adapter)
     base_size = sum(p.numel() for p in base.parameters())
     base_bytes = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
-    return name, base_size, base_bytes
+    return base_name, base_size, base_bytes
 
 
 def main(argv=None):

@@ -156,6 +156,11 @@ def base_of(adapter) -> str:
     return f"{name}@{config['revision']}" if config.get("revision") else name
 
 
+def default_base(adapter) -> str:
+    """What --model is where it is not given: the adapter's base, or nano without an adapter."""
+    return base_of(adapter) if adapter else "nano"
+
+
 # ----- the loss on a test set ---------------------------------------------------------------------
 
 @torch.no_grad()

@@ -25,10 +25,11 @@ the model thinks, even where it would rather write a sentence, or anything that 
 base model often knows more than it writes. Fine-tuning teaches the task and also the form of the
 answer, and the two numbers tell these apart.
 
-How sure a share is. With n answers, of which the share p is right, the table writes p ± its
-standard error sqrt(p (1 - p) / n). For p = 0.2 and n = 400: sqrt(0.2 * 0.8 / 400) = 0.02, so
-20.0 ± 2.0 %. Two models whose shares differ by one standard error may well be equally good. They
-answered the same questions, so comparing them question by question says more: --out has the lines.
+The uncertainty of a share. If the share p of n answers is right, its standard error is
+sqrt(p (1 - p) / n), and the table writes it behind the ±. For p = 0.2 and n = 400 it is
+sqrt(0.2 * 0.8 / 400) = 0.02, so 20.0 ± 2.0 %. Two models that differ by one standard error may well
+be equally good. They answered the same questions, so comparing them question by question says more:
+--out has the lines.
 
 --out FILE.jsonl gets a line for each answer, so that one can read the mistakes, and FILE.json the
 result. Each batch is added to the file when it is done. If the program is stopped, the same command
@@ -48,7 +49,7 @@ import torch
 from tqdm import tqdm
 
 import dataset
-from engine import base_of, generate_answers, mean_nll, open_model, room_for_prompt
+from engine import default_base, generate_answers, mean_nll, open_model, room_for_prompt
 from lora import load_adapter, merge_lora, read_tensors, remove_lora
 from metrics import Task, judge_answer, summarize_answers
 from plumbing.checkpoint import weight_files
@@ -101,7 +102,7 @@ class Settings:
 def parse_evaluation(argv=None) -> Settings:
     settings = parse_flags(Settings, "evaluate.py", __doc__, argv)
     if settings.model is None:
-        settings.model = base_of(settings.adapter) if settings.adapter else "nano"
+        settings.model = default_base(settings.adapter)
     return settings
 
 
@@ -175,7 +176,8 @@ def answer_questions(model, tokenizer, task, questions: list[Question],
             todo.append((question, prompt))
     todo.sort(key=lambda pair: len(pair[1]), reverse=True)
     if todo:
-        (question, prompt), room = todo[0], room_for_prompt(model, settings.max_new_tokens)
+        question, prompt = todo[0]
+        room = room_for_prompt(model, settings.max_new_tokens)
         if len(prompt) > room:
             raise UserError(f"test sample {question.index + 1} takes {len(prompt)} tokens, and "
                             f"next to --max_new_tokens the model has room for {room}")
@@ -183,7 +185,8 @@ def answer_questions(model, tokenizer, task, questions: list[Question],
           tqdm(total=len(questions), initial=len(rows), unit="answer", disable=None,
                dynamic_ncols=True) as bar):
         for i in range(0, len(todo), settings.batch):
-            batch, prompts = zip(*todo[i:i + settings.batch])
+            batch = [question for question, _ in todo[i:i + settings.batch]]
+            prompts = [prompt for _, prompt in todo[i:i + settings.batch]]
             start = time.perf_counter()
             new = answer_batch(model, tokenizer, task, batch, prompts, settings.max_new_tokens)
             seconds = (time.perf_counter() - start) / len(batch)

@@ -48,13 +48,13 @@ def merge_to_checkpoint(settings: Settings):
         raise UserError(f"--out {folder} exists and is not empty; give another one, or delete it")
 
     # ----- the base -----
-    base = settings.model or base_of(settings.adapter)
-    model = load_base(base, DTYPES.get(settings.dtype), nf4=settings.nf4)
+    base_name = settings.model or base_of(settings.adapter)
+    model = load_base(base_name, DTYPES.get(settings.dtype), nf4=settings.nf4)
     for name, layer in list(model.named_modules()):     # all: the checkpoint has plain weights
         if isinstance(layer, NF4Linear):
             model.set_submodule(name, dense_linear(layer.weight.dequantize(), layer.bias))
-    tokenizer = Tokenizer.from_pretrained(base)
-    tokenizer.check_vocabulary(model.config.vocab_size, base)
+    tokenizer = Tokenizer.from_pretrained(base_name)
+    tokenizer.check_vocabulary(model.config.vocab_size, base_name)
 
     # ----- the merge, with a look at the logits before and after -----
     ids = torch.tensor([tokenizer.encode(PROBE)])                           # (1, T)
@@ -70,7 +70,7 @@ def merge_to_checkpoint(settings: Settings):
     largest = (before - after).abs().max()
     same = (before.argmax(-1) == after.argmax(-1)).sum()
     dtype = dtype_name(model.lm_head.weight.dtype)
-    print(f"{folder}: {base} with {settings.adapter} merged, in {dtype}")
+    print(f"{folder}: {base_name} with {settings.adapter} merged, in {dtype}")
     print(f"over {len(after)} tokens the largest difference of a logit, B A next to W or merged "
           f"and rounded, is {largest:.3g},")
     print(f"with logits up to {before.abs().max():.3g}; the likeliest token is the same at {same} "

@@ -22,6 +22,7 @@ import numpy as np
 
 from plumbing.cli import make_parser, run_command
 from plumbing.errors import UserError, errors_in_one_line
+from plumbing.files import make_folder
 from verdicts import (MARGIN, Arm, Sweep, count_noun, find_best_rate, format_parameters,
                       format_rate_multiple, format_rates, group_runs, read_runs, select_sweeps,
                       verdict_table)
@@ -272,7 +273,7 @@ FIGURES = {"finding1": plot_rank, "finding2": plot_rates, "finding3": plot_batch
 def draw_figures(sweep, long: Sweep | None, out: Path, prefix: str) -> list[Path]:
     """Save every figure that the runs allow as PNG and SVG -> the PNGs' paths."""
     import matplotlib
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     paths = []
     for name, plot_finding in FIGURES.items():
         runs = long if name == "capacity" else sweep

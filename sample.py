@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 import dataset
-from engine import (base_of, fit_prompt, generate_answers, open_model, room_for_prompt,
+from engine import (default_base, fit_prompt, generate_answers, open_model, room_for_prompt,
                     stream_answer)
 from lora import read_adapter, set_adapter
 from plumbing.cli import check_ranges, flag, parse_flags, run_command
@@ -111,6 +111,8 @@ def check_sampling(settings):
                         "conversation begins with")
     if settings.markdown and not Path(settings.markdown).absolute().parent.is_dir():
         raise UserError(f"--markdown {settings.markdown}: there is no such folder")
+    if settings.markdown and Path(settings.markdown).is_dir():
+        raise UserError(f"--markdown {settings.markdown} is a folder; give the name of a file")
     for folder in settings.against.values():
         resolve(folder)                 # say what is missing before the others have answered
 
@@ -128,8 +130,8 @@ def seed_generation(settings, model) -> dict:
     temperature 1, 88 and 12 % at 0.5, 62 and 38 % at 2. At 0 nothing is drawn: the likeliest wins.
 
     top_p acts after that. The tokens are sorted by p, the likeliest are kept until they sum to
-    top_p, and the rest gets 0: the long tail of unlikely tokens, of which each is hardly ever drawn
-    but one of them often is.
+    top_p, and the rest gets 0. The rest is a long tail of unlikely tokens. Each alone is hardly
+    ever drawn, but together they are drawn often: 50,000 tokens at 0.0002 % each make 10 %.
     """
     device = model.model.embed_tokens.weight.device
     generator = torch.Generator(device).manual_seed(settings.seed)
@@ -240,8 +242,8 @@ def print_note(text: str):
 def compare_models(settings, model, tokenizer, adapters: dict, system: list[dict]):
     """Print a table for each question: the answers of the base, of each adapter and of --against.
 
-    Each side answers all questions before the next one is loaded. With --temperature each begins
-    with the same seed.
+    Each side answers all questions before the next one is loaded. With --temperature, drawing
+    starts again from --seed for each side.
     """
     answers = {}
     if settings.data:
@@ -331,7 +333,7 @@ def sample(settings):
     """Open the base and the adapters, then compare, answer once, or chat."""
     if settings.model is None:
         first = next(iter(settings.adapter.values()), None)
-        settings.model = base_of(first) if first else "nano"
+        settings.model = default_base(first)
     model, tokenizer = open_model(settings.model, settings.device, settings.dtype, settings.nf4)
     adapters = {name: read_adapter(folder, model) for name, folder in settings.adapter.items()}
     system = [{"role": "system", "content": settings.system}] if settings.system else []

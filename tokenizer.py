@@ -4,7 +4,7 @@ A text becomes ids in four steps. tokenizer.json describes each. With the embedd
 
     "2 quả táo<|im_end|>"
     added_tokens    "2 quả táo" | <|im_end|>            special tokens are cut out first, whole
-    normalizer      a + accent becomes á                Unicode's form NFC: one way to write it
+    normalizer      a + accent becomes á                one code point if there is one (NFC)
     pre_tokenizer   "2" | " quả" | " táo"               words, by a regular expression
     model           " táo" -> one token                 the bytes of each word are merged
     ids             20 319 1002 2

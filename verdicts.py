@@ -360,39 +360,43 @@ def refuse_other_test_sets(runs: list[list[dict]]):
                 "different folders")
 
 
-ARM_COLUMNS = ("method", "targets", "rank", "alpha", "batch_eff", "trainable")  # Arm's first fields
-
-
 def group_runs(runs: list[list[dict]]) -> list[Sweep]:
     """Put runs together that have model, data and steps in common.
 
     Raises UserError for two runs that differ, but in nothing that the columns show.
     """
     refuse_other_test_sets(runs)
-    tree = defaultdict(lambda: defaultdict(dict))       # sweep -> arm -> (seed, rate) -> rows
-    for rows in runs:
-        first = rows[0]
-        sweep = first["model"], first["data"], tuple(row["step"] for row in rows)
-        runs_of_arm = tree[sweep][tuple(first[column] for column in ARM_COLUMNS)]
-        seed_and_rate = first["seed"], first["lr"]
-        if seed_and_rate in runs_of_arm:
-            other = runs_of_arm[seed_and_rate][0]
-            raise UserError(
-                f"runs {other['run']} and {first['run']} are alike in every column but differ in "
-                "other settings (--eval_samples, --dtype ...); put their files into different "
-                "folders")
-        runs_of_arm[seed_and_rate] = rows
     ranks = {rows[0]["rank"] for rows in runs if rows[0]["targets"] == "all-linear"}
+    runs_by_sweep = defaultdict(list)
+    for rows in runs:
+        steps = tuple(row["step"] for row in rows)
+        runs_by_sweep[rows[0]["model"], rows[0]["data"], steps].append(rows)
     sweeps = []
-    for (model, data, steps), arms in tree.items():
-        seeds = sorted({seed for runs_of_arm in arms.values() for seed, _ in runs_of_arm})
-        arms = [make_arm(runs_of_arm, seeds, ranks) for runs_of_arm in arms.values()]
+    for (model, data, steps), some in runs_by_sweep.items():
+        seeds = sorted({rows[0]["seed"] for rows in some})
+        arms = [make_arm(runs_of_arm, seeds, ranks) for runs_of_arm in split_by_arm(some)]
         sweeps.append(Sweep(model, data, np.array(steps), arms))
     left_out = len(runs) - sum(sweep.n_runs for sweep in sweeps)
     if left_out:
         print(f"{left_out} runs are left out: of their seed, not all rates of the arm were run",
               file=sys.stderr)
     return sweeps
+
+
+def split_by_arm(runs: list[list[dict]]) -> list[dict[tuple, list[dict]]]:
+    """-> the runs of each arm, {(seed, rate): rows}."""
+    arms = defaultdict(dict)
+    for rows in runs:
+        first = rows[0]
+        runs_of_arm = arms[first["method"], first["targets"], first["rank"], first["alpha"],
+                           first["batch_eff"], first["trainable"]]
+        earlier = runs_of_arm.setdefault((first["seed"], first["lr"]), rows)
+        if earlier is not rows:
+            raise UserError(
+                f"runs {earlier[0]['run']} and {first['run']} are alike in every column but differ "
+                "in other settings (--eval_samples, --dtype ...); put their files into different "
+                "folders")
+    return list(arms.values())
 
 
 def make_arm(runs: dict[tuple, list[dict]], seeds: list[int], ranks: set) -> Arm:
@@ -409,7 +413,9 @@ def make_arm(runs: dict[tuple, list[dict]], seeds: list[int], ranks: set) -> Arm
         if grids[s] == lrs:
             nll[s] = [nll_curve(runs[seed, lr]) for lr in lrs]
     higher_ranks = sum(rank > (first["rank"] or 0) for rank in ranks)
-    return Arm(*(first[column] for column in ARM_COLUMNS), higher_ranks, lrs, nll)
+    return Arm(method=first["method"], targets=first["targets"], rank=first["rank"],
+               alpha=first["alpha"], batch=first["batch_eff"], trainable=first["trainable"],
+               higher_ranks=higher_ranks, lrs=lrs, nll=nll)
 
 
 def nll_curve(rows: list[dict]) -> list[float]:

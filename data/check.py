@@ -143,7 +143,10 @@ def show_histogram(lengths: list[int], max_length: int):
 
 
 def show_repeats(pairs: list[tuple[Line, Line]], what: str):
-    """How many there are, how many of them only weigh more (same answer), and the first."""
+    """Print the number of pairs, how many of them also share their answer, and the first pair.
+
+    With the same answer, the sample just counts twice. With another, one of the two may be wrong.
+    """
     if not pairs:
         print(f"  {what}: 0")
         return

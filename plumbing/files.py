@@ -116,4 +116,4 @@ def cached_folder(name: str) -> Path:
             return Path(path).parent
     except errors.HFValidationError:        # not the name of a repository: a folder that is gone
         pass
-    raise UserError(f"{name}, which is not on this machine; --model says where else it is")
+    raise UserError(f"{name} is not on this machine; --model says where else it is")

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from adapters import LINEARS, in_peft, logits, randomise_adapter, save_tasks
+from adapters import LINEARS, in_peft, logits, randomise_adapter
 from conftest import REPO, TINY
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,11 +33,6 @@ from lora import (
 from model import ModelConfig, Transformer
 from plumbing.errors import UserError
 from quant import quantize_model
-
-
-@pytest.fixture
-def folder(checkpoint):
-    return checkpoint("qwen2", tie_word_embeddings=True)
 
 
 @pytest.fixture
@@ -511,11 +506,6 @@ def test_a_merged_checkpoint_gives_the_same_logits_in_transformers(model, ids, t
 
 
 # ----- switch tasks -------------------------------------------------------------------------------
-
-@pytest.fixture
-def tasks(folder, tmp_path):
-    return save_tasks(folder, tmp_path)
-
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_hundred_switches(folder, tasks, ids, dtype):
