@@ -131,40 +131,43 @@ def adapter_parameters(c: ModelConfig, rank: int, targets: str = "all-linear") -
 
 
 class Sizes:
-    """A model and a run in the symbols of the formulas, and what the formulas ask of the run."""
+    """The symbols of the formulas, for the model `c` and the run of `config`."""
 
-    def __init__(self, c: ModelConfig, run: Config):
-        # the model
-        self.c = c
-        self.C, self.I, self.V, self.L = (
-            c.hidden_size, c.intermediate_size, c.vocab_size, c.num_hidden_layers)
+    def __init__(self, c: ModelConfig, config: Config):
+        self.c, self.config = c, config
         self.shapes = linear_shapes(c)
-        self.Q, self.K = self.shapes["q_proj"][1], self.shapes["k_proj"][1]
-        self.P, self.W = count_parameters(c), linear_parameters(c)
-        self.tied = c.tie_word_embeddings
+        self.full = config.method == "full"
+        self.mixed = self.full and config.dtype != "float32"    # autocast: 16-bit products
+        self.on_gpu = config.device.startswith("cuda")
+        self.paged = self.on_gpu and config.optimizer.startswith("paged_")
+        self.moment_bytes = MOMENT_BYTES[config.optimizer.removeprefix("paged_")]
+
+        # the model: widths, counts, parameters
+        self.C = c.hidden_size                          # the residual stream
+        self.I = c.intermediate_size                    # the MLP
+        self.Q = self.shapes["q_proj"][1]               # queries of all heads
+        self.K = self.shapes["k_proj"][1]               # keys of all heads; values are as wide
+        self.V = c.vocab_size                           # vocabulary
+        self.L = c.num_hidden_layers                    # layers
+        self.P = count_parameters(c)                    # all parameters
+        self.W = linear_parameters(c)                   # those of the layers' linear maps
 
         # what is trained
-        self.full, self.qlora = run.method == "full", run.method == "qlora"
-        self.r = run.rank
-        if self.full:
-            self.a, self.trained, self.trained_maps = 0, self.P, list(self.shapes)
-        else:
-            self.a = self.trained = adapter_parameters(c, run.rank, run.targets)
-            self.trained_maps = targeted_maps(run.targets)
-        self.dW = 4 * self.V * self.C if self.full else 0   # bytes of one embedding's gradient
-        self.cuda = run.device.startswith("cuda")
-        self.paged = self.cuda and run.optimizer.startswith("paged_")
-        self.both_moments = MOMENT_BYTES[run.optimizer.removeprefix("paged_")]
+        self.r = config.rank                            # rank of the adapters
+        self.a = 0                                      # parameters of the adapters
+        self.trained, self.trained_maps = self.P, list(self.shapes)
+        if not self.full:
+            self.a = self.trained = adapter_parameters(c, config.rank, config.targets)
+            self.trained_maps = targeted_maps(config.targets)
+        self.dW = 4 * self.V * self.C if self.full else 0       # bytes of one embedding's gradient
 
-        # how it is computed
-        self.T, self.N = run.max_length, run.micro_bs * run.max_length
-        self.predicted = self.N - run.micro_bs      # tokens: all but the first of each sample
-        self.one_micro_batch = run.grad_accum == 1
-        self.s = DTYPES[run.dtype].itemsize
-        self.t = 4 if self.full else self.s
-        self.mixed = self.full and self.s == 2      # float32 weights, 16-bit products: autocast
-        self.float16 = run.dtype == "float16"
-        self.checkpointing = run.gradient_checkpointing
+        # a micro-batch: tokens, and bytes per number
+        self.T = config.max_length                      # of a sample
+        self.N = config.micro_bs * self.T               # of all samples
+        self.predicted = self.N - config.micro_bs       # all but the first of each sample
+        self.m = min(self.predicted, LinearNLL.CHUNK)   # of a chunk of the loss
+        self.s = DTYPES[config.dtype].itemsize          # of the computation
+        self.t = 4 if self.full else self.s             # of the residual stream
 
 
 class Term(NamedTuple):
@@ -190,7 +193,7 @@ def term_of_weights(z: Sizes) -> Term:
     held, formula, source = z.s * z.P, "s P: frozen", "arXiv 2106.09685"
     if z.full:
         held, formula, source = 4 * z.P, "4 P: kept in float32", "arXiv 1710.03740"
-    if z.qlora:
+    if z.config.method == "qlora":
         held = NF4_BYTES * z.W + z.s * (z.P - z.W)
         formula, source = "4.127 / 8 W + s (P - W)", "arXiv 2305.14314"
     return Term("throughout", "weights", held, formula, source)
@@ -207,8 +210,8 @@ def term_of_moments(z: Sizes) -> Term:
 
     Paged moments stay in the host's memory. On a CPU that is the device's memory.
     """
-    held = 0 if z.paged else z.both_moments * z.trained
-    formula = f"{z.both_moments:g} " + ("P" if z.full else "a")
+    held = 0 if z.paged else z.moment_bytes * z.trained
+    formula = f"{z.moment_bytes:g} " + ("P" if z.full else "a")
     return Term("throughout", "optimizer", held, formula, "arXiv 1412.6980")
 
 
@@ -220,7 +223,7 @@ def terms_of_gradients(z: Sizes) -> list[Term]:
     In full fine-tuning the embedding's, and the unembedding's if the two are not tied, come last of
     all. They have a term of their own: 4 V C = 0.545 GB each.
     """
-    own, own_formula = (z.dW, "4 V C") if z.tied else (2 * z.dW, "4 V C, twice")
+    own, own_formula = (z.dW, "4 V C") if z.c.tie_word_embeddings else (2 * z.dW, "4 V C, twice")
     formula, source = "4 P less these" if z.full else "4 a", "as what is trained"
     return [Term("gradients", "gradients", 4 * z.trained - own, formula, source),
             Term("embedding", "  of embeddings", own, own_formula, source)]
@@ -345,6 +348,7 @@ def layer_copies(z: Sizes, needing: set[str]) -> Term:
     return Term("kept", "  16-bit copies", held, formula, source)
 
 
+# All take `needing`, although layer_inputs and layer_u ignore it, so that one loop can call them.
 LAYER_TERMS = (layer_norms, layer_inputs, layer_u, layer_attention, layer_swiglu, layer_copies)
 
 
@@ -355,13 +359,13 @@ def activations(z: Sizes) -> list[Term]:
         lowest = layer_term(z, tensors_needing_gradient(z, lowest=True))
         other = layer_term(z, tensors_needing_gradient(z, lowest=False))
         held = 0
-        if not z.checkpointing:
+        if not z.config.gradient_checkpointing:
             held = lowest.bytes + (z.L - 1) * other.bytes
         if layer_term == layer_norms:
             held += norm_keeps(z, z.C, out=z.t)         # the last norm
         terms.append(other._replace(bytes=held))
 
-    starts = z.t * z.N * z.C * z.L if z.checkpointing else 0
+    starts = z.t * z.N * z.C * z.L if z.config.gradient_checkpointing else 0
     positions, formula = z.t * z.T * z.c.head_dim, "t T hd: cos, sin"   # half of hd each
     if z.full:
         positions += 8 * z.N                            # ids, for the embedding's gradient
@@ -379,39 +383,57 @@ def term_of_loss_gradients(z: Sizes) -> Term:
     (s C + 16) B (T - 1) = 3.7 MB; in full fine-tuning also dNLL/dW, 4 V C. In float16 dNLL/dh is
     kept in float32: 4 C instead of s C.
     """
-    size, symbol = (4, "4") if z.float16 else (z.s, "s")
+    size, symbol = (4, "4") if z.config.dtype == "float16" else (z.s, "s")
     name, formula = "~ dNLL/dh", f"{symbol} C + 16 per token"
     if z.full:
         name, formula = f"{name}, dNLL/dW", f"{formula}, 4 V C"
     return Term("loss", name, (size * z.C + 16) * z.predicted + z.dW, formula, "LinearNLL")
 
 
+def softmax_bytes(z: Sizes) -> int:
+    """The float32 logits of a chunk of m tokens next to log p: 8 m V = 0.622 GB."""
+    return 8 * z.m * z.V
+
+
+def dlogits_bytes(z: Sizes) -> int:
+    """What a chunk leaves: dlogits, in the place of log p, and a 16-bit copy: 6 m V = 0.467 GB."""
+    per_logit = 4 if z.s == 4 else 6
+    return per_logit * z.m * z.V
+
+
+def next_softmax_bytes(z: Sizes) -> int:
+    """The softmax of the next chunk, next to what this one leaves: 8 m V + 6 m V = 1.089 GB."""
+    next_m = min(z.m, z.predicted - z.m)
+    return 8 * next_m * z.V + dlogits_bytes(z)
+
+
+def dW_product_bytes(z: Sizes) -> int:
+    """dW = dlogits^T h (V, C) of a chunk, next to dlogits. Full: 6 m V + 2 V C = 0.739 GB.
+
+    A CPU makes the 16-bit product float32 before it adds it. float16 is multiplied in float32,
+    for which dlogits are copied once more.
+    """
+    if not z.full:
+        return 0
+    if z.config.dtype == "float16":
+        return dlogits_bytes(z) + 4 * z.m * z.V + 4 * z.V * z.C
+    per_weight = z.s
+    if z.mixed and not z.on_gpu:
+        per_weight += 4
+    return dlogits_bytes(z) + per_weight * z.V * z.C
+
+
 def term_of_logits(z: Sizes) -> Term:
-    """LinearNLL's logits of at most m = CHUNK tokens, next to h: 14 m V + t N C = 1.093 GB.
+    """The most of LinearNLL's three moments, next to h: 14 m V + t N C = 1.093 GB.
 
     The float32 logits of all tokens at once would take 4 N V, 1.245 GB, and log p as much again.
     """
-    m = min(z.predicted, LinearNLL.CHUNK)
-    next_m = min(m, z.predicted - m)                    # tokens of the next chunk
-    done = 4 if z.s == 4 else 6     # per logit: dlogits in the place of log p; its 16-bit copy
-
-    # the most of three moments: softmax; the next chunk's softmax; the product for dW
-    moments = [8 * m * z.V]                             # float32 logits next to log p
-    if next_m:
-        moments.append(8 * next_m * z.V + done * m * z.V)
-    if z.float16 and z.full:
-        moments.append((done + 4) * m * z.V + z.dW)     # in float32, dlogits once more for it
-    elif z.full:
-        product = z.s                                   # dlogits^T h, (V, C)
-        if z.mixed and not z.cuda:
-            product += 4                                # a CPU makes it float32 before adding it
-        moments.append(done * m * z.V + product * z.V * z.C)
-    held = max(moments) + z.t * z.N * z.C
+    held = max(softmax_bytes(z), next_softmax_bytes(z), dW_product_bytes(z)) + z.t * z.N * z.C
     if z.mixed:
         held += 2 * z.V * z.C       # autocast keeps 16-bit weights until the forward pass is over
-        if z.checkpointing:
+        if z.config.gradient_checkpointing:
             held += 2 * z.W
-    formula = f"8 x {m} V and more; uncut 4 N V = {4 * z.N * z.V / 1e9:.2f}"
+    formula = f"8 x {z.m} V and more; uncut 4 N V = {4 * z.N * z.V / 1e9:.2f}"
     return Term("loss", "~ logits", held, formula, "LinearNLL")
 
 
@@ -420,13 +442,13 @@ def term_of_layer_backwards(z: Sizes) -> Term:
     held, formula = 2 * z.s * z.N * z.I, "2 s N I: d silu, d up"
     if z.full:
         formula += ", 4 V C"
-        if z.tied or z.one_micro_batch:
+        if z.c.tie_word_embeddings or z.config.grad_accum == 1:
             held += z.dW            # dNLL/dW waits for the embedding's half, or is .grad already
-    if z.qlora:
+    if z.config.method == "qlora":
         # one dequantized weight: 2 bytes of indices or 16-bit form next to 4 of float32
         held += 6 * max(size_in * size_out for size_in, size_out in z.shapes.values())
         formula += ", 6 in out"
-    if z.checkpointing:
+    if z.config.gradient_checkpointing:
         needing = tensors_needing_gradient(z, lowest=False)
         held += sum(layer_term(z, needing).bytes for layer_term in LAYER_TERMS)
         formula += ", its activations"
@@ -439,8 +461,8 @@ def term_of_embedding_backwards(z: Sizes) -> Term:
     In full fine-tuning, tied, 2 x 4 V C = 1.089 GB. The first gradient of a step is not added but
     becomes .grad itself, so with one micro-batch there is one less.
     """
-    copies = 2 if z.tied else 1
-    if z.one_micro_batch:
+    copies = 2 if z.c.tie_word_embeddings else 1
+    if z.config.grad_accum == 1:
         copies -= 1
     return Term("end", "~ embedding's gradient", copies * z.dW,
                 "4 V C, next to dNLL/dW where tied", "nn.Embedding")
@@ -457,8 +479,8 @@ def term_of_update(z: Sizes) -> Term:
     bucket = max(tensor, min(z.trained, BUCKET))
     held = 0
     if z.paged:
-        held += 2 * z.both_moments * bucket
-    if z.both_moments < 8:
+        held += 2 * z.moment_bytes * bucket
+    if z.moment_bytes < 8:
         held += 8 * bucket + 9 * tensor
     formula = "8 bits: 8 per parameter of a bucket; paged: 2 buckets"
     return Term("step", "~ optimizer's step", held, formula, "optim.py")
@@ -466,26 +488,26 @@ def term_of_update(z: Sizes) -> Term:
 
 # ----- the peak -----------------------------------------------------------------------------------
 
-def memory(c: ModelConfig, run: Config) -> list[Term]:
-    """What an optimizer step of `run` holds. Not all of it at once: see `at_peak`."""
-    z = Sizes(c, run)
+def memory(c: ModelConfig, config: Config) -> list[Term]:
+    """What an optimizer step of `config` holds. Not all of it at once: see `at_peak`."""
+    z = Sizes(c, config)
     return [term_of_weights(z), term_of_adapters(z), term_of_moments(z),
             *terms_of_gradients(z), *activations(z),
             term_of_loss_gradients(z), term_of_logits(z), term_of_layer_backwards(z),
             term_of_embedding_backwards(z), term_of_update(z)]
 
 
-def at_peak(c: ModelConfig, run: Config) -> tuple[str, dict[str, float]]:
+def at_peak(c: ModelConfig, config: Config) -> tuple[str, dict[str, float]]:
     """-> (the moment at which most is held, {kind: bytes then}). The bytes' sum is the peak.
 
     With one micro-batch per step no gradients exist before the backward pass, which frees
     activations as it makes gradients. With several, the earlier ones' gradients are there.
     """
-    terms, total = memory(c, run), Counter()
+    terms, total = memory(c, config), Counter()
     for term in terms:
         total[term.when] += term.bytes
     gradients = total["gradients"] + total["embedding"]
-    before = gradients if run.grad_accum > 1 else 0
+    before = gradients if config.grad_accum > 1 else 0
     moments = {             # gradients, activations, temporary
         "the loss": (before, total["kept"], total["loss"]),
         "a layer's backward pass": (before, total["kept"], total["layer"]),
@@ -498,14 +520,14 @@ def at_peak(c: ModelConfig, run: Config) -> tuple[str, dict[str, float]]:
     return moment, held
 
 
-def peak_bytes(c: ModelConfig, run: Config) -> float:
-    return sum(at_peak(c, run)[1].values())
+def peak_bytes(c: ModelConfig, config: Config) -> float:
+    return sum(at_peak(c, config)[1].values())
 
 
-def largest_micro_bs(c: ModelConfig, run: Config, size: float) -> int:
+def largest_micro_bs(c: ModelConfig, config: Config, size: float) -> int:
     """The largest micro-batch that fits in `size` bytes; 0: not even one sample."""
     return bisect.bisect(range(1, 2 ** 16), size,
-                         key=lambda micro_bs: peak_bytes(c, replace(run, micro_bs=micro_bs)))
+                         key=lambda micro_bs: peak_bytes(c, replace(config, micro_bs=micro_bs)))
 
 
 def rule_of_thumb(P: float, activations: float = 0) -> float:
@@ -538,22 +560,23 @@ def break_even(weights: float, in_out: float) -> float:
     return weights / (3 * in_out)
 
 
-def step_flops(c: ModelConfig, run: Config) -> float:
-    """FLOPs of an optimizer step of `run` on full-length samples with all tokens supervised.
+def step_flops(c: ModelConfig, config: Config) -> float:
+    """FLOPs of an optimizer step of `config` on full-length samples with all tokens supervised.
 
     6 per weight and token, 4 where dW is not needed: of the unembedding, too, which has no adapter.
     Causal attention sees T / 2 keys on average: 2 T Q per token and layer, twice that backwards.
     """
-    z = Sizes(c, run)
+    z = Sizes(c, config)
     attention = 2 * z.T * z.Q * z.L
     per_weight = 6 if z.full else 4
     per_token = per_weight * (z.W + z.V * z.C) + 6 * z.a + 3 * attention
-    if z.checkpointing:         # the layers' forward pass again, until it has what is kept
+    if z.config.gradient_checkpointing:
+        # the layers' forward pass again, until it has what is kept
         again = z.W + z.a
         if z.full:
             again -= z.L * z.I * z.C        # nothing after down_proj's input is kept
         per_token += 2 * again + attention
-    return per_token * run.batch_eff * run.max_length
+    return per_token * config.batch_eff * config.max_length
 
 
 # ----- a rate and a rank to start with ------------------------------------------------------------
@@ -582,61 +605,65 @@ def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:
     return max(1, math.ceil(tokens / (2 * adapter_parameters(c, 1, targets))))
 
 
-def count_supervised_tokens(run: Config) -> tuple[int, int]:
+def count_supervised_tokens(config: Config) -> tuple[int, int]:
     """-> (supervised tokens of the training split, how many of them the run sees)."""
-    if Path(run.model).is_file():
-        folder = Path(run.model).parent
+    if Path(config.model).is_file():
+        folder = Path(config.model).parent
     else:
-        folder = resolve(run.model, ["tokenizer*.json", "chat_template*"])
+        folder = resolve(config.model, ["tokenizer*.json", "chat_template*"])
     tokenizer = Tokenizer.from_pretrained(folder)
-    samples, _ = load_split(find_dataset(run.data) / "train.jsonl", tokenizer, run.max_length)
+    samples, _ = load_split(find_dataset(config.data) / "train.jsonl", tokenizer, config.max_length)
     tokens = sum(len(sample.ids) - sample.start for sample in samples)
-    epochs = run.max_steps * run.batch_eff / len(samples)
+    epochs = config.max_steps * config.batch_eff / len(samples)
     return tokens, round(tokens * min(1, epochs))
 
 
 # ----- measuring: two real steps ------------------------------------------------------------------
 
-def make_stepper(c: ModelConfig, run: Config):
+def make_stepper(c: ModelConfig, config: Config):
     """train.py's optimizer step on random weights and tokens, as a function without arguments."""
-    device, dtype = torch.device(run.device), train.weight_dtype(run)
+    device, dtype = torch.device(config.device), train.weight_dtype(config)
     with torch.device("meta"):
         model = Transformer(c)
     # one weight at a time, as from_pretrained puts them and load_quantized quantizes them
     for name, p in list(model.named_parameters()):
         model.put(name, torch.empty(p.shape, dtype=dtype, device=device).normal_(std=0.02),
                   p.shape, "")
-        if run.method == "qlora":
+        if config.method == "qlora":
             quantize_layer(model, name.rpartition(".")[0])
     model.tie_weights()
-    made = train.set_up(run, None, model)
-    ids = torch.randint(c.vocab_size, (run.micro_bs, run.max_length))
-    micro_batches = [(ids, ids)] * min(2, run.grad_accum)   # a third holds what the second holds
+    made = train.set_up(config, None, model)
+    ids = torch.randint(c.vocab_size, (config.micro_bs, config.max_length))
+    micro_batches = [(ids, ids)] * min(2, config.grad_accum)   # a third holds what the second holds
     return lambda: train.optimizer_step(model, made.optimizer, made.scaler, micro_batches,
-                                        made.autocast, 1e-4, 1.0)
+                                        made.autocast, lr=1e-4, grad_clip=1.0)
 
 
-def measure_two_steps(c: ModelConfig, run: Config) -> tuple[float, float]:
+def measure_two_steps(c: ModelConfig, config: Config) -> tuple[float, float]:
     """-> (bytes before the model exists, the most bytes in two steps). Only the second step holds
     AdamW's moments throughout.
 
     Call it in a process of its own, because a peak is that of all that a process ever did.
     """
-    device = torch.device(run.device)
+    device = torch.device(config.device)
     tiny = replace(
         c, vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         num_attention_heads=1, num_key_value_heads=1, head_dim=8)
-    make_stepper(tiny, replace(run, rank=1))()      # loads the libraries' own buffers
+    make_stepper(tiny, replace(config, rank=1))()      # loads the libraries' own buffers
     before = peak_gb(device)
-    step = make_stepper(c, run)
+    step = make_stepper(c, config)
     step()
     step()
     return before * 1e9, peak_gb(device) * 1e9
 
 
 def in_fresh_process(function, *args, **env):
-    """function(*args) in a new process, with `env` added to its environment."""
+    """function(*args) in a new process with the user's environment and `env`.
+
+    Of malloc's threshold, it has only what `env` says: the user may have set one of his own.
+    """
     users = os.environ.copy()
+    os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
     os.environ.update(env)
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -652,34 +679,35 @@ def in_fresh_process(function, *args, **env):
 
 # ----- what is printed and drawn ------------------------------------------------------------------
 
-def each_method(run: Config) -> dict[str, Config]:
-    """`run` with each method, without and with gradient checkpointing."""
-    runs = {}
+def each_method(config: Config) -> dict[str, Config]:
+    """`config` with each method, without and with gradient checkpointing."""
+    configs = {}
     for method in ("full", "lora", "qlora"):
         for name, checkpointing in ((method, False), (f"{method} + checkpointing", True)):
-            runs[name] = replace(run, method=method, gradient_checkpointing=checkpointing)
-    return runs
+            configs[name] = replace(config, method=method, gradient_checkpointing=checkpointing)
+    return configs
 
 
 def gb(n: float, width: int = 0) -> str:
     return f"{n / 1e9:{width}.3f}"
 
 
-def show_sizes(c: ModelConfig, run: Config):
-    z = Sizes(c, run)
+def show_sizes(c: ModelConfig, config: Config):
+    z = Sizes(c, config)
     attention, mlp = (adapter_parameters(c, 1, targets) for targets in ("attention", "mlp"))
-    a = adapter_parameters(c, run.rank, run.targets)
-    print(f"{run.model}: {run.method} in {run.dtype} on {run.device}, {run.optimizer}, "
-          f"{run.micro_bs} x {run.max_length} tokens per micro-batch, {run.grad_accum} per step\n"
-          f"  P = {z.P:,}  W = {z.W:,}  a = {a:,} (r = {run.rank}, {run.targets})  "
+    a = adapter_parameters(c, config.rank, config.targets)
+    print(f"{config.model}: {config.method} in {config.dtype} on {config.device}, "
+          f"{config.optimizer}, {config.micro_bs} x {config.max_length} tokens per micro-batch, "
+          f"{config.grad_accum} per step\n"
+          f"  P = {z.P:,}  W = {z.W:,}  a = {a:,} (r = {config.rank}, {config.targets})  "
           f"sum of in + out: attention {attention:,}, MLP {mlp:,}\n"
           f"  N = {z.N:,}  C = {z.C}  I = {z.I}  Q = {z.Q}  K = {z.K}  V = {z.V:,}  L = {z.L}  "
           f"s = {z.s}")
 
 
-def show_memory(c: ModelConfig, run: Config):
-    plain = replace(run, gradient_checkpointing=False)
-    checkpointed = replace(run, gradient_checkpointing=True)
+def show_memory(c: ModelConfig, config: Config):
+    plain = replace(config, gradient_checkpointing=False)
+    checkpointed = replace(config, gradient_checkpointing=True)
     print(f"\n{'memory, GB = 10^9 bytes':<24}{'plain':>9}{'checkpt.':>10}  bytes [source]; "
           "of rows with ~ only the largest counts")
     for term, less in zip(memory(c, plain), memory(c, checkpointed)):
@@ -695,55 +723,55 @@ def show_memory(c: ModelConfig, run: Config):
           f"with 8 P for activations {gb(rule_of_thumb(P, 8))}")
 
 
-def show_cards(c: ModelConfig, run: Config):
-    print(f"\n{'on a GPU, in ' + run.dtype:<27}{f'peak at {run.micro_bs}':>14}"
+def show_cards(c: ModelConfig, config: Config):
+    print(f"\n{'on a GPU, in ' + config.dtype:<27}{f'peak at {config.micro_bs}':>14}"
           + "".join(f"{card:>9} GB" for card in CARDS) + "\n  the largest micro_bs that fits")
-    for name, variant in each_method(run).items():
+    for name, variant in each_method(config).items():
         fits = [largest_micro_bs(c, variant, card * 1e9) or "-" for card in CARDS]
         print(f"  {name:<25}{gb(peak_bytes(c, variant), 11)} GB"
               + "".join(f"{micro_bs:>12}" for micro_bs in fits))
 
 
-def show_computation(c: ModelConfig, run: Config):
+def show_computation(c: ModelConfig, config: Config):
     C, W, in_out = c.hidden_size, linear_parameters(c), adapter_parameters(c, 1)
-    print(f"\ncomputation, {run.batch_eff} x {run.max_length} tokens per step, qlora as lora  "
-          f"[{SCHULMAN}]")
-    variants = each_method(run)
+    print(f"\ncomputation, {config.batch_eff} x {config.max_length} tokens per step, "
+          f"qlora as lora  [{SCHULMAN}]")
+    variants = each_method(config)
     full = step_flops(c, variants["full"])
     for name in ("full", "full + checkpointing", "lora", "lora + checkpointing"):
         n = step_flops(c, variants[name])
         print(f"  {name:<25}{n / 1e12:11.2f} TFLOP{n / full:8.3f} x full")
-    print(f"  of the layers' maps alone {flops_ratio(W, in_out, run.rank):.3f} = "
+    print(f"  of the layers' maps alone {flops_ratio(W, in_out, config.rank):.3f} = "
           "2/3 + r sum(in + out) / W; on a C x C map "
-          f"{flops_ratio(C * C, 2 * C, run.rank):.3f} = 2/3 + 2 r / C\n"
+          f"{flops_ratio(C * C, 2 * C, config.rank):.3f} = 2/3 + 2 r / C\n"
           f"  LoRA stops being cheaper at r = {break_even(W, in_out):.0f} = W / (3 sum(in + out)); "
           f"on a C x C map at C / 6 = {break_even(C * C, 2 * C):.0f}")
 
 
-def show_start(c: ModelConfig, run: Config):
-    full = starting_rate(c, "full", run.max_steps)
-    lora = starting_rate(c, "lora", run.max_steps)
-    print(f"\nto start with, {run.max_steps} steps  [{SCHULMAN}]\n"
+def show_start(c: ModelConfig, config: Config, supervised: tuple[int, int] | None):
+    full = starting_rate(c, "full", config.max_steps)
+    lora = starting_rate(c, "lora", config.max_steps)
+    print(f"\nto start with, {config.max_steps} steps  [{SCHULMAN}]\n"
           f"  learning rate {full:.1e} for full fine-tuning, {lora:.1e} = {lora / full:.0f} x that "
           "for LoRA with --alpha 32  [tinker-cookbook]\n"
           "  with alpha = r, train.py's default, LoRA's best rate falls as the rank grows: lower "
           "above r = 32")
-    if run.data:
-        split, seen = count_supervised_tokens(run)
-        per_rank = adapter_parameters(c, 1, run.targets)
+    if supervised:
+        split, seen = supervised
+        per_rank = adapter_parameters(c, 1, config.targets)
         for what, tokens in (("the split's", split), ("the run's", seen)):
-            print(f"  rank {rank_for(c, tokens, run.targets)} for {what} {tokens:,} supervised "
+            print(f"  rank {rank_for(c, tokens, config.targets)} for {what} {tokens:,} supervised "
                   f"tokens: 1 bit each / (2 bits x {per_rank:,} parameters per rank)")
 
 
-def show_measurement(c: ModelConfig, run: Config):
+def show_measurement(c: ModelConfig, config: Config):
     """Two real steps next to the prediction, without and with checkpointing.
 
     On a CPU glibc keeps freed blocks below a threshold, which it raises to 32 MB as it goes, as
     holes between what is in use. So a process holds more than its tensors. With a fixed threshold
     it gives all back. Both are measured.
     """
-    cpu = not run.device.startswith("cuda")
+    cpu = not config.device.startswith("cuda")
     baseline = BASELINE if cpu else 0
     times, libraries, malloc = 2, "", ""
     if cpu:
@@ -753,26 +781,26 @@ def show_measurement(c: ModelConfig, run: Config):
           f"minutes{libraries}\n{'measured, GB':<24}{'before':>9}{'peak':>10}{'predicted':>12}"
           f"{'off by':>9}{malloc}", flush=True)
     for name, checkpointing in (("plain", False), ("checkpointing", True)):
-        run = replace(run, gradient_checkpointing=checkpointing)
+        config = replace(config, gradient_checkpointing=checkpointing)
         before, peak = in_fresh_process(
-            measure_two_steps, c, run, MALLOC_MMAP_THRESHOLD_="65536")
-        predicted = peak_bytes(c, run) + baseline
+            measure_two_steps, c, config, MALLOC_MMAP_THRESHOLD_="65536")
+        predicted = peak_bytes(c, config) + baseline
         line = (f"  {name:<23}{gb(before, 8)}{gb(peak, 10)}{gb(predicted, 12)}"
                 f"{predicted / peak - 1:+9.1%}")
         if cpu:
-            _, untouched = in_fresh_process(measure_two_steps, c, run)
+            _, untouched = in_fresh_process(measure_two_steps, c, config)
             line += gb(untouched, 11)
         print(line, flush=True)
 
 
-def draw_memory(c: ModelConfig, run: Config, path: Path):
+def draw_memory(c: ModelConfig, config: Config, path: Path):
     """A stacked bar per method, without and with checkpointing, and the cards as lines."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(9, 5), layout="constrained")
     held = {name.replace(" + ", "\n+ "): at_peak(c, variant)[1]
-            for name, variant in each_method(run).items()}
+            for name, variant in each_method(config).items()}
     tops = [0.0] * len(held)
     for kind, colour in KIND_COLOURS.items():
         heights = [by_kind[kind] / 1e9 for by_kind in held.values()]
@@ -786,10 +814,10 @@ def draw_memory(c: ModelConfig, run: Config, path: Path):
             ax.annotate(f"{card} GB", (1, card), (3, 0), ("axes fraction", "data"),
                         "offset points", va="center")
     ax.set_ylabel("GB at the peak")
-    model = Path(run.model)
+    model = Path(config.model)
     name = model.resolve().parent.name if model.suffix == ".json" else model.name
-    ax.set_title(f"{name} on a GPU: {run.micro_bs} x {run.max_length} tokens, r = {run.rank}, "
-                 f"{run.dtype}, {run.optimizer}")
+    ax.set_title(f"{name} on a GPU: {config.micro_bs} x {config.max_length} tokens, "
+                 f"r = {config.rank}, {config.dtype}, {config.optimizer}")
     ax.legend(loc="upper right", framealpha=1, edgecolor="none")
     with replacing(path) as part:
         fig.savefig(part, format=path.suffix[1:], dpi=150)
@@ -831,17 +859,18 @@ def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool]:
 def print_plan(argv=None):
     asked, picture, measuring = parse_plan_flags(argv)
     check_config(asked)
-    run = settled(asked, n_train=1)
-    dtype = "bfloat16" if asked.dtype == "auto" else run.dtype
-    on_gpu = replace(run, device="cuda", dtype=dtype)
-    c = ModelConfig.from_pretrained(run.model, quantized=run.method == "qlora")
-    show_sizes(c, run)
-    show_memory(c, run)
+    config = settled(asked, n_train=1)
+    dtype = "bfloat16" if asked.dtype == "auto" else config.dtype
+    on_gpu = replace(config, device="cuda", dtype=dtype)
+    c = ModelConfig.from_pretrained(config.model, quantized=config.method == "qlora")
+    supervised = count_supervised_tokens(config) if config.data else None
+    show_sizes(c, config)
+    show_memory(c, config)
     show_cards(c, on_gpu)
-    show_computation(c, run)
-    show_start(c, run)
+    show_computation(c, config)
+    show_start(c, config, supervised)
     if measuring:
-        show_measurement(c, run)
+        show_measurement(c, config)
     if picture:
         draw_memory(c, on_gpu, picture)
         print(f"\n{picture}: the table of the GPU, drawn")

@@ -159,6 +159,9 @@ def test_worked_numbers():
     lora, *others = (plan.Sizes(c, r) for r in (run, full, in_8_bits))
     needing = plan.tensors_needing_gradient(lora, lowest=False)
     counted = {layer_term: [layer_term(lora, needing).bytes] for layer_term in plan.LAYER_TERMS}
+    for bytes_of in (plan.softmax_bytes, plan.dlogits_bytes, plan.next_softmax_bytes,
+                     plan.dW_product_bytes):
+        counted[bytes_of] = [bytes_of(z) for z in (lora, *others)]
     counted[plan.norm_keeps] = [plan.norm_keeps(lora, 896)]
     for term_of in (plan.term_of_weights, plan.term_of_adapters, plan.term_of_moments,
                     plan.term_of_loss_gradients, plan.term_of_logits, plan.term_of_layer_backwards,
@@ -374,12 +377,14 @@ def test_stepper_is_train_s(monkeypatch):
 
 @pytest.mark.parametrize("users", [None, "131072"])
 def test_environment_of_the_user_stays(users, monkeypatch):
-    """The fresh process has the variable, and the user has his own again afterwards."""
+    """The fresh process has the variable that it is given, and never the user's own, which he has
+    again afterwards."""
     name = "MALLOC_MMAP_THRESHOLD_"
     monkeypatch.delenv(name, raising=False)
     if users:
         monkeypatch.setenv(name, users)
     assert plan.in_fresh_process(os.getenv, name, **{name: "65536"}) == "65536"
+    assert plan.in_fresh_process(os.getenv, name) is None
     assert os.environ.get(name) == users
 
 
@@ -460,9 +465,11 @@ MISTAKES = {
 
 @pytest.mark.parametrize("flag", MISTAKES)
 def test_mistakes(flag, capsys):
+    """Each shows before anything is printed."""
     with pytest.raises(SystemExit) as e:
         plan.main([flag])
-    assert MISTAKES[flag] in one_line(e.value.code, capsys.readouterr().err)
+    out, error = capsys.readouterr()
+    assert MISTAKES[flag] in one_line(e.value.code, error) and out == ""
 
 
 @pytest.mark.parametrize("content, words", [
