@@ -188,7 +188,7 @@ def match_ranks(model: str, attention: list[int], mlp: list[int]) -> dict[str, i
 
 
 def distinct_runs(grid: list[dict], common: Config, seeds: int) -> dict[str, Config]:
-    """{run: its settings}, the runs of the first seed before those of the second.
+    """{name: its settings}, the runs of the first seed before those of the second.
 
     A run that two arms ask for has one hash, and so one entry.
     """
@@ -303,25 +303,27 @@ def prepare_process(first_gpu: int, threads: int, device: str, number: int):
 def make_missing_runs(runs: dict[str, Config], data, jobs: int, out: Path, rank=0, world=1):
     """Make what is missing of `runs`, and wait for what others are making.
 
-    Returns {run: what went wrong}. A rank begins with its own share, every world-th run. Then it
+    Returns {name: what went wrong}. A rank begins with its own share, every world-th run. Then it
     helps the others. It tries the failures of earlier sweeps in its share again.
     """
     make_folder(out)
     own = list(runs)[rank::world]
-    for run in own:
-        (out / f"{run}.failed").unlink(missing_ok=True)
+    for name in own:
+        (out / f"{name}.failed").unlink(missing_ok=True)
     finals = {}
     add_finished(finals, runs, out)
     ordered = dict.fromkeys([*own, *runs])              # each once, its own first
-    todo = [runs[run] for run in ordered if run not in finals]
+    todo = [runs[name] for name in ordered if name not in finals]
     if not todo:
         return {}
 
     failed = {}
     start, all_samples = time.perf_counter(), count_samples_left(runs, finals)
     work = functools.partial(attempt_run, data=data, out=out)
+    first_gpu = rank * jobs             # the ranks before this one use `jobs` GPUs each
+    jobs = min(jobs, len(todo))         # a process without a run would only take threads
     threads = max(1, torch.get_num_threads() // jobs)
-    prepare = functools.partial(prepare_process, rank * jobs, threads, todo[0].device)
+    prepare = functools.partial(prepare_process, first_gpu, threads, todo[0].device)
     for config, error in do_jobs(todo, work, jobs, prepare):
         if error:
             failed[config.run] = " ".join(error.split())
@@ -335,18 +337,18 @@ def make_missing_runs(runs: dict[str, Config], data, jobs: int, out: Path, rank=
 
 
 def add_finished(finals, runs, out: Path):
-    """finals[run] = the last row of each run that has a file by now, and whether it diverged."""
-    for run in runs:
-        path = out / f"{run}.csv"
-        if run not in finals and path.exists():
+    """finals[name] = the last row of each run that has a file by now, and whether it diverged."""
+    for name in runs:
+        path = out / f"{name}.csv"
+        if name not in finals and path.exists():
             rows = read_rows(path)
-            finals[run] = rows[-1] | {"diverged": diverged(rows)}
+            finals[name] = rows[-1] | {"diverged": diverged(rows)}
 
 
 def count_samples_left(runs: dict[str, Config], finals) -> int:
     """What the unfinished runs will cost, in samples to train on."""
     return sum(config.max_steps * config.batch_eff
-               for run, config in runs.items() if run not in finals)
+               for name, config in runs.items() if name not in finals)
 
 
 def describe_progress(runs, config, finals, seconds_left: float) -> str:
@@ -376,8 +378,8 @@ def list_runs(runs: dict[str, Config], jobs: int, out: Path):
     """
     finals = {}
     add_finished(finals, runs, out)
-    for run, config in runs.items():
-        print(f"{run}  {'there' if run in finals else 'to do'}  {describe_run(config)}")
+    for name, config in runs.items():
+        print(f"{name}  {'there' if name in finals else 'to do'}  {describe_run(config)}")
     about = "? (nothing to go by yet)"
     sound = [row for row in finals.values() if not row["diverged"]]     # the others were cut short
     if sound:
@@ -438,13 +440,15 @@ def refuse_grid_settings(settings, common: Config, plain: Config):
 
     common and plain: the settings with and without the flags of the command line.
     """
-    refused = {"rank", "targets", "alpha", "epochs", "resume", "overwrite"}
+    reasons = dict.fromkeys(("epochs", "resume", "overwrite"), "a sweep does not have this flag")
+    in_grid = {"rank", "targets", "alpha"}
     for arm in settings.grid:
-        refused |= arm.keys() - {"match"}           # which gives targets and rank
-    for name in sorted(refused):
+        in_grid |= arm.keys() - {"match"}           # which gives targets and rank
+    for name in sorted(in_grid):
+        reasons[name] = f"the grid of {settings.sweep} sets it, at the top of sweep.py"
+    for name, reason in reasons.items():
         if getattr(common, name) != getattr(plain, name):
-            raise UserError(f"--{name}: the grid of {settings.sweep} says that (at the top of "
-                            "sweep.py), or it has no place in a sweep")
+            raise UserError(f"--{name}: {reason}; leave it out")
 
 
 def default_jobs(config, world: int) -> int:
@@ -480,8 +484,8 @@ def sweep(argv=None) -> int:
     failed = make_missing_runs(runs, data, jobs, settings.out, rank, world)
     made = len(runs) - len(failed)
     print(f"{made} of {len(runs)} runs are in {settings.out}: python plot.py {settings.out}")
-    for run, error in failed.items():
-        print(f"failed: {describe_run(runs[run])}: {error}", file=sys.stderr)
+    for name, error in failed.items():
+        print(f"failed: {describe_run(runs[name])}: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 

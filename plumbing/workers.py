@@ -87,29 +87,28 @@ def do_jobs(jobs: Iterable, work: Callable, processes: int, prepare: Callable) -
     before its first job. Whatever work(job) raises is raised here. A process that dies (the system
     kills one that takes too much memory) costs its job, and is replaced.
     """
-    todo = deque(jobs)
     if processes == 1:
-        answers = do_here(todo, work)
-    else:
-        answers = do_in_processes(todo, processes, functools.partial(start_worker, work, prepare))
-    for job, answer in answers:
+        return do_here(jobs, work)
+    return do_in_processes(jobs, processes, functools.partial(start_worker, work, prepare))
+
+
+def do_here(jobs, work):
+    todo = deque(jobs)
+    while todo:
+        job = todo.popleft()
+        answer = work(job)
         if answer == BUSY:
             todo.append(job)            # again, when the others have been tried
         else:
             yield job, answer
 
 
-def do_here(todo, work):
-    while todo:
-        job = todo.popleft()
-        yield job, work(job)
-
-
-def do_in_processes(todo, processes: int, start):
-    """Hand out the jobs in `todo`, one at a time to each process; yield (job, answer).
+def do_in_processes(jobs, processes: int, start):
+    """Hand out the jobs, one at a time to each process; yield (job, answer).
 
     concurrent.futures has such a pool, but there one process that dies takes all jobs along.
     """
+    todo = deque(jobs)
     idle = [start(number) for number in range(processes)]
     at_work = {}                        # {connection: (worker, its job)}
     try:
@@ -124,7 +123,10 @@ def do_in_processes(todo, processes: int, start):
                 answer = receive_answer(worker)
                 if isinstance(answer, Exception):
                     raise answer
-                yield job, answer
+                if answer == BUSY:
+                    todo.append(job)
+                else:
+                    yield job, answer
     finally:
         for worker in [*idle, *(worker for worker, _ in at_work.values())]:
             worker.process.terminate()

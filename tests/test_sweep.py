@@ -332,10 +332,10 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
 @pytest.mark.parametrize(("flags", "message"), [
     (["--seeds=0"], "--seeds 0: it must be at least 1"),
     (["--jobs=0"], "--jobs 0: it must be at least 1"),
-    (["--rank=3"], "--rank: the grid of"),
-    (["--lr=1"], "--lr: the grid of"),
-    (["--epochs=1"], "--epochs: the grid"),
-    (["--resume"], "--resume: the grid"),
+    (["--rank=3"], "--rank: the grid of finding1 sets it, at the top of sweep.py; leave it out"),
+    (["--lr=1"], "--lr: the grid of finding1 sets it"),
+    (["--epochs=1"], "--epochs: a sweep does not have this flag; leave it out"),
+    (["--resume"], "--resume: a sweep does not have this flag; leave it out"),
     (["--data=nowhere"], "--data nowhere: no folder"),
     (["--model=nowhere"], "nowhere: no such folder"),
     (["--micro_bs=0"], "--micro_bs 0: it must be at least 1"),
@@ -526,6 +526,27 @@ def test_each_run_is_in_a_share_when_a_rank_begins_late(runs_and_data, tmp_path,
     write_rows(tmp_path / f"{list(runs)[0]}.csv", [dict.fromkeys(COLUMNS, 1.0)])
     sweep.make_missing_runs(runs, data, 1, tmp_path, rank=1, world=2)
     assert not list(tmp_path.glob("*.failed"))
+
+
+@pytest.mark.parametrize(("missing", "processes", "threads"), [(1, 1, 16), (2, 2, 8), (6, 4, 4)])
+def test_no_more_processes_than_runs_are_missing(
+        runs_and_data, tmp_path, monkeypatch, missing, processes, threads):
+    """Four are asked for, and there are 16 threads: the last run gets them all."""
+    runs, data = runs_and_data
+    for name in list(runs)[missing:]:
+        write_rows(tmp_path / f"{name}.csv", [dict.fromkeys(COLUMNS, 1.0)])
+    seen = []
+
+    def note_processes(jobs, work, processes, prepare):
+        seen.append(processes)
+        prepare(0)
+        return []
+    monkeypatch.setattr(sweep, "do_jobs", note_processes)
+    monkeypatch.setattr(sweep.tqdm, "set_lock", lambda _: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    sweep.make_missing_runs(runs, data, 4, tmp_path)
+    assert seen == [processes, threads]
 
 
 # ----- GPUs: two that only note who touches them --------------------------------------------------
