@@ -153,8 +153,9 @@ def encode_sample(messages: list[dict], tokenizer) -> Sample:
 def load_split(path: Path, tokenizer, max_length: int) -> tuple[list[Sample], int]:
     """The samples of one file, cut at the right end to `max_length` tokens -> (samples, dropped).
 
-    A sample is dropped if its prompt alone fills `max_length`, because nothing supervised is left.
-    Raises UserError if that happens to all of them.
+    A cut sample has lost its end token: it still teaches, but not where to stop. A sample is
+    dropped if its prompt alone fills `max_length`, because nothing supervised is left. Raises
+    UserError if that happens to all of them.
     """
     samples, dropped = [], 0
     for messages in read_messages(path):
@@ -195,9 +196,9 @@ def micro_batches(samples: list[Sample], size: int) -> list[tuple[torch.Tensor, 
     """Sort by length and cut into groups of `size` -> [(ids, labels)], both (B, T).
 
     Neighbours have similar lengths, so little is padding: lengths 90, 10, 80, 20 in groups of two
-    are padded by 20 tokens instead of by 140. Only the samples of one step are sorted, so no step
-    sees longer samples than another. The longest group goes first, so that running out of memory
-    shows at once.
+    are padded by 20 tokens instead of by 140. In training only the samples of one step are sorted,
+    so no step sees longer samples than another. The longest group goes first, so that running out
+    of memory shows at once.
     """
     samples = sorted(samples, key=lambda sample: len(sample.ids), reverse=True)
     return [pad_batch(samples[i:i + size]) for i in range(0, len(samples), size)]

@@ -19,9 +19,9 @@ dy = dL/dh (out), the gradients are
     dL/dB = s dy u^T  (out, r)              dL/dA = s B^T dy x^T  (r, in)
 
     B = 0, A random     dL/dB is not zero, so B moves in the first step, and then A does too.
-    A = 0, B random     the same with the parts exchanged, so it learns as well. Hayou et al. (arXiv
-                        2406.08447) find it worse on average: with A random, training stays
-                        stable at larger rates.
+    A = 0, B random     the same with the parts exchanged, so it learns, too. But Hayou et al.
+                        (arXiv 2406.08447) find it worse on average: with A random, training
+                        stays stable at larger rates.
     both zero           both gradients are zero in every step: it never learns.
 
 Scale and learning rate. Adam moves each number in A and B by about the learning rate, however small
@@ -65,8 +65,9 @@ class LoRALinear(nn.Module):
     significant bits, adding a thousandth of a weight to it would change nothing.
 
     A relative of LoRA changes these places: `__init__` (what is trained, and how it starts),
-    `forward` and `delta` (one equation, so they must agree), and `peft_config`, `read_adapter`
-    (what the files say about it).
+    `forward` and `delta` (one equation, so they must agree), what the files say about it
+    (`peft_config`, `refuse_relatives`, `read_adapter`, `Factors`), and who makes the layer
+    (`wrap_layer`, `set_adapter`).
     """
 
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout=0.0, rslora=False):
@@ -89,6 +90,7 @@ class LoRALinear(nn.Module):
         if self.merged is not None:
             return self.merged(x)
         y = self.base(x)                                                    # (..., out)
+        # dropout for LoRA's x alone: what the base says stays whole
         u = F.linear(self.dropout(x), self.lora_A.to(x.dtype))              # (..., r)
         u = u * self.scale      # here and not on B u, which has out numbers per token instead of r
         if torch.is_autocast_enabled(x.device.type):
@@ -146,8 +148,9 @@ def apply_lora(module, rank: int, alpha=None, targets="all-linear", dropout=0.0)
     """Wrap the target layers of `module` in place and freeze everything else. Returns `module`.
 
     alpha: None is alpha = rank, so s = 1.
-    targets: "all-linear" (every linear layer but lm_head), "attention", "mlp", or the names of
-    layers: "q_proj,v_proj" or a list. A name means each layer whose dotted path ends in it.
+    targets: "all-linear" (every linear layer but lm_head, which is often tied), "attention", "mlp",
+    or the names of layers: "q_proj,v_proj" or a list. A name means each layer whose dotted path
+    ends in it.
 
     Raises UserError, before anything is changed, for a rank below 1, for a target that fits no
     layer, and for a layer that cannot be wrapped (see `refuse_unwrappable`).
@@ -252,8 +255,10 @@ def merge_lora(module):
     took, so each layer keeps its base for `unmerge_lora`: until then it takes its memory twice, and
     both weights are among the module's parameters.
 
-    A base in four bits is dequantized for the sum and stays so: rounding to four bits again would
-    lose most of B A. A warning says that it happens. Merging is never a side effect of .eval().
+    A base in four bits is dequantized for the sum and stays so. NF4's levels are 0.08 to 0.30 of a
+    block's maximum apart, and most numbers of B A are far smaller than half of that: rounded again,
+    most weights would get their old code back. A warning says that it happens. Merging is never a
+    side effect of .eval().
     """
     layers = [layer for layer in lora_layers(module).values() if layer.merged is None]
     quantized = [layer for layer in layers if not torch.is_tensor(layer.base.weight)]

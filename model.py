@@ -228,15 +228,16 @@ class Attention(nn.Module):
 
     q . k is a sum of hd products. Of independent numbers of variance 1 it has the variance hd, and
     softmax of such large scores would be nearly one-hot, with nearly no gradient; / sqrt(hd) makes
-    the variance 1 again. Qwen3 also normalises each head's q and k, so that they cannot grow.
+    the variance 1 again. Qwen3 also normalises each head's q and k: their length is then set by the
+    norm's w and not by W_q x, and scores do not drift into the one-hot range in a long training.
 
     Query head i uses key/value head i // (nh / nk). Qwen2.5-0.5B has nh = 14 and nk = 2: query
     heads 0 to 6 use key/value head 0, and 7 to 13 use key/value head 1.
 
-    Fewer key/value heads make a smaller cache, and generation spends its time reading the cache.
-    Per token it holds k and v of each layer, 2 L nk hd numbers: here 2 * 24 * 2 * 64 = 6,144, in
-    bfloat16 12,288 bytes. With nk = 14 it would be 86,016 bytes. For 32,768 tokens that is 0.4 GB
-    instead of 2.8 GB.
+    Fewer key/value heads make a smaller cache. Generation spends its time reading weights and
+    cache, and in a long context the cache is as large as the weights. Per token it holds k and v of
+    each layer, 2 L nk hd numbers: here 2 * 24 * 2 * 64 = 6,144, in bfloat16 12,288 bytes. With nk =
+    14 it would be 86,016 bytes. For 32,768 tokens that is 0.4 GB instead of 2.8 GB.
     """
 
     def __init__(self, config):
@@ -379,7 +380,8 @@ class LinearNLL(torch.autograd.Function):
 class Cache:
     """Keys and values of all positions so far, so that a new token needs only its own.
 
-    Each attention layer has two buffers (B, nk, size, hd), filled from the left. `used` columns are
+    Each attention layer has two buffers (B, nk, size, hd), made once and filled from the left,
+    because torch.cat would copy all of it for each token. `used` columns are
     filled; `stream` advances it when a pass through all layers is complete.
     """
 

@@ -6,9 +6,11 @@
     v' = v / (1 - b2^t)
     w <- (1 - lr wd) w - lr m' / (sqrt(v') + eps)
 
-With b1 = 0.9, m is 0.1 g after the first step, and m' = m / (1 - 0.9) = g. Likewise v' = g^2, so
-the first step is lr long. "Decoupled" decay shrinks w directly. Added to g instead, it would be
-divided by sqrt(v') too, and weights with large gradients would decay less.
+m reaches back over about 1 / (1 - b1) = 10 steps, v over 1 / (1 - b2) = 1,000. With b1 = 0.9, m is
+0.1 g after the first step, and m' = m / (1 - 0.9) = g. Likewise v' = g^2, so the first step is lr
+long; uncorrected it would be 0.1 / sqrt(0.001) = 3.2 lr. eps bounds the step where all gradients
+were nearly 0. "Decoupled" decay shrinks w directly. Added to g instead, it would be divided by
+sqrt(v') too, and weights with large gradients would decay less.
 
                         bytes per trained parameter
     adamw               8       float32 m and v, on the device: torch's own
@@ -22,10 +24,11 @@ paged_adamw is AdamW to the last bit.
 
 Why page? Memory peaks around the loss, when all activations are kept. m and v are not needed then,
 and are not on the GPU. They visit in `step`, when activations are gone, at most two buckets at a
-time. The cost: all of them cross the bus twice per step. LoRA with r = 64 on Qwen2.5-0.5B trains
-35.2M parameters: 282 MB each way, 11 ms at 25 GB/s (PCIe 4.0, 16 lanes). Training all 494M: 3.95 GB
-each way, 158 ms. In 8 bits it is a quarter. So LoRA hardly needs paging; full fine-tuning may not
-fit without it. Without a GPU nothing is copied.
+time. The cost: all of them cross the bus twice per step, partly hidden behind the update. LoRA with
+r = 64 on Qwen2.5-0.5B trains 35.2M parameters: 282 MB each way, 11 ms out and 11 ms back at 25 GB/s
+(PCIe 4.0, 16 lanes). Training all 494M: 3.95 GB each way, 158 ms out and back. In 8 bits it is a
+quarter. So LoRA hardly needs paging; full fine-tuning may not fit without it. Without a GPU nothing
+is copied.
 """
 from functools import partial
 

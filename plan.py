@@ -65,7 +65,8 @@ from settings import Config, check_config, settled
 from tokenizer import Tokenizer
 from verdicts import lora_rate_multiple
 
-CARDS = (8, 16, 24, 48, 80)     # GB of 10^9 bytes. A card has 2^30: CUDA's context takes the 7 %
+# GB of 10^9 bytes. A card's GB are 2^30 bytes, 7 % more: that is left for CUDA's context.
+CARDS = (8, 16, 24, 48, 80)
 BASELINE = 0.33e9               # resident bytes of a CPU process with torch and no model (measured)
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8      # per weight, scales included: 4.127 bits
 MOMENT_BYTES = {                # per trained parameter, for both moments
@@ -596,11 +597,11 @@ def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:
 
     2 bits per parameter is what language models were found to store of the knowledge they are
     trained on (Allen-Zhu and Li, Physics of Language Models 3.3, arXiv 2404.05405). 1 bit per token
-    is what LoRA Without Regret takes: to memorize a token costs at most its loss, and the loss of
-    typical data is of the order of 0.69 nats, which is 1 bit. Both are orders of magnitude, and so
-    is the rank. Data of nano: 290,248 tokens, 20,352 parameters per rank, 290,248 / (2 x 20,352) =
-    7.1, so rank 8. Capacity is not all: on nano r = 1 was behind long before it was full
-    (results/findings_nano.md).
+    is what LoRA Without Regret takes: memorizing a token takes at most as many bits as its loss
+    has, and the loss of typical data is of the order of 0.69 nats, which is 1 bit (nano's base has
+    4.3). Both are orders of magnitude, and so is the rank. Data of nano: 290,248 tokens, 20,352
+    parameters per rank, 290,248 / (2 x 20,352) = 7.1, so rank 8. Capacity is not all: on nano r = 1
+    was behind long before it was full (results/findings_nano.md).
     """
     return max(1, math.ceil(tokens / (2 * adapter_parameters(c, 1, targets))))
 

@@ -323,8 +323,8 @@ class NF4Linear(nn.Module):
 def quantize_model(model: nn.Module, block_size=64, double_quant=True) -> nn.Module:
     """Make every nn.Linear in `model` but lm_head an NF4Linear, in place.
 
-    lm_head stays in 16 bits, because its rounding errors would go straight into the logits, and so
-    does the embedding, which is often the same tensor and is only looked up.
+    lm_head stays in 16 (or 32) bits, because its rounding errors would go straight into the logits,
+    and so does the embedding, which is often the same tensor and is only looked up.
     """
     for name, _ in list(model.named_modules()):
         quantize_layer(model, name, block_size, double_quant)

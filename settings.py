@@ -41,7 +41,8 @@ class Config:
     rank: int = flag(64, "rank r of the adapters", group="LoRA", at_least=1)
     alpha: float = flag(
         None, "the adapters are scaled by alpha / r; default: r. With alpha = r the best learning "
-        "rate falls as r grows; with alpha fixed (32, say) it rises a little", above=0)
+        "rate falls as r grows; with alpha fixed (32, say) it rises a little. r is the tutorial's "
+        "choice: --rank then changes the rank and not the factor", above=0)
     targets: str = flag(
         "all-linear", "all-linear, attention, mlp, or layer names: q_proj,v_proj")
     lr: float = flag(
@@ -61,7 +62,9 @@ class Config:
         4, "forward passes per optimizer step; micro_bs x grad_accum samples are a batch",
         at_least=1)
     max_steps: int = flag(None, "optimizer steps; default: 200, or what --epochs says", above=0)
-    epochs: float = flag(None, "passes over the training data, instead of --max_steps", above=0)
+    epochs: float = flag(
+        None, "passes over the training data, instead of --max_steps; steps are rounded up, and "
+        "the last batch of an epoch may be smaller", above=0)
     eval_steps: int = flag(
         None, "steps between two evaluations; step 0 and the last step are always evaluated; "
         "default: 10, or a fifth of the steps if there are more than 100", above=0)
@@ -72,8 +75,8 @@ class Config:
         "second epoch has the order of seed 43's first", at_least=0)
     dtype: str = flag(
         "auto", "of the computation; auto: bfloat16 on a GPU that has it, float16 on one that has "
-        "not, float32 on a CPU. Adapters, optimizer and, in full fine-tuning, the weights are "
-        "float32 throughout", choices=("auto", *DTYPE_NAMES), group="machine")
+        "not, float32 on a CPU. Adapters, the optimizer's arithmetic and, in full fine-tuning, the "
+        "weights are float32 throughout", choices=("auto", *DTYPE_NAMES), group="machine")
     device: str = flag("auto", "one device: cpu, cuda, cuda:1, mps ...; auto: cuda, else cpu")
     compile: bool = flag(
         False, "torch.compile the layers: slower to start, faster per step; needs a C++ compiler")
@@ -115,8 +118,8 @@ class Config:
 
 
 # The settings that the first edition hashed, whatever their value. A field that is added to Config
-# later belongs in neither tuple: it enters the hash only where it differs from its default, so that
-# the runs that do not use it keep their names.
+# later goes into neither tuple: it is hashed only where it differs from its default, so that the
+# runs that do not use it keep their names.
 HASHED = ("model", "data", "method", "rank", "alpha", "targets", "lr", "schedule", "warmup_ratio",
           "optimizer", "weight_decay", "grad_clip", "max_steps", "eval_steps", "eval_samples",
           "max_length", "seed", "dtype")

@@ -22,11 +22,11 @@ A comparison of LoRA with full fine-tuning needs five things:
   longer than an epoch therefore see some of the same orders.
 
 A run is named by the hash of the settings that decide its result (Config.run). Its rows, the same
-that train.py logs, go to OUT/<run>.csv; weights are not kept. Two findings that need the same run
-find the same file, so it is made once, and a sweep that was stopped goes on with the same command.
-Any number of processes and machines can share OUT: whoever makes a run claims its file (see
-plumbing/workers.py). If a run fails, OUT/<run>.failed says why. The other ranks of torchrun then
-leave it alone, and the next sweep tries it again.
+that train.py logs, go to OUT/<run>.csv; weights are not kept, because the questions need only
+losses. Two findings that need the same run find the same file, so it is made once, and a sweep that
+was stopped goes on with the same command. Any number of processes and machines can share OUT:
+whoever makes a run claims its file (see plumbing/workers.py). If a run fails, OUT/<run>.failed says
+why. The other ranks of torchrun then leave it alone, and the next sweep tries it again.
 """
 import dataclasses
 import functools
@@ -74,7 +74,7 @@ PRESET_FLAGS = {        # of train.py, for all runs; the command line can overri
 }
 
 # The tutorial's grids, for a model of about 0.5B parameters. LoRA's rates are ten times those of
-# full fine-tuning, which is about where its best rate lies; finding 2 tests just that.
+# full fine-tuning, which is where the blog expects the best rate; finding 2 tests just that.
 TUTORIAL_GRIDS = {
     # rank: does a high rank learn as well as full fine-tuning, and does a low one fall behind?
     "finding1": [

@@ -292,7 +292,7 @@ def evaluate_step(run: Run, test_batches):
 def lr_at(step: int, config: Config) -> float:
     """The learning rate of optimizer step `step`, counted from 0, with n = max_steps:
 
-        step < w = warmup_ratio n       lr step / w
+        step < w = ceil(warmup_ratio n) lr step / w
         constant                        lr
         linear                          lr (1 - p),                 p = (step - w) / (n - w)
         cosine                          lr (1 + cos(pi p)) / 2

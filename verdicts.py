@@ -4,7 +4,8 @@ Plain Python and numpy. plot.py draws what is computed here.
 
     run            one training. Its rows hold the test NLL at step 0, 10, 20, ...
     arm            all runs that differ in learning rate and seed alone: "r = 64, batch 16"
-    best of sweep  the lowest test NLL of an arm over its learning rates, at each step separately.
+    best of sweep  the lowest test NLL of an arm over its learning rates, at each step separately,
+                   so that one curve may change from one rate to another along the way.
                    LoRA and full fine-tuning want different rates, so at one common rate the
                    comparison would be unfair to one of them. Each arm gets its own best.
     gap            best of sweep of one arm minus that of another, taken within a seed. With the
@@ -12,8 +13,8 @@ Plain Python and numpy. plot.py draws what is computed here.
                    cancels. On nano, r = 64 ends at 0.6259 ± 0.0405 over three seeds, but at
                    0.0017 ± 0.0061 above full fine-tuning.
     spread         the number behind the ±: the largest minus the smallest of all seeds
-    gain           what full fine-tuning wins over the base, in nats; some gaps are judged as
-                   shares of it
+    gain           what full fine-tuning wins over the base, in nats, in its best seed. Some gaps
+                   are judged as shares of it, so of the most that could be had
 
 How a claim is judged. A claim says that a quantity lies in an interval, "at most 2% of the gain
 behind" for example. Take the mean over seeds and the range of one spread to either side:
@@ -26,9 +27,10 @@ behind" for example. Take the mean over seeds and the range of one spread to eit
 
 These are conventions, not theorems. A whole spread to either side is cautious: with three seeds the
 range of the data says little about the next seed. 2 % of the gain is what one would hardly notice
-in use: 0.05 nats of nano's 2.4. A factor of two is the distance of two rates of the grid. And the
-best rate is chosen by the same test NLL that is then compared. That flatters every arm a little,
-and one with more rates a little more, because a minimum over more numbers is lower.
+in use: 0.05 nats of nano's 2.4. A factor of two is the step from rate to rate in the tutorial's
+grids; nano's rates are a factor of three apart. And the best rate is chosen by the same test NLL
+that is then compared. That flatters every arm a little, and one with more rates a little more,
+because a minimum over more numbers is lower.
 
 The claims are those of "LoRA Without Regret" (Schulman et al., 2025); see "the claims" below.
 """
@@ -577,9 +579,9 @@ def claim_alpha(sweep) -> Iterator[Claim]:
 
     B A is a sum of r outer products. Adam moves each entry of B by about the learning rate, at any
     rank, so a step changes the sum more at a higher rank. alpha = r adds the products up, and the
-    best rate falls as the rank grows. With alpha fixed, alpha / r takes their mean, and the step
-    hardly depends on r. On nano, from r = 1 to 64, it fell 16-fold with alpha = r and rose 2.3-fold
-    with alpha = 32.
+    best rate falls as the rank grows. With alpha fixed, alpha / r takes their mean: if all r terms
+    had one sign, the step would not depend on r. On nano, from r = 1 to 64, it fell 16-fold with
+    alpha = r and rose 2.3-fold with alpha = 32.
     """
     arms = sweep.fixed_alpha_arms()
     if arms:
