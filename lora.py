@@ -265,7 +265,7 @@ def merge_lora(module):
     if quantized:
         warnings.warn(f"{len(quantized)} quantized layers are merged into their dequantized "
                       f"weights: they are {quantized[0].base.weight.dtype} now, not four bits",
-                      stacklevel=2)
+                      stacklevel=3)         # 2 is no_grad's own frame
     for layer in layers:
         layer.merged = dense_linear(layer.weight, layer.bias)
 
@@ -380,7 +380,9 @@ def save_adapter(module, folder, base_model: str = ""):
 def peft_config(module, layers: dict[str, LoRALinear], base_model: str) -> dict:
     """The content of adapter_config.json. The patterns name what differs from the first layer."""
     first = next(iter(layers.values()))
-    base_name, _, revision = base_model.partition("@")
+    base_name, revision = base_model, ""
+    if not Path(base_model).is_dir():           # a folder's own name may hold an @
+        base_name, _, revision = base_model.partition("@")
     # The last names, "q_proj", say which layers are wrapped, unless a layer of that name is not.
     targets = {last_name(name) for name in layers}
     if any(last_name(name) in targets for name in linear_layers(module)):

@@ -381,8 +381,8 @@ class Cache:
     """Keys and values of all positions so far, so that a new token needs only its own.
 
     Each attention layer has two buffers (B, nk, size, hd), made once and filled from the left,
-    because torch.cat would copy all of it for each token. `used` columns are
-    filled; `stream` advances it when a pass through all layers is complete.
+    because torch.cat would copy all of it for each token. `used` columns are filled; `stream`
+    advances it when a pass through all layers is complete.
     """
 
     def __init__(self, size: int):

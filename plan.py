@@ -221,8 +221,9 @@ def term_of_moments(z: Sizes) -> Term:
 def terms_of_gradients(z: Sizes) -> list[Term]:
     """One float32 number per trained parameter: 4 a = 0.141 GB.
 
-    In full fine-tuning the embedding's, and the unembedding's if the two are not tied, come last of
-    all. They have a term of their own: 4 V C = 0.545 GB each.
+    In full fine-tuning the embedding's comes last of all. An untied unembedding's comes first, and
+    `term_of_layer_backwards` counts it until then. Both have a term of their own: 4 V C = 0.545 GB
+    each.
     """
     own, own_formula = (z.dW, "4 V C") if z.c.tie_word_embeddings else (2 * z.dW, "4 V C, twice")
     formula, source = "4 P less these" if z.full else "4 a", "as what is trained"
@@ -439,7 +440,11 @@ def term_of_logits(z: Sizes) -> Term:
 
 
 def term_of_layer_backwards(z: Sizes) -> Term:
-    """The gradients of silu(gate) and of up: 2 s N I = 39.8 MB; more for some methods."""
+    """The gradients of silu(gate) and of up: 2 s N I = 39.8 MB, and what is held next to them:
+
+    dNLL/dW in full fine-tuning, one dequantized weight in QLoRA, and with checkpointing the layer's
+    activations.
+    """
     held, formula = 2 * z.s * z.N * z.I, "2 s N I: d silu, d up"
     if z.full:
         formula += ", 4 V C"

@@ -40,9 +40,9 @@ class Config:
         "bits, or every weight", choices=METHODS)
     rank: int = flag(64, "rank r of the adapters", group="LoRA", at_least=1)
     alpha: float = flag(
-        None, "the adapters are scaled by alpha / r; default: r. With alpha = r the best learning "
-        "rate falls as r grows; with alpha fixed (32, say) it rises a little. r is the tutorial's "
-        "choice: --rank then changes the rank and not the factor", above=0)
+        None, "the adapters are scaled by alpha / r; default: alpha = r, as in the tutorial, so "
+        "that the factor is 1 at every rank. Then the best learning rate falls as r grows; with "
+        "alpha fixed (32, say) it rises a little", above=0)
     targets: str = flag(
         "all-linear", "all-linear, attention, mlp, or layer names: q_proj,v_proj")
     lr: float = flag(

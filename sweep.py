@@ -73,8 +73,9 @@ PRESET_FLAGS = {        # of train.py, for all runs; the command line can overri
             "--eval_samples 128",
 }
 
-# The tutorial's grids, for a model of about 0.5B parameters. LoRA's rates are ten times those of
-# full fine-tuning, which is where the blog expects the best rate; finding 2 tests just that.
+# The grids of the tutorial that the findings are compared with (results/findings_nano.md), for a
+# model of about 0.5B parameters. LoRA's rates are ten times those of full fine-tuning, which is
+# where "LoRA Without Regret" (Schulman et al., 2025) expects the best; finding 2 tests just that.
 TUTORIAL_GRIDS = {
     # rank: does a high rank learn as well as full fine-tuning, and does a low one fall behind?
     "finding1": [
@@ -436,9 +437,10 @@ def parse_sweep(argv=None) -> tuple[Settings, Config]:
 
 
 def refuse_grid_settings(settings, common: Config, plain: Config):
-    """Raise UserError if the command line gives what the grid decides, or what no sweep has.
+    """Raise UserError if the command line changes what the grid decides, or what no sweep has.
 
-    common and plain: the settings with and without the flags of the command line.
+    common and plain: the settings with and without the flags of the command line. A flag that
+    repeats its default cannot be told from none, and passes.
     """
     reasons = dict.fromkeys(("epochs", "resume", "overwrite"), "a sweep does not have this flag")
     in_grid = {"rank", "targets", "alpha"}

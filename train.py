@@ -290,12 +290,14 @@ def evaluate_step(run: Run, test_batches):
 
 
 def lr_at(step: int, config: Config) -> float:
-    """The learning rate of optimizer step `step`, counted from 0, with n = max_steps:
+    """The learning rate of optimizer step `step`, counted from 0, with n = max_steps.
 
-        step < w = ceil(warmup_ratio n) lr step / w
-        constant                        lr
-        linear                          lr (1 - p),                 p = (step - w) / (n - w)
-        cosine                          lr (1 + cos(pi p)) / 2
+    The first w = ceil(warmup_ratio n) steps warm up. After them p = (step - w) / (n - w):
+
+        step < w        lr step / w
+        constant        lr
+        linear          lr (1 - p)
+        cosine          lr (1 + cos(pi p)) / 2
 
     as transformers' schedules of the same names. 100 steps, warmup_ratio 0.1, cosine: step 0 has 0,
     step 5 half of --lr, step 10 all of it, step 55 half, step 99 almost none.

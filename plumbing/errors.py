@@ -60,8 +60,8 @@ def is_out_of_memory(e: BaseException) -> bool:
 
 
 def is_disk_full(e: BaseException) -> bool:
-    """safetensors raises an exception of its own here, with the system's words in it."""
-    return "No space left" in str(e)
+    """Also over quota. safetensors has an exception of its own here, with the system's words."""
+    return "No space left" in str(e) or "quota exceeded" in str(e)
 
 
 @contextlib.contextmanager

@@ -37,11 +37,14 @@ def write_rows(path: Path, rows: list[dict]):
 def read_rows(path: Path) -> list[dict]:
     """The rows with the types that make_row gave them; an empty cell is "".
 
-    Raises ValueError for a cell that should hold a number, or a whole one, and does not.
+    Raises UserError for a cell that should hold a number, or a whole one, and does not.
     """
-    with open(path, newline="", encoding="utf-8") as f:
-        return [{name: cell_value(name, cell) for name, cell in row.items()}
-                for row in csv.DictReader(f)]
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            return [{name: cell_value(name, cell) for name, cell in row.items()}
+                    for row in csv.DictReader(f)]
+    except (ValueError, TypeError) as e:        # TypeError: a line has too few or too many cells
+        raise UserError(f"{path} is damaged ({e}); delete it and make the run again") from None
 
 
 def cell_value(column: str, cell: str):
@@ -109,12 +112,17 @@ def finished_rows(config, out: Path) -> list[dict] | None:
 
 
 def refuse_other_files(out: Path):
-    """Raise UserError if `out` holds what no run has made. A run that was killed at its very start
-    leaves a folder for its state, and perhaps half of its run.json."""
-    names = [path.name for path in out.iterdir()] if out.exists() else []
-    others = [name for name in names if name != "state" and not name.endswith(".part")]
-    if any(not name.startswith(".") for name in others):
-        raise UserError(f"{out} holds files of something else than a run; give another --out")
+    """Raise UserError if `out` holds what no run has made.
+
+    A run that was killed at its very start leaves a folder for its state, and perhaps half of its
+    run.json (a .part). The shell may have begun a .txt or .log with the run's own output.
+    """
+    harmless = (".part", ".txt", ".log")
+    for path in sorted(out.iterdir()) if out.exists() else []:
+        name = path.name
+        if name != "state" and not name.startswith(".") and not name.endswith(harmless):
+            raise UserError(f"{out} holds files of something else than a run ({name}); give "
+                            "another --out")
 
 
 def clear_run(out: Path, names: list[str], overwrite: bool):

@@ -83,9 +83,10 @@ def is_open_as(f, path: Path) -> bool:
 def do_jobs(jobs: Iterable, work: Callable, processes: int, prepare: Callable) -> Iterator[tuple]:
     """Yield (job, work(job)) for each of `jobs`, in the order in which they are finished.
 
-    One process means this one. Several are started; each calls prepare(its number: 0, 1 ...) once,
-    before its first job. Whatever work(job) raises is raised here. A process that dies (the system
-    kills one that takes too much memory) costs its job, and is replaced.
+    A job with the answer BUSY goes to the end of the list and is tried again. One process means
+    this one, and `prepare` is not called. Several are started; each calls prepare(its number: 0, 1
+    ...) once, before its first job. Whatever work(job) raises is raised here. A process that dies
+    (the system kills one that takes too much memory) costs its job, and is replaced.
     """
     if processes == 1:
         return do_here(jobs, work)

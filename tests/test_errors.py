@@ -1,5 +1,6 @@
 """Which errors become one line, and which keep their traceback."""
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,9 @@ def test_a_fault_of_the_program_keeps_its_traceback(error, capsys):
 def test_advice_goes_with_its_error(capsys):
     advice = {"out_of_memory": "lower --micro_bs", "no_space": "make room"}
     full = OSError(errno.ENOSPC, "No space left on device")
-    assert ends_in(full, capsys, **advice).endswith("; make room\n")
+    quota = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    for error in (full, quota):
+        assert ends_in(error, capsys, **advice).endswith("; make room\n")
     for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
                   OSError(errno.ENOMEM, "Cannot allocate memory"),
                   RuntimeError("can't allocate memory: you tried to allocate 9 bytes")):
@@ -77,10 +80,10 @@ def test_json_that_is_not_there_is_asked_for_in_one_line(tmp_path, make):
 
 
 @pytest.mark.parametrize(("column", "cell"), [("rank", "inf"), ("rank", "12.5"), ("lr", "x")])
-def test_a_damaged_cell_is_a_value_error(tmp_path, column, cell):
+def test_a_damaged_cell_is_a_users_error(tmp_path, column, cell):
     row = dict.fromkeys(COLUMNS, "1") | {column: cell}
     (tmp_path / "x.csv").write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError, match="x.csv is damaged .*; delete it"):
         read_rows(tmp_path / "x.csv")
 
 

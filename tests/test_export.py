@@ -152,3 +152,14 @@ def test_mistakes(tasks, case, tmp_path, monkeypatch, capsys):
         run(capsys, *argv)
     assert words in one_line(e.value.code, capsys.readouterr().err)
     assert contents(tmp_path) == before and not Path("new").exists()
+
+
+def test_a_bases_folder_may_have_an_at_in_its_name(tmp_path):
+    """owner/name@revision is a repository's revision; a folder is a folder."""
+    folder = tmp_path / "me@lab"
+    folder.mkdir()
+    model = apply_lora(Transformer.from_pretrained("nano"), 2)
+    save_adapter(model, tmp_path / "adapter", str(folder))
+    assert base_of(tmp_path / "adapter") == str(folder)
+    save_adapter(model, tmp_path / "of the hub", "owner/name@v1")
+    assert base_of(tmp_path / "of the hub") == "owner/name@v1"

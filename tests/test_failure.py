@@ -424,7 +424,7 @@ def test_files_of_something_else_are_left(checkpoint, chat, tmp_path, broken, fa
     data = shutil.copytree(chat, tmp_path / "data")
     notes = tmp_path / "notes"
     notes.mkdir()
-    (notes / "diary.txt").write_text("mine")
+    (notes / "diary.md").write_text("mine")
     before = contents(tmp_path)
     for folder in (broken, data, notes):
         error = fails(command(checkpoint(), chat, folder, *flags))
