@@ -358,8 +358,8 @@ def open_adapted_model(settings):
     """The base, with the adapter merged: W + s B A is one matrix.
 
     Then a token costs no more than the base's, where B A apart would be two more products in every
-    layer. A base in four bits is not merged. The sum would have to be rounded to four bits again,
-    which loses most of B A, or be kept in 16 bits, which is no longer the model that was asked for.
+    layer. A base in four bits is not merged. Rounding the sum to four bits again would lose most of
+    B A, and keeping it in 16 bits would no longer be the model that was asked for.
     """
     model, tokenizer = open_model(settings.model, settings.device, settings.dtype, settings.nf4)
     if settings.adapter:
