@@ -61,9 +61,9 @@ from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, is_out_of_memory
 from plumbing.files import replacing, resolve
 from quant import quantize_layer
+from rates import lora_rate_multiple
 from settings import Config, check_config, settled
 from tokenizer import Tokenizer
-from verdicts import lora_rate_multiple
 
 # GB of 10^9 bytes. A card's GB are 2^30 bytes, 7 % more: that is left for CUDA's context.
 CARDS = (8, 16, 24, 48, 80)

@@ -23,9 +23,9 @@ import numpy as np
 from plumbing.cli import make_parser, run_command
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import make_folder
-from verdicts import (MARGIN, Arm, Sweep, count_noun, find_best_rate, format_parameters,
-                      format_rate_multiple, format_rates, group_runs, read_runs, select_sweeps,
-                      verdict_table)
+from rates import find_best_rate
+from verdicts import (MARGIN, Arm, Sweep, count_noun, format_parameters, format_rate_multiple,
+                      format_rates, group_runs, read_runs, select_sweeps, verdict_table)
 
 # Importing matplotlib takes half a second, so only new_figure and draw_figures do it: --help and
 # --table answer at once.

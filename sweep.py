@@ -50,8 +50,8 @@ from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_
 from plumbing.files import make_folder
 from plumbing.records import read_rows, write_rows
 from plumbing.workers import BUSY, claim_file, do_jobs, rank_and_world
+from rates import diverged
 from settings import LESS_MEMORY, Config, check_config, parse, settled
-from verdicts import diverged
 
 # ----- the grids: change them here ----------------------------------------------------------------
 # A grid is a list of arms. An arm is every combination of its values; the names are train.py's

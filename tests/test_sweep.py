@@ -24,8 +24,8 @@ from plumbing.errors import UserError
 from plumbing.files import read_json
 from plumbing.records import COLUMNS, read_rows, write_rows
 from plumbing.workers import BUSY
+from rates import diverged
 from settings import LESS_MEMORY, parse
-from verdicts import diverged
 
 QWEN = {"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896,
         "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,

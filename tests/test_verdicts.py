@@ -8,6 +8,7 @@ from csv_runs import (FULL, FULL_LR, LONGER, LORA_LR, R1, R64, SEEDS, SHIFT, STE
                       find_arm, full_grid, leaving_runs, make_grid, pairs_of,
                       placement_grids, run_rows, sweep_of, write_csv)
 
+import rates
 import verdicts
 from plumbing.errors import UserError
 from verdicts import Claim, judge_claim
@@ -112,7 +113,7 @@ def test_best_of_sweep_is_the_lowest_at_each_step_separately():
 def test_best_rate_its_ties_and_its_edges(nll, lr, lowest, edge):
     """Of two equal ones the smaller. A rate next to one that diverged is not at the edge, because
     both sides of the U are known."""
-    best = verdicts.find_best_rate([2.0 ** i for i in range(5)], nll)
+    best = rates.find_best_rate([2.0 ** i for i in range(5)], nll)
     assert (best.nll, best.edge) == (lowest, edge)
     assert best.lr == pytest.approx(lr, rel=0, abs=0, nan_ok=True)
 
@@ -121,7 +122,7 @@ def test_the_parabola_goes_through_log_rate():
     lrs = (5e-5, 1e-4, 2e-4, 7e-4, 9e-4)            # not evenly spaced
     for lowest in (1.5e-4, 2e-4, 3.1e-4):
         nll = [1 + 0.3 * math.log10(lr / lowest) ** 2 for lr in lrs]
-        best = verdicts.find_best_rate(lrs, nll)
+        best = rates.find_best_rate(lrs, nll)
         assert best.lr == 2e-4
         assert best.vertex == pytest.approx(lowest, rel=1e-9)
 
@@ -132,7 +133,7 @@ def test_the_parabola_is_that_of_a_least_squares_fit_and_its_minimum_lies_betwee
         x = np.sort(generator.uniform(-12, -5, 3))
         y = 1 + generator.uniform(0.01, 1, 3) * [1, 0, 1]
         a, b, _ = np.polyfit(x - x[1], y, 2)
-        minimum = math.log(verdicts.parabola_minimum(np.exp(x), y))
+        minimum = math.log(rates.parabola_minimum(np.exp(x), y))
         assert minimum == pytest.approx(x[1] - b / (2 * a), rel=1e-6)
         assert (x[0] + x[1]) / 2 <= minimum <= (x[1] + x[2]) / 2
 
@@ -142,15 +143,15 @@ def test_the_parabola_is_that_of_a_least_squares_fit_and_its_minimum_lies_betwee
     [1.0, 1.0, math.inf], [math.inf, 1.0, 1.5]])
 def test_without_a_curvature_above_rounding_the_best_is_the_middle_rate(nll):
     """Three equal NLLs have a curvature of rounding noise, and its vertex could lie anywhere."""
-    assert verdicts.parabola_minimum([1, 2, 4], nll) == 2
-    assert verdicts.parabola_minimum([1e-4, 3e-4, 1e-3], nll) == 3e-4
+    assert rates.parabola_minimum([1, 2, 4], nll) == 2
+    assert rates.parabola_minimum([1e-4, 3e-4, 1e-3], nll) == 3e-4
 
 
 def test_a_curvature_above_rounding_counts():
-    assert verdicts.parabola_minimum([1, 2, 4], [1.000001, 1.0, 1.000001]) == pytest.approx(2)
-    assert verdicts.parabola_minimum([1, 2, 4], [1.000001, 1.0, 1.0]) == pytest.approx(8 ** 0.5)
+    assert rates.parabola_minimum([1, 2, 4], [1.000001, 1.0, 1.000001]) == pytest.approx(2)
+    assert rates.parabola_minimum([1, 2, 4], [1.000001, 1.0, 1.0]) == pytest.approx(8 ** 0.5)
     with pytest.raises(AssertionError, match="not the lowest"):
-        verdicts.parabola_minimum([1, 2, 4], [1.0, 1.2, 1.5])
+        rates.parabola_minimum([1, 2, 4], [1.0, 1.2, 1.5])
 
 
 def test_differences_are_taken_within_a_seed():
