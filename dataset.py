@@ -10,6 +10,9 @@ A sample is a conversation whose last message is the assistant's. It has two par
     <|im_start|>user\\n2 + 2?<|im_end|>\\n<|im_start|>assistant\\n  4<|im_end|>
     ---------- prompt, 15 tokens of nano's tokenizer ----------  answer, 2 tokens
 
+The prompt carries no loss, because in use it is given, and never written. With it, the NLL would
+also measure how well questions can be guessed.
+
 Prompt and answer are encoded separately, so the boundary is exact. It is also the boundary of
 generation, where the model is given the prompt alone. Encoded as one text, a merge could join the
 prompt's last characters and the answer's first into one token, and no position would be the
@@ -199,6 +202,9 @@ def micro_batches(samples: list[Sample], size: int) -> list[tuple[torch.Tensor, 
     are padded by 20 tokens instead of by 140. In training only the samples of one step are sorted,
     so no step sees longer samples than another. The longest group goes first, so that running out
     of memory shows at once.
+
+    Packing several samples into one row would save the rest of the padding, but it needs a mask and
+    positions that keep them apart.
     """
     samples = sorted(samples, key=lambda sample: len(sample.ids), reverse=True)
     return [pad_batch(samples[i:i + size]) for i in range(0, len(samples), size)]

@@ -67,7 +67,7 @@ class LoRALinear(nn.Module):
     A relative of LoRA changes these places: `__init__` (what is trained, and how it starts),
     `forward` and `delta` (one equation, so they must agree), what the files say about it
     (`peft_config`, `refuse_relatives`, `read_adapter`, `Factors`), and who makes the layer
-    (`wrap_layer`, `set_adapter`).
+    (`apply_lora`, `wrap_layer`, `set_adapter`).
     """
 
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout=0.0, rslora=False):
@@ -150,7 +150,8 @@ def apply_lora(module, rank: int, alpha=None, targets="all-linear", dropout=0.0)
     alpha: None is alpha = rank, so s = 1.
     targets: "all-linear" (every linear layer but lm_head, which is often tied), "attention", "mlp",
     or the names of layers: "q_proj,v_proj" or a list. A name means each layer whose dotted path
-    ends in it.
+    ends in it. The paper took attention alone. All layers are the default here, because with as
+    many parameters attention learns less than the MLP does (results/findings_nano.md).
 
     Raises UserError, before anything is changed, for a rank below 1, for a target that fits no
     layer, and for a layer that cannot be wrapped (see `refuse_unwrappable`).

@@ -10,8 +10,8 @@ The three families are one architecture. config.json says which parts a model ha
 
                 q, k, v bias    RMSNorm on q and k    rope_scaling        head_dim
     Qwen2/2.5   yes             no                    no                  hidden / heads
-    Qwen3       no              yes                   no                  given
-    Llama       no              no                    none or "llama3"    either
+    Qwen3       if it says so   yes                   no                  given
+    Llama       if it says so   no                    none or "llama3"    either
 
 Parameter names are Hugging Face's own ("model.layers.0.self_attn.q_proj.weight"). So loading is an
 assignment, and adapters need no table of names.
@@ -191,6 +191,9 @@ class RMSNorm(nn.Module):
 # It is the same model with the rows of q_proj and k_proj in another order: q . k does not change
 # when both are reordered alike. Hugging Face's files hold the rows in the order for halves. Weights
 # for one convention give nonsense under the other.
+#
+# v is not turned, because only the scores need positions. A key's angle depends on its own position
+# alone, so the cache keeps keys that are turned already.
 
 def rope_frequencies(config):
     """theta_i = base^(-2i / hd) for i = 0 .. hd/2 - 1, radians per position, (hd / 2,) in float32.
@@ -262,7 +265,8 @@ class Attention(nn.Module):
         k = rotate(self.k_norm(k).transpose(1, 2), cos, sin)                # (B, nk, T, hd)
         if cache is not None:
             k, v = cache.append(self, k, v)                                 # (B, nk, S, hd)
-        # no causal mask for T = 1: a single new token sees everything in the cache
+        # No causal mask for T = 1: a single new token sees everything in the cache. Several tokens
+        # on a cache that is not empty would need `mask`: is_causal lets the first see one column.
         causal = mask is None and T > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal,
                                            enable_gqa=True)                 # (B, nh, T, hd)

@@ -26,9 +26,12 @@ Why page? Memory peaks around the loss, when all activations are kept. m and v a
 and are not on the GPU. They visit in `step`, when activations are gone, at most two buckets at a
 time. The cost: all of them cross the bus twice per step, partly hidden behind the update. LoRA with
 r = 64 on Qwen2.5-0.5B trains 35.2M parameters: 282 MB each way, 11 ms out and 11 ms back at 25 GB/s
-(PCIe 4.0, 16 lanes). Training all 494M: 3.95 GB each way, 158 ms out and back. In 8 bits it is a
-quarter. So LoRA hardly needs paging; full fine-tuning may not fit without it. Without a GPU nothing
-is copied.
+(PCIe 4.0, 16 lanes). Training all 494M: 3.95 GB each way, 158 ms out and 158 ms back. In 8 bits it
+is a quarter. So LoRA hardly needs paging; full fine-tuning may not fit without it. Without a GPU
+nothing is copied.
+
+QLoRA's paged optimizer uses CUDA's unified memory, which moves pages only when the GPU is full.
+Here the moments are always on the host: always the price, but no surprise.
 """
 from functools import partial
 

@@ -9,7 +9,8 @@
 
 QLoRA (Dettmers et al., arXiv 2305.14314) uses the last four. A weight then takes 4 bits for its
 code, 8 / 64 for its block's scale, and 32 / (64 * 256) for the float32 scale that 256 scales share:
-4.127 in all. 256 is enough: their scale then costs 0.002 bits, and fewer would save nothing. The
+4.127 in all. A float32 scale per block would cost 32 / 64 = 0.5 bits instead of 0.127, for 7B
+weights 0.33 GB more. That last scale costs 0.002 bits, so more than 256 need not share it. The
 quantized weights are frozen; LoRA learns next to them in float32.
 
 Four bits are not free: SmolLM2-135M's loss before training is 1.4595 instead of 1.2522. Four steps
@@ -173,6 +174,9 @@ def derive_nf4():
     The last cannot lie at probability 1, where the quantile is infinite. In the middle of the last
     of 16 equal shares it lies at 1 - 1/32; of 15 shares (7, zero, 7), at 1 - 1/30. NF4's p is the
     mean of the two; the paper gives no reason.
+
+    The error on N(0, 1) weights in blocks of 64 is 0.0920. With the 15 even levels k / 7 of int4 it
+    would be 0.1077.
     """
     p = 1 - (1 / 32 + 1 / 30) / 2       # 0.9677083
     below = torch.linspace(1 - p, 0.5, 8, dtype=torch.float64)[:-1]     # (7,), steps of 0.0668
@@ -289,6 +293,9 @@ class DequantizedLinear(torch.autograd.Function):
     The gradient dx = dy W needs W again. Autograd would keep every layer's dequantized W: 14 GB for
     7B weights, just what four bits avoid. So forward lets go of W, and backward dequantizes again.
     x is not kept either: only dW needs it, and W is frozen.
+
+    Four bits save memory, not computation: the product is in x's dtype, and dequantizing W comes on
+    top of it.
     """
 
     @staticmethod

@@ -77,3 +77,65 @@ def parabola_minimum(lrs, nll) -> float:
     d2 = (y2 - y1) / (x2 - x1)
     c = (d2 - d1) / (x2 - x0)
     return math.exp((x0 + x1) / 2 - d1 / (2 * c))
+
+
+# ----- which rates to try next --------------------------------------------------------------------
+# A best rate is known when the rates next to it were tried as well and are worse. So a grid is
+# extended by its own step, at the end where its best rate lies, until that is so. Further seeds
+# need no whole grid: they try the first seed's best rate and the two next to it, and go on where
+# their own best is at an end of these. What to run next follows from the results alone. So a sweep
+# can be stopped at any time, and processes that share a folder need not talk to each other.
+
+MOST_STEPS = 12     # beyond either end of a grid: a factor of 4,096 in steps of two
+
+
+def extend_grid(grid: list[float]) -> list[float]:
+    """`grid` with MOST_STEPS further rates at either end: 1, 3, 10 -> ... 0.3, 1, 3, 10, 30 ...
+
+    A grid often has two factors in turn, here 3 and 3.33. So the factor beyond an end is not that
+    of the last step, but of the one before. A grid of two rates has one factor; a single rate is
+    doubled and halved.
+    """
+    lrs = list(grid) if len(grid) > 1 else [grid[0], 2 * grid[0]]
+    for _ in range(MOST_STEPS):
+        low, high = lrs[:3], lrs[-3:]
+        below = low[0] * low[-2] / low[-1]
+        above = high[-1] * high[1] / high[0]
+        lrs = [float(f"{below:.3g}"), *lrs, float(f"{above:.3g}")]
+    return lrs
+
+
+def rates_around_best(nll: dict[float, float], ladder: list[float]) -> list[float]:
+    """The best rate and the two next to it. nll: {rate: NLL}; of equal ones the lowest rate."""
+    best = min(sorted(nll), key=lambda lr: math.inf if math.isnan(nll[lr]) else nll[lr])
+    i = ladder.index(best)
+    return ladder[max(0, i - 1):i + 2]
+
+
+def all_tried(lrs, nll: dict[float, float]) -> bool:
+    """Whether each rate has a result. A failed run, nan, is none."""
+    return all(not math.isnan(nll.get(lr, math.nan)) for lr in lrs)
+
+
+def plan_rates(grid: list[float], tried: list[dict[float, float]], bracket=False, near_best=False
+               ) -> list[list[float]]:
+    """The rates that each of S seeds needs, tried or not, as far as the results tell by now.
+
+    grid: ascending. tried: for each seed {rate: NLL at the last step}, inf if the run diverged, nan
+    if it failed; it holds only rates that were planned. bracket: extend the grid until the best
+    rate lies between two worse ones. near_best: seeds after the first try only rates near the best.
+
+    Grid 1, 3, 10 and one seed with NLLs of 5, 4, 3: the best is at the end, so 30 is planned. If it
+    gives 3.5, nothing more is, and with near_best the next seed gets 3, 10, 30.
+    """
+    ladder = extend_grid(grid)
+    plans = []
+    for nll in tried:
+        wanted = set(grid)
+        if near_best and plans:
+            first_is_done = all_tried(plans[0], tried[0])
+            wanted = set(rates_around_best(tried[0], ladder)) if first_is_done else set()
+        if bracket and wanted and all_tried(wanted, nll):
+            wanted.update(rates_around_best(nll, ladder))
+        plans.append(sorted(wanted.union(nll)))
+    return plans

@@ -46,8 +46,8 @@ class Config:
     targets: str = flag(
         "all-linear", "all-linear, attention, mlp, or layer names: q_proj,v_proj")
     lr: float = flag(
-        None, "learning rate; default: 2e-4 for lora and qlora (good for r near 64 with alpha = r; "
-        "lower ranks want more), 2e-5 for full", above=0, group="optimization")
+        None, "learning rate; default: 2e-4 for lora and qlora (a start for r near 64 with "
+        "alpha = r; lower ranks want more), 2e-5 for full", above=0, group="optimization")
     schedule: str = flag("constant", "of the learning rate, after warm-up", choices=SCHEDULES)
     warmup_ratio: float = flag(
         0.0, "share of the steps in which the learning rate rises from 0: AdamW's first steps rest "
@@ -69,7 +69,9 @@ class Config:
         None, "steps between two evaluations; step 0 and the last step are always evaluated; "
         "default: 10, or a fifth of the steps if there are more than 100", above=0)
     eval_samples: int = flag(0, "evaluate on the first N test samples; 0: on all", at_least=0)
-    max_length: int = flag(256, "tokens; longer samples are cut at their right end", at_least=1)
+    max_length: int = flag(
+        256, "tokens; longer samples are cut at their right end. Must not exceed the model's "
+        "context, which is not checked", at_least=1)
     seed: int = flag(
         42, "of the order of the data and of A. Epoch e is in the order of seed + e, so seed 42's "
         "second epoch has the order of seed 43's first", at_least=0)
@@ -101,7 +103,7 @@ class Config:
         device, compilation, checkpointing, where the optimizer's moments are kept. How often and on
         how much is evaluated is in it, because that decides the rows of log.csv. It does not see
         what the settings do not say: the content behind a model's or data set's name, the version
-        of torch, the processor.
+        of torch or of this project, the processor.
         """
         unsettled = [name for name in ("alpha", "lr", "max_steps", "eval_steps")
                      if getattr(self, name) is None]

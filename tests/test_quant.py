@@ -177,6 +177,14 @@ def test_what_the_size_of_a_block_costs_and_gains(block_size, bits, error):
     assert (t.dequantize() - w).square().mean().sqrt().item() == pytest.approx(error, abs=2e-4)
 
 
+def test_even_levels_would_lose_more():
+    """derive_nf4 names both errors."""
+    rows = randn(16384, 64)
+    absmax = rows.abs().amax(1, keepdim=True)
+    int4 = (rows / absmax * 7).round() / 7 * absmax
+    assert (int4 - rows).square().mean().sqrt().item() == pytest.approx(0.1077, abs=2e-4)
+
+
 def test_how_often_the_codes_are_used():
     """The percentages that derive_nf4 names. Even use would be 6.25 each."""
     counts = torch.bincount(torch.tensor(unpack_nibbles(quantize_nf4(randn(1024, 1024)).packed)))
