@@ -105,10 +105,14 @@ def extend_grid(grid: list[float]) -> list[float]:
     return lrs
 
 
+def best_tried(nll: dict[float, float]) -> float:
+    """The rate with the lowest NLL of {rate: NLL}; of several the lowest. nan is a failed run."""
+    return min(sorted(nll), key=lambda lr: math.inf if math.isnan(nll[lr]) else nll[lr])
+
+
 def rates_around_best(nll: dict[float, float], ladder: list[float]) -> list[float]:
-    """The best rate and the two next to it. nll: {rate: NLL}; of equal ones the lowest rate."""
-    best = min(sorted(nll), key=lambda lr: math.inf if math.isnan(nll[lr]) else nll[lr])
-    i = ladder.index(best)
+    """The best rate tried and the two next to it on the ladder."""
+    i = ladder.index(best_tried(nll))
     return ladder[max(0, i - 1):i + 2]
 
 

@@ -36,7 +36,9 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -50,7 +52,7 @@ from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_
 from plumbing.files import make_folder
 from plumbing.records import read_rows, write_rows
 from plumbing.workers import BUSY, claim_file, do_jobs, rank_and_world
-from rates import diverged
+from rates import best_tried, diverged, extend_grid, plan_rates
 from settings import LESS_MEMORY, Config, check_config, parse, settled
 
 # ----- the grids: change them here ----------------------------------------------------------------
@@ -188,34 +190,60 @@ def match_ranks(model: str, attention: list[int], mlp: list[int]) -> dict[str, i
     return {"attention": best[0], "mlp": best[1]}
 
 
-def distinct_runs(grid: list[dict], common: Config, seeds: int) -> dict[str, Config]:
-    """{name: its settings}, the runs of the first seed before those of the second.
+class GridArm(NamedTuple):
+    """The runs that differ in learning rate and seed alone, and the rates that its grid gives."""
+    config: Config          # of the first seed at one of the rates
+    lrs: list[float]        # ascending
 
-    A run that two arms ask for has one hash, and so one entry.
+    def run_at(self, lr: float, seed: int) -> Config:
+        return dataclasses.replace(self.config, lr=lr, seed=seed)
+
+
+def list_arms(grid: list[dict], common: Config) -> list[GridArm]:
+    """What two findings ask for is one arm, with the rates of both."""
+    arms = {}
+    for point in expand_grid(grid, common.model):
+        if "alpha" in point:            # as the command line has it: 32 and 32.0 are one run
+            point = point | {"alpha": float(point["alpha"])}
+        config = dataclasses.replace(common, **point)
+        check_config(config)
+        config = settled(config, n_train=0)             # --epochs, which needs it, is refused
+        same_arm = dataclasses.replace(config, lr=1.0).run
+        _, lrs = arms.setdefault(same_arm, (config, set()))
+        lrs.add(config.lr)
+    return [GridArm(config, sorted(lrs)) for config, lrs in arms.values()]
+
+
+def plan_arm(arm: GridArm, settings, finals) -> list[dict[str, Config]]:
+    """For each seed {name: settings} of the runs that are needed, as far as `finals` tell by now.
+
+    finals: {name: test NLL at the last step}, inf if the run diverged, nan if it failed.
     """
-    points = expand_grid(grid, common.model)
-    runs = {}
-    for seed in range(common.seed, common.seed + seeds):
-        for point in points:
-            if "alpha" in point:        # as the command line has it: 32 and 32.0 are one run
-                point = point | {"alpha": float(point["alpha"])}
-            config = dataclasses.replace(common, **point, seed=seed)
-            check_config(config)
-            config = settled(config, n_train=0)         # --epochs, which needs it, is refused
-            runs.setdefault(config.run, config)
-    return runs
+    first = arm.config.seed
+    runs = [{lr: arm.run_at(lr, seed) for lr in extend_grid(arm.lrs)}
+            for seed in range(first, first + settings.seeds)]
+    tried = [{lr: finals[config.run] for lr, config in of_seed.items() if config.run in finals}
+             for of_seed in runs]
+    plan = plan_rates(arm.lrs, tried, settings.bracket, settings.near_best)
+    return [{of_seed[lr].run: of_seed[lr] for lr in lrs} for of_seed, lrs in zip(runs, plan)]
+
+
+def plan_runs(arms: list[GridArm], settings, finals) -> dict[str, Config]:
+    """The runs of all arms: those of the first seed before those of the second."""
+    by_seed = zip(*(plan_arm(arm, settings, finals) for arm in arms))
+    return {name: config for arms_of_seed in by_seed for runs in arms_of_seed
+            for name, config in runs.items()}
 
 
 def describe_arm(config) -> str:
     if config.method == "full":
-        return f"full lr={config.lr:g}"
-    return (f"{config.method} {config.targets} r={config.rank} alpha={config.alpha:g} "
-            f"lr={config.lr:g}")
+        return "full"
+    return f"{config.method} {config.targets} r={config.rank} alpha={config.alpha:g}"
 
 
 def describe_run(config) -> str:
-    return (f"{describe_arm(config)} batch={config.batch_eff} steps={config.max_steps} "
-            f"seed={config.seed}")
+    return (f"{describe_arm(config)} lr={config.lr:g} batch={config.batch_eff} "
+            f"steps={config.max_steps} seed={config.seed}")
 
 
 # ----- one run ------------------------------------------------------------------------------------
@@ -226,16 +254,27 @@ def read_base(model: str) -> Transformer:
     return Transformer.from_pretrained(model)
 
 
+# The settings that the test NLL before the first step depends on. As B = 0, it is the base's own at
+# every rank, on all targets and for each seed. Full fine-tuning may compute it under autocast.
+START_SETTINGS = ("model", "data", "method", "dtype", "device", "max_length", "eval_samples",
+                  "micro_bs")
+start_nlls = {}     # their values: that test NLL, once a run of this process has measured it
+
+
 def make_run(config, data) -> list[dict]:
     """Train -> the rows that train.py would log. A run that diverges is stopped."""
     model = train.model_for(config, read_base(config.model))
     data.tokenizer.check_vocabulary(model.config.vocab_size, config.model)
     run = train.set_up(config, data, model)
     rows = run.progress.rows
+    start = tuple(getattr(config, name) for name in START_SETTINGS)
+    if start in start_nlls:
+        train.add_row(run, start_nlls[start])
     for evaluated in train.training_steps(run, quiet=True):
         if evaluated and diverged(rows):
             rows += rows_without_numbers(rows[-1], config)
             break
+    start_nlls[start] = rows[0]["test_nll"]
     if not config.device.startswith("cuda"):        # all runs of a process share its memory
         rows = [row | {"peak_gb": ""} for row in rows]
     return rows
@@ -292,6 +331,70 @@ def note_failure(e, failed: Path) -> str:
 
 # ----- many runs ----------------------------------------------------------------------------------
 
+class Board:
+    """Which runs are needed, finished, failed and at work: what each free process is told from.
+
+    Nothing of it is kept. It follows from the plan and the files in `out`, which other processes
+    and machines may be writing, too.
+    """
+
+    def __init__(self, plan, out: Path, rank=0, world=1):
+        self.plan = plan            # plan(finals) -> {name: settings}: what is needed by now
+        self.out = out
+        self.rank, self.world = rank, world
+        self.finals = {}            # {name: test NLL at the last step}; inf: diverged, nan: failed
+        self.errors = {}            # {name: what went wrong}
+        self.at_work = set()        # names
+        self.refusals = Counter()   # how often a run was found claimed by another process
+        self.look()
+
+    def look(self):
+        """Read the new files. A result may call for more runs, whose files may exist already."""
+        known = -1
+        while known < len(self.finals):
+            known = len(self.finals)
+            self.runs = self.plan(self.finals)
+            for name in self.runs:
+                path = self.out / f"{name}.csv"
+                if name not in self.finals and path.exists():
+                    rows = read_rows(path)
+                    self.finals[name] = math.inf if diverged(rows) else rows[-1]["test_nll"]
+
+    @property
+    def own(self) -> list[str]:
+        """This rank's share of the runs, every world-th."""
+        return list(self.runs)[self.rank::self.world]
+
+    @property
+    def waiting(self) -> list[str]:
+        """Runs to be made, this rank's share first: then it helps the others."""
+        ordered = dict.fromkeys([*self.own, *self.runs])
+        return [name for name in ordered if name not in self.finals and name not in self.at_work]
+
+    def next_run(self) -> Config | None:
+        self.look()
+        if not self.waiting:
+            return None
+        name = min(self.waiting, key=self.refusals.__getitem__)     # of equal ones the first
+        self.at_work.add(name)
+        return self.runs[name]
+
+    def note_answer(self, config, error: str):
+        """error: what attempt_run returned."""
+        self.at_work.remove(config.run)
+        if error == BUSY:
+            self.refusals[config.run] += 1
+        elif error:
+            self.finals[config.run] = math.nan
+            self.errors[config.run] = " ".join(error.split())
+        self.look()
+
+    def count_samples(self, finished: bool) -> int:
+        """What the finished runs did cost or the others will, in samples to train on."""
+        return sum(config.max_steps * config.batch_eff
+                   for name, config in self.runs.items() if (name in self.finals) == finished)
+
+
 def prepare_process(first_gpu: int, threads: int, device: str, number: int):
     """The first thing in process `number` of several, before it touches a GPU."""
     if device == "cuda":
@@ -301,67 +404,49 @@ def prepare_process(first_gpu: int, threads: int, device: str, number: int):
     tqdm.set_lock(threading.RLock())
 
 
-def make_missing_runs(runs: dict[str, Config], data, jobs: int, out: Path, rank=0, world=1):
-    """Make what is missing of `runs`, and wait for what others are making.
+def make_missing_runs(board: Board, data, jobs: int, may_grow=False):
+    """Make what is missing of the planned runs, and wait for what others are making.
 
-    Returns {name: what went wrong}. A rank begins with its own share, every world-th run. Then it
-    helps the others. It tries the failures of earlier sweeps in its share again.
+    Failures of earlier sweeps are tried again, by the rank in whose share they are. may_grow:
+    whether results can call for more runs.
     """
-    make_folder(out)
-    own = list(runs)[rank::world]
-    for name in own:
-        (out / f"{name}.failed").unlink(missing_ok=True)
-    finals = {}
-    add_finished(finals, runs, out)
-    ordered = dict.fromkeys([*own, *runs])              # each once, its own first
-    todo = [runs[name] for name in ordered if name not in finals]
-    if not todo:
-        return {}
+    make_folder(board.out)
+    for name in board.own:
+        (board.out / f"{name}.failed").unlink(missing_ok=True)
+    if not board.waiting:
+        return
 
-    failed = {}
-    start, all_samples = time.perf_counter(), count_samples_left(runs, finals)
-    work = functools.partial(attempt_run, data=data, out=out)
-    first_gpu = rank * jobs             # the ranks before this one use `jobs` GPUs each
-    jobs = min(jobs, len(todo))         # a process without a run would only take threads
+    start, finished_before = time.perf_counter(), board.count_samples(finished=True)
+    work = functools.partial(attempt_run, data=data, out=board.out)
+    first_gpu = board.rank * jobs       # the ranks before this one use `jobs` GPUs each
+    if not may_grow:
+        jobs = min(jobs, len(board.waiting))    # a process without a run would only take threads
     threads = max(1, torch.get_num_threads() // jobs)
-    prepare = functools.partial(prepare_process, first_gpu, threads, todo[0].device)
-    for config, error in do_jobs(todo, work, jobs, prepare):
-        if error:
-            failed[config.run] = " ".join(error.split())
-            print(f"FAILED {describe_run(config)}: {failed[config.run]}", flush=True)
+    device = board.runs[board.waiting[0]].device
+    prepare = functools.partial(prepare_process, first_gpu, threads, device)
+    for config, error in do_jobs(board.next_run, work, jobs, prepare):
+        board.note_answer(config, error)
+        if error == BUSY:
             continue
-        add_finished(finals, runs, out)
-        left = count_samples_left(runs, finals)
-        seconds_per_sample = (time.perf_counter() - start) / max(1, all_samples - left)
-        print(describe_progress(runs, config, finals, seconds_per_sample * left), flush=True)
-    return failed
+        if error:
+            print(f"FAILED {describe_run(config)}: {board.errors[config.run]}", flush=True)
+            continue
+        made = board.count_samples(finished=True) - finished_before
+        seconds_per_sample = (time.perf_counter() - start) / max(1, made)
+        print(describe_progress(board, config, seconds_per_sample), flush=True)
 
 
-def add_finished(finals, runs, out: Path):
-    """finals[name] = the last row of each run that has a file by now, and whether it diverged."""
-    for name in runs:
-        path = out / f"{name}.csv"
-        if name not in finals and path.exists():
-            rows = read_rows(path)
-            finals[name] = rows[-1] | {"diverged": diverged(rows)}
-
-
-def count_samples_left(runs: dict[str, Config], finals) -> int:
-    """What the unfinished runs will cost, in samples to train on."""
-    return sum(config.max_steps * config.batch_eff
-               for name, config in runs.items() if name not in finals)
-
-
-def describe_progress(runs, config, finals, seconds_left: float) -> str:
+def describe_progress(board, config, seconds_per_sample: float) -> str:
     """run 3 of 40: lora ... seed=42: test NLL 0.6259; best so far 0.6243 (full lr=3e-05); ..."""
-    final = finals[config.run]
-    result = "diverged" if final["diverged"] else f"test NLL {final['test_nll']:.4f}"
-    line = f"run {len(finals)} of {len(runs)}: {describe_run(config)}: {result}; "
-    sound = [row for row in finals.values() if not row["diverged"]]
+    nll = board.finals[config.run]
+    result = f"test NLL {nll:.4f}" if math.isfinite(nll) else "diverged"
+    line = f"run {len(board.finals)} of {len(board.runs)}: {describe_run(config)}: {result}; "
+    sound = {name: nll for name, nll in board.finals.items() if math.isfinite(nll)}
     if sound:
-        best = min(sound, key=lambda row: row["test_nll"])
-        line += f"best so far {best['test_nll']:.4f} ({describe_arm(runs[best['run']])}); "
-    return line + f"{format_duration(seconds_left)} left"
+        best = min(sound, key=sound.get)
+        config = board.runs[best]
+        line += f"best so far {sound[best]:.4f} ({describe_arm(config)} lr={config.lr:g}); "
+    return line + f"{format_duration(seconds_per_sample * board.count_samples(False))} left"
 
 
 def format_duration(seconds: float) -> str:
@@ -372,23 +457,53 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def list_runs(runs: dict[str, Config], jobs: int, out: Path):
+def list_runs(board: Board, jobs: int):
     """Print every run, then their number and how long the missing ones will take.
 
     The finished ones tell how many seconds a sample takes.
     """
-    finals = {}
-    add_finished(finals, runs, out)
-    for name, config in runs.items():
-        print(f"{name}  {'there' if name in finals else 'to do'}  {describe_run(config)}")
+    for name, config in board.runs.items():
+        print(f"{name}  {'there' if name in board.finals else 'to do'}  {describe_run(config)}")
     about = "? (nothing to go by yet)"
-    sound = [row for row in finals.values() if not row["diverged"]]     # the others were cut short
-    if sound:
-        seconds = sum(row["seconds"] for row in sound)
-        samples = sum(row["step"] * row["batch_eff"] for row in sound)
-        left = count_samples_left(runs, finals)
+    lasts = [read_rows(board.out / f"{name}.csv")[-1]
+             for name, nll in board.finals.items() if math.isfinite(nll)]   # others were cut short
+    if lasts:
+        seconds = sum(row["seconds"] for row in lasts)
+        samples = sum(row["step"] * row["batch_eff"] for row in lasts)
+        left = board.count_samples(finished=False)
         about = f"{format_duration(seconds / samples * left / jobs)} of training"
-    print(f"{len(runs)} runs, {len(runs) - len(finals)} to do, about {about}")
+    print(f"{len(board.runs)} runs, {len(board.waiting)} to do, about {about}")
+
+
+def explain_plan(arms: list[GridArm], settings, finals):
+    """Print for each arm and seed what is known of its best rate, and so what is next.
+
+    Then how many runs this takes, and how many if every seed tried every rate.
+    """
+    n_runs = n_all = 0
+    for arm in arms:
+        plan = plan_arm(arm, settings, finals)
+        for seed, runs in enumerate(plan, arm.config.seed):
+            print(f"{describe_arm(arm.config)} batch={arm.config.batch_eff} seed={seed}: "
+                  + explain_seed(list(runs.values()), finals))
+        n_runs += sum(map(len, plan))
+        n_all += len(plan) * len({config.lr for runs in plan for config in runs.values()})
+    print(f"{n_runs} runs by now; with every rate at every seed {n_all}")
+
+
+def explain_seed(runs: list[Config], finals) -> str:
+    """runs: the planned runs of one arm and seed."""
+    if not runs:
+        return "waits for the first seed's best rate"
+    tried = {config.lr: finals[config.run] for config in runs if config.run in finals}
+    if not tried:
+        return f"{len(runs)} rates to try"
+    best = best_tried(tried)
+    text = f"best {best:g} ({tried[best]:.4f}) of {len(tried)} rates"
+    if best in (min(tried), max(tried)):
+        text += ", at their end"
+    missing = ", ".join(f"{config.lr:g}" for config in runs if config.lr not in tried)
+    return f"{text}; next {missing}" if missing else text
 
 
 # ----- the command --------------------------------------------------------------------------------
@@ -401,11 +516,19 @@ class Settings:
         choices=tuple(PRESETS))
     seeds: int = flag(
         1, "seeds of each run: --seed (default: 42) and those after it", at_least=1)
+    bracket: bool = flag(
+        False, "extend an arm's rates by the grid's own step until its best one lies between two "
+        "that are worse, or diverged")
+    near_best: bool = flag(
+        False, "seeds after the first try only the first seed's best rate and the two next to it, "
+        "and go on until each knows its own best; implies --bracket")
     jobs: int = flag(
         None, "processes; they divide the cores among them. Default: one per GPU; without a GPU "
         "one per core for the embedded model, else 1", at_least=1)
     out: Path = flag(Path("out"), "folder of the rows")
-    dry_run: bool = flag(False, "list the runs, and stop", action="store_true")
+    dry_run: bool = flag(
+        False, "list the runs, with --bracket also what is known and what is next, and stop",
+        action="store_true")
 
     @property
     def grid(self) -> list[dict]:
@@ -429,6 +552,10 @@ def parse_sweep(argv=None) -> tuple[Settings, Config]:
     if settings.sweep not in ("all", *PRESETS[settings.preset]):
         raise UserError(f"{settings.sweep}: the preset {settings.preset} has no such grid")
     check_ranges(settings)
+    if settings.near_best and settings.seeds == 1:
+        raise UserError("--near_best says which rates further seeds try; add --seeds 3, or leave "
+                        "it out")
+    settings.bracket |= settings.near_best
 
     preset_flags = PRESET_FLAGS[settings.preset].split()
     common = parse([*preset_flags, *train_flags])
@@ -475,20 +602,24 @@ def sweep(argv=None) -> int:
     if common.device in ("auto", "cuda"):
         take_gpu(rank)                      # from here on "cuda" is this rank's own GPU
     ModelConfig.from_pretrained(common.model)   # a missing model shows here, also in a dry run
-    runs = distinct_runs(settings.grid, common, settings.seeds)
-    first = next(iter(runs.values()))
-    jobs = min(len(runs), settings.jobs or default_jobs(first, world))
+    arms = list_arms(settings.grid, common)
+    first = arms[0].config
+    jobs = settings.jobs or default_jobs(first, world)
+    board = Board(functools.partial(plan_runs, arms, settings), settings.out, rank, world)
     if settings.dry_run:
-        list_runs(runs, jobs, settings.out)
+        list_runs(board, jobs)
+        if settings.bracket:
+            explain_plan(arms, settings, board.finals)
         return 0
 
     data = train.read_data(first)           # what is wrong with the data shows here, once
-    failed = make_missing_runs(runs, data, jobs, settings.out, rank, world)
-    made = len(runs) - len(failed)
-    print(f"{made} of {len(runs)} runs are in {settings.out}: python plot.py {settings.out}")
-    for name, error in failed.items():
-        print(f"failed: {describe_run(runs[name])}: {error}", file=sys.stderr)
-    return 1 if failed else 0
+    make_missing_runs(board, data, jobs, may_grow=settings.bracket)
+    made = len(board.runs) - len(board.errors)
+    print(f"{made} of {len(board.runs)} runs are in {settings.out}: "
+          f"python plot.py {settings.out}")
+    for name, error in board.errors.items():
+        print(f"failed: {describe_run(board.runs[name])}: {error}", file=sys.stderr)
+    return 1 if board.errors else 0
 
 
 def main(argv=None):

@@ -271,8 +271,8 @@ def show_settings(run: Run):
 # passes of micro_bs samples add up their gradients, and AdamW updates once. Memory is decided by
 # micro_bs, learning by the product.
 
-def evaluate_step(run: Run, test_batches):
-    """Add a row to run.progress.
+def add_row(run: Run, test_nll: float):
+    """Add a row to run.progress: what log.csv says of this step.
 
     train_nll is the mean over the steps since the last row, each measured before its update. So it
     lags behind test_nll, and a train_nll above test_nll is no mistake. Over-fitting is a test_nll
@@ -283,8 +283,7 @@ def evaluate_step(run: Run, test_batches):
     progress.nll_sum, progress.nll_tokens = 0.0, 0
     progress.rows.append(records.make_row(
         config, step=progress.step, tokens=progress.tokens, train_nll=train_nll,
-        test_nll=mean_nll(run.model, test_batches, run.autocast),
-        seconds=round(progress.seconds, 3),
+        test_nll=test_nll, seconds=round(progress.seconds, 3),
         peak_gb=round(peak_gb(torch.device(config.device)), 3),
         trainable=sum(p.numel() for p in run.trained.values())))
 
@@ -399,7 +398,7 @@ def training_steps(run: Run, quiet: bool | None = None) -> Iterator[bool]:
             if progress.rows and progress.rows[-1]["step"] == progress.step:
                 due = False             # a resumed run, which stopped after this evaluation
             if due:
-                evaluate_step(run, test_batches)
+                add_row(run, mean_nll(run.model, test_batches, run.autocast))
             yield due
             if progress.step == config.max_steps:
                 return

@@ -1,7 +1,7 @@
-"""Many processes, one list of jobs: which process takes which job, and what happens when one dies.
+"""Many processes, many jobs: which process takes which job, and what happens when one dies.
 
     claim_file      makes sure that no two processes make the same file, also on many machines
-    do_jobs         works through a list of jobs, here or in several processes
+    do_jobs         does one job after another, here or in several processes
     rank_and_world  which of torchrun's processes this is, and of how many
 
 Nothing here knows what a job is. The caller hands in the function that does the work. No torch.
@@ -12,8 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +22,7 @@ try:
 except ImportError:         # Windows
     fcntl = None
 
-BUSY = "busy"       # the answer to a job that another process has claimed: it is tried again
+BUSY = "busy"       # the answer to a job that another process has claimed: to be tried again
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -80,54 +79,50 @@ def is_open_as(f, path: Path) -> bool:
 
 # ----- jobs ---------------------------------------------------------------------------------------
 
-def do_jobs(jobs: Iterable, work: Callable, processes: int, prepare: Callable) -> Iterator[tuple]:
-    """Yield (job, work(job)) for each of `jobs`, in the order in which they are finished.
+def do_jobs(next_job: Callable, work: Callable, processes: int, prepare: Callable
+            ) -> Iterator[tuple]:
+    """Yield (job, work(job)) for each job, in the order in which they are finished.
 
-    A job with the answer BUSY goes to the end of the list and is tried again. One process means
-    this one, and `prepare` is not called. Several are started; each calls prepare(its number: 0, 1
-    ...) once, before its first job. Whatever work(job) raises is raised here. A process that dies
-    (the system kills one that takes too much memory) costs its job, and is replaced.
+    next_job() says which job is next whenever a process is free, or None if there is none now. It
+    is asked again after each answer, because an answer may call for new jobs, and the end is
+    reached when there is none and nobody is at work.
+
+    One process means this one, and `prepare` is not called. Several are started; each calls
+    prepare(its number: 0, 1 ...) once, before its first job. Whatever work(job) raises is raised
+    here. A process that dies (the system kills one that takes too much memory) costs its job, and
+    is replaced.
     """
     if processes == 1:
-        return do_here(jobs, work)
-    return do_in_processes(jobs, processes, functools.partial(start_worker, work, prepare))
+        return do_here(next_job, work)
+    return do_in_processes(next_job, processes, functools.partial(start_worker, work, prepare))
 
 
-def do_here(jobs, work):
-    todo = deque(jobs)
-    while todo:
-        job = todo.popleft()
-        answer = work(job)
-        if answer == BUSY:
-            todo.append(job)            # again, when the others have been tried
-        else:
-            yield job, answer
+def do_here(next_job, work):
+    while (job := next_job()) is not None:
+        yield job, work(job)
 
 
-def do_in_processes(jobs, processes: int, start):
-    """Hand out the jobs, one at a time to each process; yield (job, answer).
+def do_in_processes(next_job, processes: int, start):
+    """Give each idle process the next job; yield (job, answer).
 
     concurrent.futures has such a pool, but there one process that dies takes all jobs along.
     """
-    todo = deque(jobs)
     idle = [start(number) for number in range(processes)]
     at_work = {}                        # {connection: (worker, its job)}
     try:
-        while todo or at_work:
-            while todo and idle:
-                job = todo.popleft()
+        while True:
+            while idle and (job := next_job()) is not None:
                 worker = send_job(idle.pop(), job, start)
                 at_work[worker.connection] = worker, job
+            if not at_work:
+                return
             for connection in wait(list(at_work)):
                 worker, job = at_work.pop(connection)
                 idle.append(worker)
                 answer = receive_answer(worker)
                 if isinstance(answer, Exception):
                     raise answer
-                if answer == BUSY:
-                    todo.append(job)
-                else:
-                    yield job, answer
+                yield job, answer
     finally:
         for worker in [*idle, *(worker for worker, _ in at_work.values())]:
             worker.process.terminate()

@@ -39,6 +39,7 @@ FLAGS = ("--preset=nano", "--max_steps=6", "--eval_steps=2", "--eval_samples=0")
 @pytest.fixture(autouse=True)
 def forget_the_base():
     sweep.read_base.cache_clear()
+    sweep.start_nlls.clear()
 
 
 @pytest.fixture
@@ -58,10 +59,19 @@ def argv(checkpoint, chat):
 
 @pytest.fixture
 def runs_and_data(tiny_grid, argv, tmp_path):
-    """What make_missing_runs is given."""
     settings, common = sweep.parse_sweep(argv(tmp_path))
-    runs = sweep.distinct_runs(settings.grid, common, 1)
-    return runs, train.read_data(common)
+    return planned(settings, common), train.read_data(common)
+
+
+def planned(settings, common):
+    return sweep.plan_runs(sweep.list_arms(settings.grid, common), settings, {})
+
+
+def make_missing(runs, data, jobs, out, **share):
+    """make_missing_runs for these runs -> {name: what went wrong}."""
+    board = sweep.Board(lambda finals: runs, out, **share)
+    sweep.make_missing_runs(board, data, jobs)
+    return board.errors
 
 
 def code_of(argv):
@@ -163,7 +173,8 @@ def qwen(tmp_path):
 def tutorial(sweeps, model, seeds=1):
     common = parse([*sweep.PRESET_FLAGS["tutorial"].split(), f"--model={model}"])
     grid = [arm for name in sweeps for arm in sweep.TUTORIAL_GRIDS[name]]
-    return list(sweep.distinct_runs(grid, common, seeds).values())
+    arms = sweep.list_arms(grid, common)
+    return list(sweep.plan_runs(arms, sweep.Settings("all", seeds=seeds), {}).values())
 
 
 def test_tutorial_grids_are_those_of_the_tutorial(qwen):
@@ -308,7 +319,7 @@ def test_a_run_that_diverges_is_stopped_and_recorded_and_the_others_go_on(
     assert code_of(argv(tmp_path)) == 0
     assert rates.count(50.0) == 2               # up to the next evaluation, not further
     out = capsys.readouterr().out
-    assert "run 1 of 3: full lr=50 batch=16 steps=6 seed=42: diverged; " in out
+    assert "run 2 of 3: full lr=50 batch=16 steps=6 seed=42: diverged; " in out
     assert out.count("diverged") == 1 and "nan" not in out
     lost, = (rows for rows in rows_of(tmp_path).values() if rows[0]["lr"] == 50)
     assert [row["step"] for row in lost] == [0, 2, 4, 6]
@@ -351,7 +362,8 @@ def test_settings_that_cannot_be_meant(tiny_grid, argv, tmp_path, capsys, flags,
 def test_flags_of_train_py_go_for_all_runs(tiny_grid, argv):
     settings, common = sweep.parse_sweep(
         argv("out", "--max_steps=7", "--dtype=bfloat16", "--seed=5", "--grad_clip=0.5"))
-    runs = sweep.distinct_runs(settings.grid, common, 2).values()
+    settings.seeds = 2
+    runs = planned(settings, common).values()
     assert {(c.max_steps, c.dtype, c.grad_clip) for c in runs} == {(7, "bfloat16", 0.5)}
     assert {c.seed for c in runs} == {5, 6}
     assert sweep.parse_sweep(["all"])[0].preset == "nano"
@@ -375,12 +387,12 @@ def test_a_run_that_failed_is_left_by_other_ranks_and_tried_again_by_the_next_sw
         return real(config, *rest)
     monkeypatch.setattr(sweep, "make_run", make_or_fail)
     for rank in (0, 1):
-        failed = sweep.make_missing_runs(runs, data, 1, tmp_path, rank, world=2)
+        failed = make_missing(runs, data, 1, tmp_path, rank=rank, world=2)
         assert failed == {bad: "UserError: a GPU that is full"}
     assert sorted(tried) == sorted(whole)
     assert (tmp_path / f"{bad}.failed").read_text() == "UserError: a GPU that is full"
     monkeypatch.setattr(sweep, "make_run", real)
-    assert sweep.make_missing_runs(runs, data, 1, tmp_path) == {}
+    assert make_missing(runs, data, 1, tmp_path) == {}
     assert rows_of(tmp_path) == whole and suffixes(tmp_path) == {".csv"}
 
 
@@ -470,7 +482,7 @@ def test_two_sweeps_in_one_folder_make_each_run_once(argv, tmp_path, script, who
     assert [result[0] for result in results] == [0, 0], results
     assert begun(tmp_path) == sorted(whole) and rows_of(tmp_path / "out") == whole
     # each ends when all runs are there
-    assert all(f"run {N} of {N}" in out for _, out, _ in results)
+    assert all(f"{N} of {N} runs are in" in out for _, out, _ in results)
 
 
 def test_jobs_share_the_runs_and_one_that_dies_takes_none_along(argv, tmp_path, script, whole):
@@ -489,7 +501,7 @@ def test_jobs_share_the_runs_and_one_that_dies_takes_none_along(argv, tmp_path, 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_full_disk_ends_the_sweep(argv, tmp_path, script, jobs):
     """No other run would find room either: each would be trained and thrown away."""
-    path = script([{"method": "full", "lr": 0.777}, *GRID])
+    path = script([{"method": "lora", "rank": 3, "lr": 0.777}, *GRID])
     code, _, error = ends(start(path, *argv(tmp_path / "out", f"--jobs={jobs}")))
     message = "No space left on device; make room; the same command goes on"
     assert message in one_line(code, error)
@@ -508,7 +520,7 @@ def test_each_rank_begins_with_its_own_share(runs_and_data, tmp_path, monkeypatc
     order = []
     monkeypatch.setattr(
         sweep, "attempt_run", lambda config, **_: order.append(config.run) or "no")
-    failed = sweep.make_missing_runs(runs, data, 1, tmp_path, rank=1, world=3)
+    failed = make_missing(runs, data, 1, tmp_path, rank=1, world=3)
     others = [run for i, run in enumerate(runs) if i % 3 != 1]
     assert order == [*list(runs)[1::3], *others] and list(failed) == order
 
@@ -522,9 +534,9 @@ def test_each_run_is_in_a_share_when_a_rank_begins_late(runs_and_data, tmp_path,
     for run in runs:
         (tmp_path / f"{run}.failed").write_text("of yesterday")
     monkeypatch.setattr(sweep, "attempt_run", lambda config, **_: "no")
-    sweep.make_missing_runs(runs, data, 1, tmp_path, rank=0, world=2)
+    make_missing(runs, data, 1, tmp_path, rank=0, world=2)
     write_rows(tmp_path / f"{list(runs)[0]}.csv", [dict.fromkeys(COLUMNS, 1.0)])
-    sweep.make_missing_runs(runs, data, 1, tmp_path, rank=1, world=2)
+    make_missing(runs, data, 1, tmp_path, rank=1, world=2)
     assert not list(tmp_path.glob("*.failed"))
 
 
@@ -545,7 +557,7 @@ def test_no_more_processes_than_runs_are_missing(
     monkeypatch.setattr(sweep.tqdm, "set_lock", lambda _: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
-    sweep.make_missing_runs(runs, data, 4, tmp_path)
+    make_missing(runs, data, 4, tmp_path)
     assert seen == [processes, threads]
 
 
@@ -609,5 +621,143 @@ def test_each_process_of_a_sweep_touches_its_own_gpu_alone(
         return []
     monkeypatch.setattr(sweep, "do_jobs", use_gpu_in_each)
     monkeypatch.setattr(sweep.tqdm, "set_lock", lambda _: None)
-    sweep.make_missing_runs(runs, data, 3, tmp_path, rank, world=2)
+    make_missing(runs, data, 3, tmp_path, rank=rank, world=2)
     assert found == [set() if gpu is None else {gpu} for gpu in gpus]
+
+
+# ----- which runs are next: sweeps whose runs are not trained but looked up -----------------------
+
+LADDER = {3e-5: 1.5, 1e-4: 1.2, 3e-4: 1.0, 1e-3: 1.4, 3e-3: 9.0}       # of full; LoRA: 10 times it
+BRACKET = [{"method": "full", "lr": [1e-3, 3e-3]},                      # its best is below
+           {"method": "lora", "rank": [2, 4], "lr": [1e-3, 3e-3, 1e-2]}]
+FAKE = """
+import os, sys
+sys.path.insert(0, {repo!r})
+import sweep
+from plumbing.records import make_row
+sweep.PRESETS["nano"]["finding1"] = {grid!r}
+made = 0
+
+def look_up(config, data):
+    global made
+    made += 1
+    if made == int(os.environ.get("KILL_AT", 0)):
+        os.kill(os.getpid(), 9)
+    with open({log!r}, "a") as f:
+        f.write(config.run + "\\n")
+    lr = config.lr if config.method == "full" else config.lr / 10
+    if config.seed == 44:               # this seed wants a rate three times as high
+        lr /= 3
+    ladder = {ladder!r}
+    nll = ladder[min(ladder, key=lambda known: abs(known - lr))]
+    return [make_row(config, step=step, tokens=step, train_nll="", test_nll=test_nll, seconds=1.0,
+                     peak_gb="", trainable=1)
+            for step, test_nll in ((0, 2.0), (config.max_steps, nll))]
+
+sweep.make_run = look_up
+if __name__ == "__main__":
+    sweep.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    path = tmp_path / "fake.py"
+    path.write_text(FAKE.format(repo=str(REPO), grid=BRACKET, log=str(tmp_path / "begun"),
+                                ladder=LADDER))
+    return path
+
+
+def rates_by_arm(out):
+    """{(method, rank, seed): rates}, of the files in `out`."""
+    rates = {}
+    for path in Path(out).glob("*.csv"):
+        last = read_rows(path)[-1]
+        key = last["method"], last["rank"] or 0, last["seed"]
+        rates.setdefault(key, []).append(last["lr"])
+    return {key: sorted(lrs) for key, lrs in rates.items()}
+
+
+def expected_rates(seeds):
+    """What LADDER calls for, worked out by hand.
+
+    full: 1e-3 is best of 1e-3 and 3e-3, so below it come 3.33e-4 (best), 1.11e-4. LoRA: 3e-3 is
+    best and has both neighbours. Seed 43 is like 42. Seed 44 finds 1e-3 and 1e-2 best. For full its
+    neighbours 3.33e-4 and 3e-3 are there or come; for LoRA 3e-2 is missing, the grid's next.
+    """
+    rates = {("full", 0, 42): [1.11e-4, 3.33e-4, 1e-3, 3e-3],
+             ("full", 0, 43): [1.11e-4, 3.33e-4, 1e-3],
+             ("full", 0, 44): [1.11e-4, 3.33e-4, 1e-3, 3e-3]}
+    for r in (2, 4):
+        rates |= {("lora", r, 42): [1e-3, 3e-3, 1e-2], ("lora", r, 43): [1e-3, 3e-3, 1e-2],
+                  ("lora", r, 44): [1e-3, 3e-3, 1e-2, 3e-2]}
+    return {key: lrs for key, lrs in rates.items() if key[2] in seeds}
+
+
+def test_bracket_goes_on_until_the_best_rate_lies_between_worse_ones(argv, tmp_path, fake):
+    out = tmp_path / "out"
+    code, said, error = ends(start(fake, *argv(out, "--bracket", "--jobs=1")))
+    assert code == 0, error
+    assert rates_by_arm(out) == expected_rates([42])
+    assert said.splitlines()[-1].startswith("10 of 10 runs are in")
+
+    # what is known is not made again, and a plain sweep knows nothing of the extension
+    assert ends(start(fake, *argv(out, "--bracket", "--jobs=1")))[0] == 0
+    assert len(begun(tmp_path)) == 10
+    _, said, _ = ends(start(fake, *argv(out, "--dry_run")))
+    assert said.splitlines()[-1].startswith("8 runs, 0 to do")
+
+
+def test_further_seeds_try_only_rates_near_the_best(argv, tmp_path, fake):
+    """Seed 44's own best is one rate higher. A dry run says what is next, and why."""
+    out, flags = tmp_path / "out", ("--near_best", "--seeds=3", "--jobs=1")
+    _, said, _ = ends(start(fake, *argv(out, *flags, "--dry_run")))
+    assert "full batch=16 seed=42: 2 rates to try" in said
+    assert "full batch=16 seed=43: waits for the first seed's best rate" in said
+    assert ends(start(fake, *argv(out)))[0] == 0
+    _, said, _ = ends(start(fake, *argv(out, *flags, "--dry_run")))
+    assert ("full batch=16 seed=42: best 0.001 (1.4000) of 2 rates, at their end; next 0.000333"
+            in said)
+    assert "r=2 alpha=2 batch=16 seed=43: 3 rates to try" in said
+
+    code, _, error = ends(start(fake, *argv(out, *flags)))
+    assert code == 0, error
+    assert rates_by_arm(out) == expected_rates([42, 43, 44])
+    _, said, _ = ends(start(fake, *argv(out, *flags, "--dry_run")))
+    assert "full batch=16 seed=44: best 0.001 (1.0000) of 4 rates\n" in said
+    assert said.splitlines()[-1] == "31 runs by now; with every rate at every seed 36"
+
+
+@pytest.mark.parametrize("kill_at", [1, 5, 9, 20])
+def test_a_bracket_that_was_killed_goes_on_and_ends_the_same(argv, tmp_path, fake, kill_at):
+    command = [fake, *argv(tmp_path / "out", "--near_best", "--seeds=3", "--jobs=1")]
+    assert ends(start(*command, KILL_AT=str(kill_at)))[0] == -signal.SIGKILL
+    assert ends(start(*command))[0] == 0
+    assert rates_by_arm(tmp_path / "out") == expected_rates([42, 43, 44])
+    assert len(begun(tmp_path)) == len(set(begun(tmp_path))) == 31
+
+
+@pytest.mark.parametrize("launch", [(), ("-m", "torch.distributed.run", "--nproc_per_node=2")])
+def test_processes_that_share_a_folder_plan_alike(argv, tmp_path, fake, launch):
+    """Two sweeps, or two ranks of torchrun. Each run is made once."""
+    command = [*launch, fake, *argv(tmp_path / "out", "--near_best", "--seeds=3", "--jobs=1")]
+    processes = [start(*command) for _ in range(1 if launch else 2)]
+    results = [ends(process) for process in processes]
+    assert [result[0] for result in results] == [0] * len(processes), results
+    assert rates_by_arm(tmp_path / "out") == expected_rates([42, 43, 44])
+    assert len(begun(tmp_path)) == len(set(begun(tmp_path))) == 31
+
+
+def test_near_best_needs_further_seeds(tiny_grid, argv, tmp_path, capsys):
+    code = code_of(argv(tmp_path / "out", "--near_best"))
+    assert "--near_best says which rates further seeds try; add --seeds 3" in one_line(
+        code, capsys.readouterr().err)
+
+
+def test_the_base_is_evaluated_once_per_process(tiny_grid, argv, tmp_path, monkeypatch, whole):
+    """And full fine-tuning's base once, which can be under autocast. The rows are the same."""
+    calls, real = [], train.mean_nll
+    monkeypatch.setattr(train, "mean_nll", lambda *args: calls.append(1) or real(*args))
+    assert code_of(argv(tmp_path)) == 0
+    assert len(calls) == 2 + 3 * N          # three evaluations of each run after step 0
+    assert rows_of(tmp_path) == whole

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from functools import partial
 from pathlib import Path
 
@@ -93,7 +94,31 @@ def work(job, folder: Path):
 
 
 def do_jobs(jobs, processes, folder):
-    return workers.do_jobs(jobs, partial(work, folder=folder), processes, partial(prepare, folder))
+    """Do all `jobs`. Those that are busy go to the end of the list."""
+    todo = deque(jobs)
+    answers = workers.do_jobs(lambda: todo.popleft() if todo else None,
+                              partial(work, folder=folder), processes, partial(prepare, folder))
+    for job, answer in answers:
+        if answer == workers.BUSY:
+            todo.append(job)
+        else:
+            yield job, answer
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_answer_may_call_for_new_jobs(tmp_path, processes):
+    """Also the answer of the last job, when all other processes wait."""
+    jobs, squares = [1], {}
+    answers = workers.do_jobs(lambda: jobs.pop() if jobs else None, partial(work, folder=tmp_path),
+                              processes, partial(prepare, tmp_path))
+    for job, answer in answers:
+        if answer == workers.BUSY:
+            jobs.append(job)
+            continue
+        squares[job] = answer
+        if job == 1:
+            jobs += [4, 5]
+    assert squares == {1: 1, 4: 16, 5: 25}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
