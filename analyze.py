@@ -7,8 +7,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from engine import base_of
 from lora import Factors, check_fit, last_name, read_adapter
 from model import ModelConfig, Transformer
@@ -98,8 +96,7 @@ def look_up_base(adapter, settings: Settings) -> tuple[str, int, int]:
         folder = resolve(base_name, ["config.json"])
     else:
         folder = cached_folder(base_name)
-    with torch.device("meta"):                      # shapes without memory
-        base = Transformer(ModelConfig.from_pretrained(folder, quantized=True))
+    base = Transformer.empty(ModelConfig.from_pretrained(folder, quantized=True))
     check_fit(base, adapter, settings.adapter)
     base_size = sum(p.numel() for p in base.parameters())
     base_bytes = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))

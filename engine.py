@@ -42,7 +42,7 @@ from tokenizer import Tokenizer, stop_ids
 
 class Answer(NamedTuple):
     text: str
-    tokens: int         # that were generated, the one that ended it included
+    tokens: int         # generated, including the end token
 
 
 # ----- loading ------------------------------------------------------------------------------------
@@ -80,8 +80,7 @@ def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
     if how.get("quant_method") != "bitsandbytes" or how.get("bnb_4bit_quant_type") != "nf4":
         raise UserError(f"{folder}: of quantized checkpoints only bitsandbytes' NF4 is read; give "
                         "the model that it was made from")
-    with torch.device("meta"):          # shapes without memory
-        model = Transformer(ModelConfig.from_hf(hf))
+    model = Transformer.empty(ModelConfig.from_hf(hf))
     shapes = {name: p.shape for name, p in model.named_parameters()}
 
     # All parts are read first: a weight's may lie in different files. In four bits there is room.
@@ -174,7 +173,7 @@ def mean_nll(model: Transformer, micro_batches, autocast=contextlib.nullcontext)
     micro_batches: pairs of ids and labels (B, T), as dataset.micro_batches gives them. autocast():
     the context of each forward pass, for weights in float32 and products in 16 bits.
     """
-    device = model.model.embed_tokens.weight.device
+    device = model.device
     nll_sum, n_tokens = 0.0, 0
     with autocast():
         for ids, labels in micro_batches:

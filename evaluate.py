@@ -4,7 +4,8 @@ r"""Measure a model on the test split of a data set: the test NLL, and the metri
     python evaluate.py --table out/eval_*.json          # several models side by side, in Markdown
 
     test NLL      nats per supervised token, as train.py logs it. In 16 bits the two differ by
-                  rounding, because adapters are merged here and nothing is autocast
+                  rounding, because adapters are merged here (unless --nf4) and nothing is
+                  autocast
     exact_match   maths: the share of answers whose final number is the reference's
     accuracy      classification: the share of right labels, counted in two ways
     bleu          corpus BLEU against any number of references, as sacrebleu has it
@@ -14,7 +15,7 @@ metrics.py has the rules of each. The folder of a data set names its metric in t
     {"metric": "exact_match"}
     {"metric": "accuracy", "labels": ["negative", "positive"]}
     {"metric": "bleu"}
-    {"metric": null}                                    the NLL alone; so it is without task.json
+    {"metric": null}                                    the NLL alone, also if there is no task.json
 
 A line of test.jsonl may hold "references": ["...", "..."] next to its "messages": all the right
 answers. Without it, the assistant's message is the one right answer.
@@ -46,12 +47,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 import dataset
 from engine import default_base, generate_answers, mean_nll, open_model, room_for_prompt
 from lora import load_adapter, merge_lora, read_tensors, remove_lora
 from metrics import Task, judge_answer, summarize_answers
+from model import start_cache
 from plumbing.checkpoint import weight_files
 from plumbing.cli import check_ranges, flag, parse_flags, run_command
 from plumbing.device import DTYPES, choose_device
@@ -92,8 +95,7 @@ class Settings:
         "auto", "of the computation; auto: as in train.py, float32 on a CPU",
         choices=("auto", *DTYPES))
     nf4: bool = flag(
-        False, "the base in four bits, as --method qlora trains on it; the adapter is not merged",
-        action="store_true")
+        False, "the base in four bits, as --method qlora trains on it; the adapter is not merged")
     table: list = flag(
         None, "print these results side by side, and nothing else",
         nargs="+", type=str, metavar="FILE.json")
@@ -166,7 +168,7 @@ def answer_questions(model, tokenizer, task, questions: list[Question],
     Answers are greedy: at each step the likeliest token, so the same model gives the same answers.
 
     The longest prompts go first. If something does not fit into memory, it shows at once and not
-    after an hour. And the prompts of a batch are padded to the longest of them: neighbors in this
+    after an hour. And the prompts of a batch are padded to the longest of them: neighbours in this
     order have similar lengths and need little padding.
     """
     todo = []
@@ -248,66 +250,22 @@ def label_nll(model, prompts: list[list[int]], answers: list[list[list[int]]]) -
     All prompts and answers are lists of ids. The answer's tokens are summed, not averaged:
     log p(a0 a1 | prompt) = log p(a0 | prompt) + log p(a1 | prompt a0).
 
-    Each answer could be scored behind a copy of its prompt. But prompts are long and labels short,
-    so the prompt is computed once, and all answers follow it in one sequence. The mask keeps them
-    from seeing each other, and each has the positions that follow the prompt's: to the model every
-    answer stands directly behind the prompt. With a prompt of 3 tokens and two answers of 2, the
-    rows see the columns marked x:
-
-                          p0  p1  p2  a0  a1  b0  b1
-        position           0   1   2   3   4   3   4        where RoPE thinks that the token is
-        part               0   0   0   1   1   2   2        0: the prompt; k + 1: answer k
-
-        p0                 x
-        p1                 x   x
-        p2                 x   x   x                        predicts a0, and also b0
-        a0                 x   x   x   x                    predicts a1
-        a1                 x   x   x   x   x
-        b0                 x   x   x   .   .   x            predicts b1
-        b1                 x   x   x   .   .   x   x
-
-    It is the causal triangle without the dots: a token sees the prompt and its own part. Sequences
-    are padded on the right to the longest. No token before the padding sees it.
+    Prompts are long and labels short, so each prompt is computed once. Every answer then follows it
+    in the cache, in the place of the answer before.
     """
-    device = model.model.embed_tokens.weight.device
-    ids, positions, part, targets = pack_answers(prompts, answers)
-    prompt_or_own = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])    # (B, T, T)
-    mask = prompt_or_own.tril()[:, None]                                        # (B, 1, T, T)
-    h = model.hidden(ids.to(device), positions.to(device), mask.to(device))     # (B, T, C)
-
-    # The unembedding is applied to the N places that predict a token of an answer, not to all B T.
-    b, k, predictor, token = torch.tensor(targets, device=device).T             # (N,) each
-    logits = model.lm_head(h[b, predictor]).float()                             # (N, V)
-    logp = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]               # (N,)
-    nll = torch.zeros(len(prompts), len(answers[0]), device=device)             # (B, n)
-    return nll.index_put_((b, k), -logp, accumulate=True)       # adds up the tokens of each answer
-
-
-def pack_answers(prompts: list[list[int]], answers: list[list[list[int]]]):
-    """Each prompt and its answers as one sequence -> ids, positions, part, all (B, T), and targets.
-
-    targets: (b, k, predictor, token) for each token of answer k of sequence b. The hidden state at
-    the place `predictor` predicts it.
-    """
-    B = len(prompts)
-    T = max(len(prompt) + sum(map(len, some)) for prompt, some in zip(prompts, answers))
-    ids, positions, part = torch.zeros(3, B, T, dtype=torch.long)
-    targets = []
-    for b, (prompt, some) in enumerate(zip(prompts, answers)):
-        P = len(prompt)
-        ids[b, :P] = torch.tensor(prompt)
-        positions[b, :P] = torch.arange(P)
-        start = P
-        for k, answer in enumerate(some):
-            end = start + len(answer)
-            ids[b, start:end] = torch.tensor(answer)
-            positions[b, start:end] = torch.arange(P, P + len(answer))
-            part[b, start:end] = k + 1
-            predictors = [P - 1, *range(start, end - 1)]        # the prompt's last, then its own
-            for predictor, token in zip(predictors, answer, strict=True):
-                targets.append((b, k, predictor, token))
-            start = end
-    return ids, positions, part, targets
+    room = max(len(answer) for some in answers for answer in some)
+    ids, cache = start_cache(prompts, room, model.device)                       # (B, P)
+    last = model.hidden_after(ids, cache)[:, -1:]       # (B, 1, C): predicts an answer's first
+    cache.used = ids.shape[1]
+    nlls = []
+    for answer in zip(*answers):                        # B lists of ids, one for each prompt
+        ids, targets = dataset.pad_batch([dataset.Sample(row, 0) for row in answer])    # (B, T)
+        h = model.hidden_after(ids.to(model.device), cache)                     # (B, T, C)
+        h = torch.cat((last, h[:, :-1]), dim=1)         # each predicts the token after it
+        logits = model.lm_head(h).float().transpose(1, 2)                       # (B, V, T)
+        nll = F.cross_entropy(logits, targets.to(model.device), reduction="none")   # (B, T)
+        nlls.append(nll.sum(1))                         # 0 where targets are -100, the padding
+    return torch.stack(nlls, dim=1)
 
 
 # ----- one evaluation -----------------------------------------------------------------------------

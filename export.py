@@ -36,8 +36,7 @@ class Settings:
         None, "of W + B A, which is summed in float32 and rounded; default: the base's own",
         choices=tuple(DTYPES))
     nf4: bool = flag(
-        False, "merge into the weights that --method qlora saw: rounded to four bits",
-        action="store_true")
+        False, "merge into the weights that --method qlora saw: rounded to four bits")
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ dy = dL/dh (out), the gradients are
     dL/dB = s dy u^T  (out, r)              dL/dA = s B^T dy x^T  (r, in)
 
     B = 0, A random     dL/dB is not zero, so B moves in the first step, and then A does too.
-    A = 0, B random     the same with the parts exchanged, so it learns, too. But Hayou et al.
+    A = 0, B random     A moves in the first step, and then B: it learns, too. But Hayou et al.
                         (arXiv 2406.08447) find it worse on average: with A random, training
                         stays stable at larger rates.
     both zero           both gradients are zero in every step: it never learns.
@@ -90,11 +90,9 @@ class LoRALinear(nn.Module):
         if self.merged is not None:
             return self.merged(x)
         y = self.base(x)                                                    # (..., out)
-        # dropout for LoRA's x alone: what the base says stays whole
+        # dropout for LoRA's x alone: nothing of the base's output is dropped
         u = F.linear(self.dropout(x), self.lora_A.to(x.dtype))              # (..., r)
         u = u * self.scale      # here and not on B u, which has out numbers per token instead of r
-        if torch.is_autocast_enabled(x.device.type):
-            return y + F.linear(u, self.lora_B)
         # y + u B^T. addmm starts its sum from y, which saves a pass over y for the addition.
         rows = torch.addmm(y.reshape(-1, y.shape[-1]), u.reshape(-1, self.rank),
                            self.lora_B.to(x.dtype).T)                       # (N, out)
@@ -150,8 +148,9 @@ def apply_lora(module, rank: int, alpha=None, targets="all-linear", dropout=0.0)
     alpha: None is alpha = rank, so s = 1.
     targets: "all-linear" (every linear layer but lm_head, which is often tied), "attention", "mlp",
     or the names of layers: "q_proj,v_proj" or a list. A name means each layer whose dotted path
-    ends in it. The paper took attention alone. All layers are the default here, because with as
-    many parameters attention learns less than the MLP does (results/findings_nano.md).
+    ends in it. The paper took attention alone. All layers are the default here, because on nano
+    attention ends above all layers, and above the MLP with as many parameters
+    (results/findings_nano.md).
 
     Raises UserError, before anything is changed, for a rank below 1, for a target that fits no
     layer, and for a layer that cannot be wrapped (see `refuse_unwrappable`).
@@ -338,10 +337,10 @@ def check_fit(module, adapter, source):
     for name, f in adapter.items():
         try:
             layer = unwrapped(module.get_submodule(name))
+            W = (layer.out_features, layer.in_features)
         except AttributeError:
-            raise UserError(f"{source}: the adapter is for another base: this one has no layer "
-                            f"{name}") from None
-        W = (layer.out_features, layer.in_features)
+            raise UserError(f"{source}: the adapter is for another base: this one has no linear "
+                            f"layer {name}") from None
         BA = (f.B.shape[0], f.A.shape[1])
         if W != BA or f.A.shape[0] != f.B.shape[1]:
             raise UserError(f"{source}: the adapter is for another base: {name} is {W} here, B A "
@@ -384,7 +383,8 @@ def peft_config(module, layers: dict[str, LoRALinear], base_model: str) -> dict:
     base_name, revision = base_model, ""
     if not Path(base_model).is_dir():           # a folder's own name may hold an @
         base_name, _, revision = base_model.partition("@")
-    # The last names, "q_proj", say which layers are wrapped, unless a layer of that name is not.
+    # The last names, "q_proj", say which layers are wrapped, unless a layer of that name is not:
+    # then each is named in full. linear_layers has only those that are not wrapped.
     targets = {last_name(name) for name in layers}
     if any(last_name(name) in targets for name in linear_layers(module)):
         targets = layers

@@ -41,8 +41,8 @@ from plumbing.files import read_json, resolve
 # MKL computes torch's matrix products on Intel processors. By default the order in which it adds
 # depends on the number of threads, and so does the rounding. This asks for one order, so that a run
 # gives the same numbers on one thread and on two. It stands here because MKL reads the variable
-# only once, at its first product. It is no promise beyond two threads: silu and exp may still round
-# differently where one thread's share of a tensor ends.
+# only once, at its first product. With more than two threads numbers may still differ: silu and exp
+# can round differently where one thread's share of a tensor ends.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
@@ -124,8 +124,9 @@ def refuse_unsupported(hf: dict):
     if hf.get("use_sliding_window"):
         raise UserError("sliding-window attention (use_sliding_window) is not supported")
     if hf.get("quantization_config"):
-        raise UserError("this checkpoint is quantized (quantization_config). --method qlora reads "
-                        "bitsandbytes' NF4; otherwise give the model that it was made from")
+        raise UserError("this checkpoint is quantized (quantization_config). train.py reads "
+                        "bitsandbytes' NF4 with --method qlora, sample.py, evaluate.py and "
+                        "export.py with --nf4; otherwise give the model that it was made from")
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
                  "num_attention_heads"):
         if not isinstance(hf.get(name), int) or hf[name] < 1:
@@ -238,9 +239,9 @@ class Attention(nn.Module):
     heads 0 to 6 use key/value head 0, and 7 to 13 use key/value head 1.
 
     Fewer key/value heads make a smaller cache. Generation spends its time reading weights and
-    cache, and in a long context the cache is as large as the weights. Per token it holds k and v of
-    each layer, 2 L nk hd numbers: here 2 * 24 * 2 * 64 = 6,144, in bfloat16 12,288 bytes. With nk =
-    14 it would be 86,016 bytes. For 32,768 tokens that is 0.4 GB instead of 2.8 GB.
+    cache, and the cache grows with context and batch. Per token it holds k and v of each layer,
+    2 L nk hd numbers: here 2 * 24 * 2 * 64 = 6,144, in bfloat16 12,288 bytes. With nk = 14 it would
+    be 86,016 bytes. For 32,768 tokens that is 0.4 GB instead of 2.8 GB.
     """
 
     def __init__(self, config):
@@ -266,7 +267,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(self, k, v)                                 # (B, nk, S, hd)
         # No causal mask for T = 1: a single new token sees everything in the cache. Several tokens
-        # on a cache that is not empty would need `mask`: is_causal lets the first see one column.
+        # on a cache that is not empty need `mask`, because is_causal lets the first see one column.
         causal = mask is None and T > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal,
                                            enable_gqa=True)                 # (B, nh, T, hd)
@@ -325,18 +326,16 @@ class LinearNLL(torch.autograd.Function):
     V = 151,936 and N = 4,096. Here the rows are taken CHUNK at a time. p - y needs nothing but the
     logits, so both products are taken in the forward pass, while a chunk's logits exist, and the
     backward pass only multiplies them by the gradient that arrives. Nothing is computed twice.
-    The products are in h's dtype; the sum dW is in W's, next to float16 in float32.
+    The products are in h's dtype. dW is summed in W's dtype, or in float32 if h is float16.
     """
     CHUNK = 512     # rows: 0.3 GB of float32 logits at V = 151,936, and as much for their softmax
 
-    # float16 is precise from 2^-14 = 6e-5 to 65,504. Below that it has multiples of 2^-24 = 6e-8
-    # only: of p - y = 1e-6 it keeps 4 bits, of 1e-8 nothing. A gradient scaler exists to avoid just
-    # this, but its factor arrives in backward, when the products are already taken. So float16
-    # takes them of 2^10 (p - y). Near p = 1 float32 has steps of 2^-24, so the smallest p - 1 at a
-    # target becomes 2^-14, and a larger factor would gain nothing there. Nor does this one
-    # overflow: the entries of p - y sum to at most 2 in absolute value, so those of dh stay below
-    # 2 * 2^10 * max |W|. That fits for |W| up to 31 (2 * 1,024 * 31 = 63,488); trained weights are
-    # below 10.
+    # float16 has full precision down to 2^-14 = 6e-5, and nothing below 3e-8. Of p - y = 1e-8
+    # nothing would be left. A gradient scaler exists to avoid this, but its factor arrives in
+    # backward, when the products are already taken. So they are taken of 2^10 (p - y), and backward
+    # divides by 2^10. Why 2^10? The smallest p - 1 in float32, 2^-24, becomes 2^-14. And nothing
+    # overflows: a row of |p - y| sums to at most 2, so |dh| < 2 * 2^10 max |W|, which fits for |W|
+    # up to 31 (2 * 1,024 * 31 = 63,488). Trained weights are below 10.
     FLOAT16_SCALE = 2.0 ** 10
 
     @staticmethod
@@ -372,10 +371,10 @@ class LinearNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        # float16: 2^10 leaves here, where `grad` brings the scaler's factor. Until then dh and dW
-        # are float32; autograd rounds what is returned to the dtypes of h and W.
+        # float16: 2^10 leaves here, where `grad` brings the scaler's factor. All is in float32, and
+        # autograd rounds what is returned to the dtypes of h and W.
         grad = grad / ctx.scale
-        dh, dW = (None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors)
+        dh, dW = (None if d is None else d.float() * grad for d in ctx.saved_tensors)
         return dh, dW, None
 
 
@@ -385,11 +384,14 @@ class Cache:
     """Keys and values of all positions so far, so that a new token needs only its own.
 
     Each attention layer has two buffers (B, nk, size, hd), made once and filled from the left,
-    because torch.cat would copy all of it for each token. `used` columns are filled; `stream`
-    advances it when a pass through all layers is complete.
+    because torch.cat would copy all of it for each token. `used` columns are filled. Whoever runs
+    the model advances it after a pass through all layers, or not: then the next pass writes over
+    this one.
     """
 
-    def __init__(self, size: int):
+    def __init__(self, pad, padded: bool, size: int):
+        self.pad = pad              # (B, 1): the column in which each sequence begins
+        self.padded = padded        # whether one begins after column 0
         self.size = size
         self.used = 0
         self.kv = {}        # attention layer -> [keys, values]
@@ -407,8 +409,21 @@ class Cache:
 
     def evict_all_but(self, rows):
         """Keep the sequences in `rows` (a tensor of row numbers). This copies what is kept."""
+        self.pad = self.pad[rows]
         for layer, (keys, values) in self.kv.items():
             self.kv[layer] = [keys[rows], values[rows]]
+
+
+def start_cache(rows: list[list[int]], room: int, device):
+    """Prompts of any lengths -> ids (B, T), padded on the left, and an empty Cache.
+
+    The cache has room for the prompts and `room` tokens after them.
+    """
+    longest = max(map(len, rows))
+    padding = [longest - len(row) for row in rows]
+    ids = torch.tensor([[0] * n + row for n, row in zip(padding, rows)], device=device)
+    pad = torch.tensor(padding, device=device)[:, None]
+    return ids, Cache(pad, any(padding), longest + room)
 
 
 def left_padding_mask(pad, columns, S: int):
@@ -469,6 +484,16 @@ class Transformer(nn.Module):
         self.tie_weights()
         self.theta = rope_frequencies(config)   # not a buffer: .half() would round it
 
+    @classmethod
+    def empty(cls, config) -> "Transformer":
+        """The model on the meta device: shapes without memory."""
+        with torch.device("meta"):
+            return cls(config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
+
     def tie_weights(self):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -494,6 +519,16 @@ class Transformer(nn.Module):
             else:
                 x = layer(x, cos, sin, mask, cache)
         return self.model.norm(x)
+
+    def hidden_after(self, ids, cache):
+        """`hidden` of ids (B, T) that follow what `cache` holds; it does not advance cache.used."""
+        T = ids.shape[1]
+        columns = torch.arange(cache.used, cache.used + T, device=ids.device)       # (T,)
+        positions = (columns - cache.pad).clamp(min=0)                              # (B, T)
+        mask = None             # faster, and right for one token, or at the start
+        if cache.padded or (T > 1 and cache.used):
+            mask = left_padding_mask(cache.pad, columns, cache.used + T)
+        return self.hidden(ids, positions, mask, cache)
 
     def forward(self, ids):
         """ids (B, T) -> logits (B, T, V)."""
@@ -549,24 +584,12 @@ class Transformer(nn.Module):
 
         Yields {i: next token of rows[i]} for the sequences that have not ended.
         """
-        device = self.model.embed_tokens.weight.device
-        longest = max(map(len, rows))
-        padding = [longest - len(row) for row in rows]
-        pad = torch.tensor(padding, device=device)[:, None]                 # (B, 1)
-        ids = [[0] * n + row for n, row in zip(padding, rows)]
-        ids = torch.tensor(ids, device=device)                              # (B, T)
-        cache = Cache(longest + max_new_tokens)
+        ids, cache = start_cache(rows, max_new_tokens, self.device)
         batch = list(range(len(rows)))      # batch[b]: the index in rows of the b-th sequence
         unfinished = batch
         for _ in range(max_new_tokens):
-            # all prompts the first time, then one new token each
-            end = cache.used + ids.shape[1]
-            columns = torch.arange(cache.used, end, device=device)          # (T,)
-            positions = (columns - pad).clamp(min=0)                        # (B, T)
-            # where nothing is padded, attention without a mask is faster
-            mask = left_padding_mask(pad, columns, end) if any(padding) else None
-            h = self.hidden(ids, positions, mask, cache)                    # (B, T, C)
-            cache.used = end
+            h = self.hidden_after(ids, cache)       # (B, T, C): all prompts, later one new token
+            cache.used += ids.shape[1]
             logits = self.lm_head(h[:, -1]).float()                         # (B, V)
             ids = draw_token(logits, temperature, top_p, generator)         # (B, 1)
 
@@ -578,8 +601,8 @@ class Transformer(nn.Module):
             # Finished sequences are computed along with the others until they are half of the
             # batch, and then evicted together, because each eviction copies the cache.
             if 2 * len(unfinished) <= len(batch):
-                stay = torch.tensor([batch.index(i) for i in unfinished], device=device)
-                ids, pad, batch = ids[stay], pad[stay], unfinished
+                stay = torch.tensor([batch.index(i) for i in unfinished], device=self.device)
+                ids, batch = ids[stay], unfinished
                 cache.evict_all_but(stay)
 
     # ----- Hugging Face's files -------------------------------------------------------------------
@@ -596,8 +619,7 @@ class Transformer(nn.Module):
         config.
         """
         folder = resolve(name_or_path)
-        with torch.device("meta"):
-            model = cls(ModelConfig.from_pretrained(folder))
+        model = cls.empty(ModelConfig.from_pretrained(folder))
         wanted = {name: p.shape for name, p in model.named_parameters()}
         for file, name, tensor in read_weights(folder):
             if name in wanted:

@@ -66,11 +66,10 @@ class AdamW(torch.optim.Optimizer):
         """
         work = [(group, bucket) for group in self.param_groups
                 for bucket in split_into_buckets(group["params"])]
-        coming = self.fetch(work[0][1]) if work else None
+        fetched = self.fetch(work[0][1]) if work else None
         for i, (group, bucket) in enumerate(work):
-            states, arrived = coming            # frees the copies of the bucket before
-            if i + 1 < len(work):
-                coming = self.fetch(work[i + 1][1])
+            states, arrived = fetched           # lets go of the bucket before
+            fetched = self.fetch(work[i + 1][1]) if i + 1 < len(work) else None
             if arrived is not None:
                 torch.cuda.current_stream(bucket[0].device).wait_event(arrived)
             self.update(group, bucket, states)
@@ -111,7 +110,7 @@ class AdamW(torch.optim.Optimizer):
     def store(self, bucket, states):
         """Copy a bucket's states back to the host, once its update is computed.
 
-        The memory is safe until then: only a later `fetch` reuses it, after these copies.
+        Their memory belongs to the stream `copies`, so only later work on that stream reuses it.
         """
         if self.copies is None:
             return

@@ -172,9 +172,14 @@ class Sizes:
 
 
 class Term(NamedTuple):
-    """One item of memory."""
-    when: str           # throughout, gradients, embedding (its gradients), kept until the backward
-                        # pass; or at one moment only: loss, layer, end, step
+    """One item of memory, and when it is held:
+
+    throughout              from the first step to the last
+    gradients, embedding    from the backward pass to the update; the embedding's come last
+    kept                    from a layer's forward pass to its backward pass
+    loss, layer, end, step  at that moment alone
+    """
+    when: str
     name: str
     bytes: float
     formula: str        # in the symbols above
@@ -290,10 +295,10 @@ def layer_inputs(z: Sizes, needing: set[str]) -> Term:
 
     q, k and v share their input, and so do gate and up. Only autocast casts it for each again.
     """
-    widths = {}
+    widths = {}             # maps that share an input have one entry
     for name in z.trained_maps:
-        copy = name if z.mixed else INPUT_OF[name]
-        widths[copy] = z.shapes[name][0]
+        kept_as = name if z.mixed else INPUT_OF[name]
+        widths[kept_as] = z.shapes[name][0]
     formula = f"s N in, for {'dW' if z.full else 'dA'}; q, k, v share, gate, up too"
     return Term("kept", "  inputs of maps", z.s * z.N * sum(widths.values()), formula, "autograd")
 
@@ -536,15 +541,6 @@ def largest_micro_bs(c: ModelConfig, config: Config, size: float) -> int:
                          key=lambda micro_bs: peak_bytes(c, replace(config, micro_bs=micro_bs)))
 
 
-def rule_of_thumb(P: float, activations: float = 0) -> float:
-    """Bytes to train P parameters in float32 with Adam: 4 weight + 4 gradient + 8 moments = 16 P.
-
-    Often 8 P are added for activations, 24 P in all. That is a guess: activations grow with the
-    tokens, not with the parameters.
-    """
-    return (4 + 4 + 8 + activations) * P
-
-
 # ----- computation --------------------------------------------------------------------------------
 
 def flops_ratio(weights: float, in_out: float, rank: float) -> float:
@@ -629,8 +625,7 @@ def count_supervised_tokens(config: Config) -> tuple[int, int]:
 def make_stepper(c: ModelConfig, config: Config):
     """train.py's optimizer step on random weights and tokens, as a function without arguments."""
     device, dtype = torch.device(config.device), train.weight_dtype(config)
-    with torch.device("meta"):
-        model = Transformer(c)
+    model = Transformer.empty(c)
     # one weight at a time, as from_pretrained puts them and load_quantized quantizes them
     for name, p in list(model.named_parameters()):
         model.put(name, torch.empty(p.shape, dtype=dtype, device=device).normal_(std=0.02),
@@ -666,7 +661,7 @@ def measure_two_steps(c: ModelConfig, config: Config) -> tuple[float, float]:
 def in_fresh_process(function, *args, **env):
     """function(*args) in a new process with the user's environment and `env`.
 
-    Of malloc's threshold, it has only what `env` says: the user may have set one of his own.
+    MALLOC_MMAP_THRESHOLD_ is what `env` says or unset, whatever the user's own value is.
     """
     users = os.environ.copy()
     os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
@@ -724,9 +719,11 @@ def show_memory(c: ModelConfig, config: Config):
     when_less, held_less = at_peak(c, checkpointed)
     print(f"  {'peak':<23}{gb(sum(held.values()), 8)}{gb(sum(held_less.values()), 10)}  "
           f"at {when}; checkpointed at {when_less}")
+    # weight + gradient + moments. The 8 P often added for activations are a guess, because these
+    # grow with the tokens and not with the parameters.
     P = count_parameters(c)
-    print(f"  rule of thumb, full float32 with Adam: (4 + 4 + 8) P = {gb(rule_of_thumb(P))}; "
-          f"with 8 P for activations {gb(rule_of_thumb(P, 8))}")
+    print(f"  rule of thumb, full float32 with Adam: (4 + 4 + 8) P = {gb(16 * P)}; "
+          f"with 8 P for activations {gb(24 * P)}")
 
 
 def show_cards(c: ModelConfig, config: Config):
@@ -773,9 +770,9 @@ def show_start(c: ModelConfig, config: Config, supervised: tuple[int, int] | Non
 def show_measurement(c: ModelConfig, config: Config):
     """Two real steps next to the prediction, without and with checkpointing.
 
-    On a CPU glibc keeps freed blocks below a threshold, which it raises to 32 MB as it goes, as
-    holes between what is in use. So a process holds more than its tensors. With a fixed threshold
-    it gives all back. Both are measured.
+    On a CPU glibc does not give back small freed blocks. They stay as holes between what is in use,
+    and what counts as small grows to 32 MB as the process runs. So a process holds more than its
+    tensors. With a fixed threshold it gives all back. Both are measured.
     """
     cpu = not config.device.startswith("cuda")
     baseline = BASELINE if cpu else 0
@@ -801,10 +798,9 @@ def show_measurement(c: ModelConfig, config: Config):
 
 def draw_memory(c: ModelConfig, config: Config, path: Path):
     """A stacked bar per method, without and with checkpointing, and the cards as lines."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(9, 5), layout="constrained")
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(9, 5), layout="constrained")
+    ax = fig.subplots()
     held = {name.replace(" + ", "\n+ "): at_peak(c, variant)[1]
             for name, variant in each_method(config).items()}
     tops = [0.0] * len(held)
@@ -827,7 +823,6 @@ def draw_memory(c: ModelConfig, config: Config, path: Path):
     ax.legend(loc="upper right", framealpha=1, edgecolor="none")
     with replacing(path) as part:
         fig.savefig(part, format=path.suffix[1:], dpi=150)
-    plt.close(fig)
 
 
 # ----- the command --------------------------------------------------------------------------------

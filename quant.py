@@ -61,7 +61,7 @@ def quantize_affine(x):
     """
     x = x.float()
     alpha, beta = x.max(), x.min()
-    s = 255 / (alpha - beta).clamp(min=1e-30)
+    s = 255 / (alpha - beta).clamp(min=1e-30)   # if all x are one number below 1e6, it stays so
     z = -(s * beta).round() - 128
     q = (s * x).round() + z             # up to 128, where s alpha and s beta end in .5
     return q.clamp(-128, 127).to(torch.int8), s, z
@@ -95,7 +95,7 @@ def split_into_blocks(x, block_size):
 
 
 def multiply_blocks(values, absmax, block_size):
-    """values (n,), each times the absmax (K,) of its block. Overwrites values in full blocks."""
+    """values (n,), each times the absmax (K,) of its block; in place if all blocks are full."""
     if len(values) % block_size:
         return values * absmax.repeat_interleave(block_size)[:len(values)]
     return values.view(-1, block_size).mul_(absmax[:, None]).view(-1)
@@ -279,8 +279,11 @@ class NF4Tensor(nn.Module):
         return values.to(dtype or self.dtype).view(self.shape)
 
     def _apply(self, fn, recurse=True):
-        """.to(), .half() and the like call this. fn may move the buffers, but must not round them:
-        a new type is only that of what `dequantize` returns."""
+        """.to(), .half() and the like call this with the function fn that converts one tensor.
+
+        The buffers follow it to its device and keep their types. Its type becomes that of what
+        `dequantize` returns.
+        """
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.packed.device)).dtype
         return super()._apply(lambda t: t.to(fn(t).device), recurse)
 

@@ -63,7 +63,7 @@ class Settings:
     seed: int = flag(42, "of the drawing", at_least=0)
     compare: bool = flag(
         False, "set base and adapters side by side, for the question or for --data",
-        action="store_true", group="comparison")
+        group="comparison")
     data: str = flag(
         None, "name under data/, or a folder: answer its first test samples, next to the reference")
     n: int = flag(5, "how many of them", at_least=1)
@@ -77,8 +77,7 @@ class Settings:
     dtype: str = flag(
         "auto", "of the computation; auto: as in train.py", choices=("auto", *DTYPES))
     nf4: bool = flag(
-        False, "the base in four bits; adapters are computed next to it and not merged",
-        action="store_true")
+        False, "the base in four bits; adapters are computed next to it and not merged")
 
 
 def name_folders(values: list[str]) -> dict[str, str]:
@@ -133,7 +132,7 @@ def seed_generation(settings, model) -> dict:
     top_p, and the rest gets 0. The rest is a long tail of unlikely tokens. Each alone is hardly
     ever drawn, but together they are drawn often: 50,000 tokens at 0.0002 % each make 10 %.
     """
-    device = model.model.embed_tokens.weight.device
+    device = model.device
     generator = torch.Generator(device).manual_seed(settings.seed)
     return {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature,
             "top_p": settings.top_p, "generator": generator}
@@ -279,11 +278,7 @@ def open_sides(settings, model, tokenizer, adapters: dict):
 
 def answer_conversations(model, tokenizer, conversations: list[list[dict]], how: dict
                          ) -> list[str]:
-    """The answers to conversations that end in a question, a batch at a time.
-
-    A batch takes hardly longer than one answer: for each token all weights are read from memory,
-    and they are read once for the whole batch.
-    """
+    """The answers to conversations that end in a question, a batch at a time."""
     room = room_for_prompt(model, how["max_new_tokens"])
     prompts = [fit_prompt([*messages], tokenizer, room) for messages in conversations]
     answers = []

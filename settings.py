@@ -1,7 +1,7 @@
 """What a run is: each setting with its default, range and help, and the hash that names the run.
 
 The flags of train.py are the fields of `Config`, in the same order. sweep.py and plan.py take them
-too. A setting passes through three hands:
+too. A setting goes through three steps:
 
     parse         the command line -> Config; what nobody gave is None or "auto"
     check_config  refuse what cannot be meant
@@ -151,7 +151,7 @@ def settled(config: Config, n_train: int) -> Config:
 
     n_train: the number of training samples, from which --epochs follow.
     """
-    from plumbing.device import choose_device       # loads torch, which plot.py does not need
+    from plumbing.device import choose_device       # here, because it loads torch
     device, dtype = choose_device(config.device, config.dtype)
     steps = config.max_steps or 200
     if config.epochs:

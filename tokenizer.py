@@ -13,7 +13,7 @@ The model is a byte-pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1
 bytes (GPT-2). Its training began with 256 tokens, one per byte. Again and again it took the two
 neighbours that stood together most often in the training text, and made one token of them: a merge.
 The vocabulary is the 256 bytes and the results of the merges. To encode a word, cut it into bytes
-and do the merges again, the one that was learned first whenever there are several:
+and do the merges again, in the order in which they were learned:
 
     20  74  C3  A1  6F      " táo" in UTF-8; á has two bytes
     20+74   C3  A1  6F      merge   3: " t"         token  262

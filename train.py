@@ -323,7 +323,7 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 
     micro_batches: pairs of ids and labels (B, T). grad_clip: 0 for none.
     """
-    device = model.model.embed_tokens.weight.device
+    device = model.device
     # labels[:, 0] is never predicted, because nothing comes before it
     batch_tokens = sum(int((labels[:, 1:] != -100).sum()) for _, labels in micro_batches)
     total = torch.zeros((), device=device)
@@ -414,8 +414,8 @@ def keep_training(run: Run, out: Path):
     """Make all steps, and between two of them write down in `out` what must not be lost.
 
     The state is kept after an evaluation, and saving takes at most 5 % of the time: after one that
-    took 10 s the next comes 200 s later or more. So a kill loses the steps since then, and only
-    time, because --resume makes the same steps again. Ctrl-C ends the run after the step under
+    took 10 s the next comes 200 s later or more. A kill loses the steps since then. --resume makes
+    them again, so it costs time and nothing else. Ctrl-C ends the run after the step under
     way, and saves; KeyboardInterrupt says so.
     """
     save_after = 0.0

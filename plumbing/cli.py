@@ -49,7 +49,7 @@ def add_flag(group, name: str, kind, default, help: str, **how):
     if default is not None and default is not False and "default" not in help:
         help += f" (default: {default})"
     if kind is bool:
-        how.setdefault("action", argparse.BooleanOptionalAction)
+        how["action"] = argparse.BooleanOptionalAction
     elif "action" not in how:
         how.setdefault("type", kind)
     positional = how.pop("positional", False) or how.get("nargs") == "?"
@@ -75,13 +75,12 @@ def check_ranges(settings):
 
 def check_range(name: str, value, at_least=None, above=None, at_most=math.inf):
     """Raise UserError that says what `value` must be. nan lies in no range, and inf is too much."""
-    low = at_least if above is None else above
-    high_enough = value >= low if above is None else value > low
+    above_low = value >= at_least if above is None else value > above
     highest = min(at_most, 2 ** 63 - 1)             # what torch and a file can hold
-    if high_enough and value <= highest:
+    if above_low and value <= highest:
         return
-    must = f"at least {low}" if above is None else f"above {low}"
-    if at_most < math.inf or high_enough:
+    must = f"at least {at_least}" if above is None else f"above {above}"
+    if at_most < math.inf or above_low:
         must += f" and at most {highest}"
     raise UserError(f"{name} {value}: it must be {must}")
 

@@ -84,10 +84,11 @@ def without_times(rows):
 # ----- labels -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
-def test_the_likelihood_of_labels_is_transformers(checkpoint, family):
-    """Prompts and labels of all lengths in one pass, against each label by itself."""
+@pytest.mark.parametrize("prompt_lengths", [(3, 17, 1, 9), (5, 5, 5, 5)])
+def test_the_likelihood_of_labels_is_transformers(checkpoint, family, prompt_lengths):
+    """Prompts and labels of all lengths, against each label by itself."""
     torch.manual_seed(1)
-    prompts = [torch.randint(320, (length,)).tolist() for length in (3, 17, 1, 9)]
+    prompts = [torch.randint(320, (length,)).tolist() for length in prompt_lengths]
     answers = []
     for lengths in ((1, 4, 2), (3, 1, 1), (2, 2, 6), (1, 1, 1)):
         answers.append([torch.randint(320, (length,)).tolist() for length in lengths])
@@ -103,18 +104,6 @@ def test_the_likelihood_of_labels_is_transformers(checkpoint, family):
     ours = Transformer.from_pretrained(checkpoint(family))
     torch.testing.assert_close(
         evaluate.label_nll(ours, prompts, answers), expected, atol=1e-4, rtol=0)
-
-
-def test_the_sequence_that_label_nll_draws():
-    """A prompt of three tokens and two answers of two; a shorter prompt, padded."""
-    prompts = [[11, 12, 13], [21]]
-    answers = [[[31, 32], [41, 42]], [[51, 52], [61]]]
-    ids, positions, part, targets = evaluate.pack_answers(prompts, answers)
-    assert ids.tolist() == [[11, 12, 13, 31, 32, 41, 42], [21, 51, 52, 61, 0, 0, 0]]
-    assert positions.tolist() == [[0, 1, 2, 3, 4, 3, 4], [0, 1, 2, 1, 0, 0, 0]]
-    assert part.tolist() == [[0, 0, 0, 1, 1, 2, 2], [0, 1, 1, 2, 0, 0, 0]]
-    assert targets == [(0, 0, 2, 31), (0, 0, 3, 32), (0, 1, 2, 41), (0, 1, 5, 42),
-                       (1, 0, 0, 51), (1, 0, 1, 52), (1, 1, 0, 61)]
 
 
 def test_accuracy_in_both_ways(checkpoint, tmp_path):

@@ -571,7 +571,7 @@ def test_an_adapter_of_another_base_changes_nothing(model, tasks, ids):
     other |= {name.replace("layers.1", "layers.2"): factors for name, factors in other.items()}
     set_adapter(model, read_adapter(tasks["tones"]))
     before = logits(model, ids)
-    with pytest.raises(UserError, match="another base: this one has no layer model.layers.2"):
+    with pytest.raises(UserError, match="has no linear layer model.layers.2"):
         set_adapter(model, other)
     assert torch.equal(logits(model, ids), before)
 
@@ -726,6 +726,9 @@ def spoil_adapter(tensors, config, what):
         case "a layer too many":
             for name, tensor in list(tensors.items()):
                 tensors[name.replace("layers.0", "layers.9")] = tensor.clone()
+        case "a norm":
+            for part in "AB":
+                tensors[f"base_model.model.model.norm.lora_{part}.weight"] = torch.zeros(4, 4)
         case "other sizes":
             tensors[key.format("B")] = torch.zeros(50, 4)
         case "ranks of A and B differ":
@@ -750,7 +753,8 @@ def spoil_adapter(tensors, config, what):
     ("nothing is in it", "or some are missing"),
     ("a trained embedding", "not pairs of A and B"),
     ("an adapter on the embedding", "not pairs of A and B"),
-    ("a layer too many", "for another base: this one has no layer model.layers.9"),
+    ("a layer too many", "for another base: this one has no linear layer model.layers.9"),
+    ("a norm", "for another base: this one has no linear layer model.norm"),
     ("other sizes", r"for another base: .*up_proj is \(48, 32\) here, B A is \(50, 32\) there"),
     ("ranks of A and B differ", "for another base"),
     ("a tied lm_head", "lm_head is tied to model.embed_tokens"),

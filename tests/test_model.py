@@ -325,6 +325,17 @@ def test_small_gradients_survive_float16(W_dtype):
     assert dh_error.max() < 0.005 and dW_error < 0.005, (dh_error, dW_error)
 
 
+def test_bfloat16_does_not_round_the_factor_of_the_gradient():
+    """A factor half-way between two bfloat16 numbers: rounded, it would scale dh by 0.3 %."""
+    h, W = torch.randn(64, 32).bfloat16(), torch.randn(50, 32)
+    target = torch.randint(50, (64,))
+    _, exact, _ = nll_and_gradients(LinearNLL.apply, h, W, target, 1.0)
+    factor = 181.5 / 2 ** 15                # bfloat16 has 181 and 182
+    _, dh, _ = nll_and_gradients(LinearNLL.apply, h, W, target, factor)
+    ratio = (dh.double() * exact.double()).sum() / exact.double().square().sum()
+    assert ratio.item() == pytest.approx(factor, rel=5e-4)
+
+
 def test_the_worst_gradient_fits_float16():
     """p = 1 for a wrong token in 600 rows, with weights of the largest size promised, 31.
 
