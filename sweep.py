@@ -2,6 +2,7 @@
 
     python sweep.py all && python plot.py out           # the embedded model: findings 1 to 4
     python sweep.py finding2 --model Qwen/Qwen2.5-0.5B-Instruct --data vi_gsm8k --seeds 3
+    python sweep.py all --seeds 3 --near_best           # for verdicts: every best rate bracketed
     python sweep.py all --preset tutorial --dry_run     # only list the runs, and how long they take
     torchrun --nproc_per_node=8 sweep.py capacity --model Qwen/Qwen2.5-0.5B-Instruct --data vi_gsm8k
 
@@ -14,12 +15,15 @@ A comparison of LoRA with full fine-tuning needs five things:
   micro-batches, and batch sizes could not be compared.
 - A sweep of the learning rate in every arm. The best rates differ by a factor of 10 and more; at
   one common rate we would compare how well the rate fits, not the methods. The best rate must lie
-  inside the grid: at its edge, nobody knows how much better the next rate would have been.
+  between two that are worse: at the edge of a grid, nobody knows how much better the next rate
+  would have been. `--bracket` runs that next rate, until the best one has worse neighbours.
 - Several seeds. On nano the arms of finding 1 differ by 0.002 to 0.17 nats, and one arm's seeds by
   0.02 to 0.04. `--seeds 3` makes every run with the seeds 42, 43 and 44 (--seed and those after
-  it). Epoch e of a run has the sample order of seed + e, as in the Hugging Face Trainer, so the
-  second epoch of seed 42 has the order of seed 43's first. Runs of neighbouring seeds that are
-  longer than an epoch therefore see some of the same orders.
+  it). `--near_best` saves most of the further seeds' runs: they try only the first seed's best rate
+  and the two next to it, until each knows its own best. Epoch e of a run has the sample order of
+  seed + e, as in the Hugging Face Trainer, so the second epoch of seed 42 has the order of seed
+  43's first. Runs of neighbouring seeds that are longer than an epoch therefore see some of the
+  same orders.
 
 A run is named by the hash of the settings that decide its result (Config.run). Its rows, the same
 that train.py logs, go to OUT/<run>.csv; weights are not kept, because the questions need only
