@@ -234,9 +234,12 @@ def plan_arm(arm: GridArm, settings, finals) -> list[dict[str, Config]]:
 
 def plan_runs(arms: list[GridArm], settings, finals) -> dict[str, Config]:
     """The runs of all arms: those of the first seed before those of the second."""
-    by_seed = zip(*(plan_arm(arm, settings, finals) for arm in arms))
-    return {name: config for arms_of_seed in by_seed for runs in arms_of_seed
-            for name, config in runs.items()}
+    plans = [plan_arm(arm, settings, finals) for arm in arms]
+    runs = {}
+    for seed in range(settings.seeds):
+        for plan in plans:
+            runs |= plan[seed]
+    return runs
 
 
 def describe_arm(config) -> str:
