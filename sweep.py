@@ -68,9 +68,9 @@ from settings import LESS_MEMORY, Config, check_config, parse, settled
 #
 # `python sweep.py schedules` then makes these six runs. A new setting must be a field of Config.
 #
-# `match` compares attention with the MLP at equal cost. At one rank the MLP's adapters are larger,
-# because its matrices are. So one rank is chosen from each list: the pair with the most equal
-# numbers of parameters. On nano that is r = 80 (614,400) against r = 48 (608,256).
+# `match` compares placements at equal cost. At one rank the MLP's adapters are larger than those of
+# attention, because its matrices are. So one rank is chosen from each list: those with the most
+# equal numbers of parameters. On nano these are r = 80 (614,400), 48 (608,256) and 30 (610,560).
 
 PRESET_FLAGS = {        # of train.py, for all runs; the command line can override them
     "tutorial": "--max_steps 60 --eval_steps 10 --micro_bs 4 --grad_accum 4 --max_length 256 "
@@ -128,6 +128,13 @@ NANO_RATES = [
     {"method": "lora", "rank": 8, "lr": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]},
     {"method": "lora", "rank": 64, "lr": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]}]
 NANO_LONG = {"max_steps": 400, "eval_steps": 20}        # long runs want lower rates
+NANO_BATCHES = [        # of 4 to 128 samples; all are evaluated at step 40 and after 640 samples
+    {"grad_accum": 1, "max_steps": 160, "eval_steps": 40},
+    {"grad_accum": 2, "max_steps": 80, "eval_steps": 20},
+    {"grad_accum": 4, "max_steps": 40, "eval_steps": 10},
+    {"grad_accum": 8, "max_steps": 40, "eval_steps": 10},
+    {"grad_accum": 16, "max_steps": 40, "eval_steps": 10},
+    {"grad_accum": 32, "max_steps": 40, "eval_steps": 5}]
 NANO_GRIDS = {
     "finding1": NANO_RATES,
     "finding2": NANO_RATES,
@@ -138,7 +145,12 @@ NANO_GRIDS = {
         {"method": "lora", "targets": ["all-linear", "attention", "mlp"], "rank": 64,
          "lr": [1e-4, 3e-4, 1e-3, 3e-3]},
         {"method": "lora", "lr": [1e-4, 3e-4, 1e-3, 3e-3],
-         "match": {"attention": [32, 48, 64, 80, 96, 128], "mlp": [16, 24, 32, 48, 64, 80]}}],
+         "match": {"attention": [32, 48, 64, 80, 96, 128], "mlp": [16, 24, 32, 48, 64, 80],
+                   "all-linear": [16, 20, 24, 28, 30, 32, 40]}}],
+    # the same question over batches of 4 to 128, with rates a factor of two apart
+    "batches": [arm | batch for batch in NANO_BATCHES for arm in (
+        {"method": "full", "lr": [2e-5, 4e-5, 8e-5]},
+        {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4]})],
     "alpha": [
         *NANO_RATES,
         {"method": "lora", "rank": [1, 8, 64], "alpha": 32, "lr": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]}],
@@ -165,7 +177,7 @@ def expand_grid(grid: list[dict], model: str) -> list[dict]:
         if match is None:
             points += combine_values(arm)
         else:
-            for targets, rank in match_ranks(model, **match).items():
+            for targets, rank in match_ranks(model, match).items():
                 points += combine_values(arm | {"targets": targets, "rank": rank})
     return points
 
@@ -176,8 +188,8 @@ def combine_values(arm: dict) -> list[dict]:
     return [dict(zip(arm, values, strict=True)) for values in itertools.product(*choices)]
 
 
-def match_ranks(model: str, attention: list[int], mlp: list[int]) -> dict[str, int]:
-    """The pair of ranks, one of each list, at which the two adapters' sizes differ least.
+def match_ranks(model: str, ranks: dict[str, list[int]]) -> dict[str, int]:
+    """One rank for each of the targets, out of its list, so that the adapters' sizes differ least.
 
     An adapter of rank r on a layer (in, out) has r (in + out) parameters: A is (r, in), B (out, r).
     Qwen2.5-0.5B: r = 96 on attention has 12,976,128 and r = 32 on the MLP 13,271,040.
@@ -188,10 +200,13 @@ def match_ranks(model: str, attention: list[int], mlp: list[int]) -> dict[str, i
         layers = [decoder.get_submodule(name) for name in find_targets(decoder, targets)]
         return sum(layer.in_features + layer.out_features for layer in layers)
 
-    attention_size, mlp_size = rank1_size("attention"), rank1_size("mlp")
-    best = min(itertools.product(attention, mlp),
-               key=lambda ranks: abs(ranks[0] * attention_size - ranks[1] * mlp_size))
-    return {"attention": best[0], "mlp": best[1]}
+    rank1_sizes = [rank1_size(targets) for targets in ranks]
+
+    def difference(chosen: tuple[int, ...]) -> int:
+        sizes = [rank * size for rank, size in zip(chosen, rank1_sizes)]
+        return max(sizes) - min(sizes)
+
+    return dict(zip(ranks, min(itertools.product(*ranks.values()), key=difference)))
 
 
 class GridArm(NamedTuple):

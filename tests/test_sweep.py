@@ -208,9 +208,34 @@ def test_placement_has_the_pair_of_ranks_with_the_most_equal_parameters(qwen):
     q, kv, C, I = 14 * 64, 2 * 64, 896, 4864
     attention, mlp = 24 * ((C + q) + 2 * (C + kv) + (q + C)), 24 * 3 * (C + I)
     assert (96 * attention, 32 * mlp) == (12_976_128, 13_271_040)
-    assert sweep.match_ranks(qwen, [64, 192], [24, 64]) == {"attention": 192, "mlp": 64}
+    def match(model, attention, mlp):
+        return tuple(sweep.match_ranks(model, {"attention": attention, "mlp": mlp}).values())
+    assert match(qwen, [64, 192], [24, 64]) == (192, 64)
     # both pairs have 506,880 on either side: the first of them
-    assert sweep.match_ranks("nano", [66, 33], [20, 40]) == {"attention": 66, "mlp": 40}
+    assert match("nano", [66, 33], [20, 40]) == (66, 40)
+
+
+def test_nano_compares_three_placements_with_as_many_parameters():
+    found = {(c.targets, c.rank): c for c in nano_runs("finding4")}
+    matched = [("attention", 80), ("mlp", 48), ("all-linear", 30)]
+    assert set(found) == {(targets, 64) for targets, _ in matched} | set(matched)
+    # 6 layers, C = 192, Q = 192, K = 64, I = 512
+    attention = 6 * ((192 + 192) + 2 * (192 + 64) + (192 + 192))
+    mlp = 6 * 3 * (192 + 512)
+    assert [80 * attention, 48 * mlp, 30 * (attention + mlp)] == [614_400, 608_256, 610_560]
+
+
+def test_batches_of_nano_meet_at_one_step_and_at_one_number_of_samples():
+    runs = nano_runs("batches")
+    assert {c.batch_eff for c in runs} == {4, 8, 16, 32, 64, 128}
+    for c in runs:
+        evaluated = range(0, c.max_steps + 1, c.eval_steps)
+        assert 40 in evaluated and 640 / c.batch_eff in evaluated
+
+
+def nano_runs(name):
+    settings, common = sweep.parse_sweep([name])
+    return list(planned(settings, common).values())
 
 
 def test_every_arm_of_the_nano_grids_has_three_rates_or_more():
