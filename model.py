@@ -266,9 +266,9 @@ class Attention(nn.Module):
         k = rotate(self.k_norm(k).transpose(1, 2), cos, sin)                # (B, nk, T, hd)
         if cache is not None:
             k, v = cache.append(self, k, v)                                 # (B, nk, S, hd)
-        # No causal mask for T = 1: a single new token sees everything in the cache. Several tokens
-        # on a cache that is not empty need `mask`, because is_causal lets the first see one column.
-        causal = mask is None and T > 1
+        # A single token after a filled cache sees everything in it. Several tokens there need
+        # `mask`, because is_causal would let the first see one column.
+        causal = mask is None and (cache is None or cache.used == 0)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal,
                                            enable_gqa=True)                 # (B, nh, T, hd)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))             # (B, T, C)

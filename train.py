@@ -228,7 +228,9 @@ def keep_state(run: Run, state: Path):
 def answer_question(run: Run, messages: list[dict]) -> str:
     """The model's own answer, greedily. messages: a test sample, answer included."""
     prompt = run.data.tokenizer.encode(dataset.prompt_of(messages[:-1], run.data.tokenizer))
-    with run.autocast():
+    # --compile is for the steps. Each length of the cache would be compiled again, and after eight
+    # times torch gives a layer up, also for training.
+    with run.autocast(), torch.compiler.set_stance("force_eager"):
         return generate_answers(run.model, run.data.tokenizer, [prompt], 160)[0].text
 
 

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -423,6 +424,32 @@ def test_default_path_needs_no_compiler(checkpoint, chat, tmp_path, whole):
     _, error = process.communicate(timeout=600)
     assert (process.returncode, error) == (0, "")
     assert_same_result(tmp_path, whole("lora"))
+
+
+def test_training_runs_the_compiled_layers(checkpoint, chat, tmp_path, monkeypatch, whole):
+    """One graph per layer and micro-batch, although the base answers before the first step.
+
+    The backend only counts, so that no compiler is needed, and the numbers stay.
+    """
+    calls, per_step = [], []
+
+    def counting(graph, _):
+        return lambda *args: calls.append(1) or graph.forward(*args)
+
+    def step_and_count(*args):
+        before = len(calls)
+        result = optimizer_step(*args)
+        per_step.append((len(calls) - before) / len(args[3]))
+        return result
+    compile_layer, optimizer_step = torch.nn.Module.compile, train.optimizer_step
+    monkeypatch.setattr(torch.nn.Module, "compile",
+                        lambda layer, **how: compile_layer(layer, backend=counting, **how))
+    monkeypatch.setattr(train, "optimizer_step", step_and_count)
+    monkeypatch.setenv("CXX", sys.executable)           # any program will do
+    train.main(command(checkpoint(), chat, tmp_path, "--compile"))
+    assert per_step == [2] * 6          # two layers
+    for ours, reference in zip(numbers(tmp_path), numbers(whole("lora")), strict=True):
+        assert ours["test_nll"] == pytest.approx(reference["test_nll"], abs=1e-5)
 
 
 # ----- stopping -----------------------------------------------------------------------------------
