@@ -10,7 +10,7 @@ from conftest import REPO
 # From the ground up. A room imports from floors below its own.
 FLOORS = [
     {"plumbing", "metrics"},
-    {"settings", "rates", "verdicts", "quant", "lora", "optim"},
+    {"settings", "rates", "arms", "verdicts", "quant", "lora", "optim"},
     {"model", "tokenizer", "dataset"},
     {"engine"},
     {"train"},
@@ -18,7 +18,8 @@ FLOORS = [
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # on one floor, and allowed
-NEIGHBOURS = {("plumbing", "plumbing"), ("optim", "quant"), ("verdicts", "rates")}
+NEIGHBOURS = {("plumbing", "plumbing"), ("optim", "quant"), ("arms", "rates"),
+              ("verdicts", "rates"), ("verdicts", "arms")}
 MAY_IMPORT_TRAIN = {"sweep", "plan"}
 FILES = sorted([*REPO.glob("*.py"), *REPO.glob("plumbing/*.py"), REPO / "data/check.py"])
 DATA = sorted(REPO.glob("data/**/*.py"))
