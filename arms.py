@@ -385,7 +385,8 @@ class Sweeps(NamedTuple):
     """What is compared, of one model on one data set."""
     usual: Sweep                # the length that most runs have, for most claims
     long: Sweep | None          # for the claim on capacity
-    samples: Sweep | None       # all batch sizes after as many samples
+    equal_steps: Sweep | None   # all batch sizes after as many steps
+    equal_samples: Sweep | None     # and after as many samples
 
 
 def select_sweeps(runs: list[list[dict]]) -> list[Sweeps]:
@@ -404,71 +405,68 @@ def select_sweeps(runs: list[list[dict]]) -> list[Sweeps]:
 
 
 def select_of_model(runs: list[list[dict]], ranks: set) -> Sweeps:
-    """The usual runs have the length that most have, and longer ones are cut to it.
+    """The usual runs have the length that most have.
 
-    That is fair as long as the learning rate is constant, as in the presets of sweep.py: then row
-    40 of a run of 400 steps is the result of one of 40. The long runs have more than LONG
-    evaluations. They also serve as the usual ones if there are no others.
+    The long runs have more than LONG evaluations, at the batch size of the usual ones. They also
+    serve as the usual ones if there are no others.
     """
     by_steps = defaultdict(list)
     for rows in runs:
         by_steps[steps_of(rows)].append(rows)
     usual_steps = max(by_steps, key=lambda steps: (len(steps) <= LONG + 1, len(by_steps[steps])))
-    usual = make_sweep(cut_runs(runs, usual_steps), ranks)
-    long = None
+    usual, long = make_sweep(by_steps[usual_steps], ranks), None
     for steps, some in sorted(by_steps.items(), key=lambda item: item[0][-1]):
         some = [rows for rows in some if rows[0]["batch_eff"] == usual.batch]
         if some and len(steps) > LONG + 1:
             long = usual if steps == usual_steps else make_sweep(some, ranks)
-    return Sweeps(usual, long, cut_at_samples(runs, ranks))
+    others = runs
+    if long and long is not usual:
+        others = [rows for rows in runs if rows[0]["run"] not in long.names]
+    return Sweeps(usual, long, cut_at_equal("steps", others, ranks),
+                  cut_at_equal("samples", others, ranks))
 
 
-def cut_runs(runs: list[list[dict]], steps: tuple) -> list[list[dict]]:
-    """Of each run that was evaluated at all of `steps` those rows. Of two alike, the shorter's."""
+def cut_at_equal(unit: str, runs: list[list[dict]], ranks: set) -> Sweep | None:
+    """The runs of all batch sizes after as many steps, or samples (step x batch).
+
+    A longer run is cut there. That is fair as long as the learning rate is constant, as in the
+    presets of sweep.py: then row 40 of a run of 160 steps is the result of one of 40.
+
+    Of the numbers of steps or samples it is the one that most batch sizes have, and of several the
+    largest. None if LoRA and full fine-tuning do not both have it at two batch sizes.
+    """
+    seen = defaultdict(set)                 # batch, method -> numbers of steps or samples
+    for rows in runs:
+        size = step_size(unit, rows)
+        seen[rows[0]["batch_eff"], rows[0]["method"]] |= {size * n for n in steps_of(rows)[1:]}
+    n_batches = Counter()
+    for batch in {batch for batch, _ in seen}:
+        n_batches.update(seen[batch, "full"] & seen[batch, "lora"])
+    end = max(n_batches, key=lambda end: (n_batches[end], end), default=0)
+    if n_batches[end] < 2:
+        return None
     cut = {}
     for rows in sorted(runs, key=lambda rows: rows[-1]["step"]):
-        by_step = {row["step"]: row for row in rows}
-        if by_step.keys() >= set(steps):
-            cut.setdefault((arm_key(rows), point_key(rows)), [by_step[step] for step in steps])
-    return list(cut.values())
+        by_end = {step_size(unit, rows) * row["step"]: row for row in rows}
+        if end in by_end:                   # of two lengths of one run, the shorter counts
+            cut.setdefault((arm_key(rows), point_key(rows)), [rows[0], by_end[end]])
+    return make_sweep(list(cut.values()), ranks, (0, end), unit)
 
 
-def cut_at_samples(runs: list[list[dict]], ranks: set) -> Sweep | None:
-    """The runs after as many samples (step x batch), whatever their batch.
-
-    It is the number that most batch sizes have, of several that with the most runs, and of these
-    the largest. None if LoRA and full fine-tuning did not both see it at two batch sizes.
-    """
-    seen = defaultdict(set)                 # batch, method -> numbers of samples
-    n_runs, n_batches = Counter(), Counter()
-    for rows in runs:
-        batch = rows[0]["batch_eff"]
-        of_run = {batch * step for step in steps_of(rows)[1:]}
-        n_runs.update(of_run)
-        seen[batch, rows[0]["method"]] |= of_run
-    batches = sorted({batch for batch, _ in seen})
-    for batch in batches:
-        n_batches.update(seen[batch, "full"] & seen[batch, "lora"])
-    samples = max(n_batches, key=lambda n: (n_batches[n], n_runs[n], n), default=0)
-    if n_batches[samples] < 2:
-        return None
-    cut = []
-    for batch in batches:
-        of_batch = [rows for rows in runs if rows[0]["batch_eff"] == batch]
-        cut += cut_runs(of_batch, (0, samples / batch))
-    return make_sweep(cut, ranks, (0, samples))
+def step_size(unit: str, rows: list[dict]) -> float:
+    return rows[0]["batch_eff"] if unit == "samples" else 1
 
 
-def make_sweep(runs: list[list[dict]], ranks: set, samples: tuple = ()) -> Sweep:
-    """runs: evaluated at the same steps, or after the same `samples`; ranks: all in the folder."""
+def make_sweep(runs: list[list[dict]], ranks: set, steps: tuple = (), unit="steps") -> Sweep:
+    """runs: evaluated at the same steps, or after as many samples; ranks: all in the folder."""
     first = runs[0][0]
     seeds = sorted({rows[0]["seed"] for rows in runs})
     by_arm = defaultdict(dict)
     for rows in runs:
         by_arm[arm_key(rows)][point_key(rows)] = rows
     arms = [make_arm(some, seeds, ranks) for some in by_arm.values()]
-    return Sweep(first["model"], first["data"], np.array(samples or steps_of(runs[0])), arms,
-                 names={rows[0]["run"] for rows in runs}, unit="samples" if samples else "steps")
+    return Sweep(first["model"], first["data"], np.array(steps or steps_of(runs[0])), arms,
+                 names={rows[0]["run"] for rows in runs}, unit=unit)
 
 
 def make_arm(runs: dict[tuple, list[dict]], seeds: list[int], ranks: set) -> Arm:

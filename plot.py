@@ -219,7 +219,7 @@ def plot_batch_sizes(sweeps):
 
     Left after equal steps, right after equal samples.
     """
-    compared = [sweep for sweep in (sweeps.usual, sweeps.samples)
+    compared = [sweep for sweep in (sweeps.equal_steps, sweeps.equal_samples)
                 if sweep and len(sweep.pairs_by_batch()) > 1]
     if not compared:
         return None
@@ -229,8 +229,9 @@ def plot_batch_sizes(sweeps):
     for ax, sweep in zip(axes, compared):
         ax.sharey(axes[0])
         draw_gaps(ax, sweep)
-    figure.supxlabel("small points: seeds; bars: where the gap lies by the rule of verdicts.py, thick "
-                     "for the seeds, thin with what the grid of rates leaves open", fontsize=11)
+    figure.supxlabel("small points: seeds; bars: where the gap lies by the rule of verdicts.py, "
+                     "thick for the seeds, thin with what the grid of rates leaves open",
+                     fontsize=11)
     return figure
 
 

@@ -309,11 +309,12 @@ def claim_rate(text, arm, other, multiple: float, noise: dict) -> Claim:
 
 def list_claims(sweeps: Sweeps) -> list[Claim]:
     """All claims that the runs allow."""
-    usual, long, samples = sweeps
+    usual, long, *equal = sweeps
     noise = find_noise(usual)
-    claims = [*claim_ranks(usual, noise), *claim_batch_sizes(usual, noise)]
-    if samples:
-        claims += claim_batch_sizes(samples, noise)
+    claims = [*claim_ranks(usual, noise)]
+    for sweep in equal:
+        if sweep:
+            claims += claim_batch_sizes(sweep, noise)
     claims += [*claim_placements(usual, noise), *claim_alpha(usual, noise)]
     if long:
         claims += claim_capacity(long)
@@ -421,11 +422,14 @@ CLAIM_HEADER = ("claim", "what was measured", "value", "verdict", "why")
 
 def verdict_table(sweeps: Sweeps) -> str:
     """A row per claim, then a row per arm, in Markdown."""
-    usual, long, samples = sweeps
+    usual, long, *equal = sweeps
     parts = [claim_table(sweeps), arm_table(usual, usual.arms)]
-    if samples and len(samples.pairs_by_batch()) > 1:
-        parts.append(arm_table(samples, [arm for pair in samples.pairs_by_batch().values()
-                                         for arm in pair]))
+    for sweep in equal:
+        pairs = sweep.pairs_by_batch() if sweep else {}
+        shown_already = sweep and sweep.end == usual.end and (
+            pairs.keys() <= usual.pairs_by_batch().keys())
+        if len(pairs) > 1 and not shown_already:
+            parts.append(arm_table(sweep, [arm for pair in pairs.values() for arm in pair]))
     if long and long is not usual:
         parts.append(arm_table(long, long.arms))
     return "\n\n".join(parts)

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 from csv_runs import (FULL, FULL_LR, LONGER, LORA_LR, R1, R64, SEEDS, STEPS, find_arm, leaving_runs,
-                      line_to, make_grid, run_rows, sweep_of, sweeps_of, write_csv)
+                      make_grid, run_rows, sweep_of, sweeps_of, write_csv)
 
 import arms
 import rates
@@ -80,38 +80,49 @@ def test_three_rates_are_as_good_as_five():
         assert numbers[0] == numbers[1]
 
 
-def test_longer_runs_are_cut_to_the_usual_length():
-    """LoRA at batch 8 ran twice as long and evaluated the same steps; its first 30 are compared."""
-    usual = make_grid(FULL, FULL_LR, 2e-5, 1.0)
-    long_steps = (*STEPS, 40, 50, 60)
-    for arm in (FULL, R64):
-        usual += make_grid(arm._replace(batch=8), LORA_LR, 2e-4, 1.0, steps=long_steps)
-    sweep = sweep_of(*usual, *make_grid(R64, LORA_LR, 2e-4, 1.0), *make_grid(R1, LORA_LR, 2e-4, 1))
-    assert tuple(sweep.steps) == STEPS and sweep.n_runs == 25
-    assert find_arm(sweep, R64._replace(batch=8)).curves[0, -1] == pytest.approx(2.0)   # half way
+def test_batches_are_compared_after_equal_steps_and_samples_whatever_their_length():
+    """As in nano's grid `batches`: 4 samples for 160 steps, evaluated every 40, up to 32 for 40.
+
+    All have step 40. After 640 samples they are at step 160, 80, 40 and 20. Batch 64 is at step 10,
+    which was not evaluated.
+    """
+    runs = []
+    for batch, last, every in ((4, 160, 40), (8, 80, 20), (16, 40, 10), (32, 40, 10), (64, 40, 20)):
+        steps = range(0, last + 1, every)
+        runs += make_grid(FULL._replace(batch=batch), FULL_LR, 2e-5, 1.0, steps=steps)
+        runs += make_grid(R64._replace(batch=batch), LORA_LR, 2e-4, 1.0, steps=steps)
+    sweeps = sweeps_of(*runs)
+    equal_steps, equal_samples = sweeps.equal_steps, sweeps.equal_samples
+    assert (equal_steps.end, list(equal_steps.pairs_by_batch())) == ("40 steps", [4, 8, 16, 32, 64])
+    assert (equal_samples.end, list(equal_samples.pairs_by_batch())) == (
+        "640 samples", [4, 8, 16, 32])
+    for sweep, parts in ((equal_steps, (40 / 160, 40 / 80, 1, 1, 1)),
+                         (equal_samples, (1, 1, 1, 20 / 40))):
+        nll = [lora.best.nll[0] for lora, _ in sweep.pairs_by_batch().values()]
+        assert nll == pytest.approx([3 - 2 * part for part in parts])
+    assert sweeps_of(*make_grid(FULL, FULL_LR, 2e-5, 1.0)).equal_samples is None
 
 
 def test_of_two_lengths_of_one_run_the_shorter_counts():
-    usual = make_grid(R64, LORA_LR, 2e-4, 1.0) + make_grid(R1, LORA_LR, 2e-4, 1.0)
-    longer = make_grid(R64, LORA_LR[2:3], 2e-4, 0.5, steps=(*STEPS, 40))
-    sweep = sweep_of(*longer, *usual)
-    assert sweep.n_runs == 10 and find_arm(sweep, R64).best.nll == pytest.approx([1.0])
-
-
-def test_equal_samples_are_compared_over_batches_of_any_length():
-    """Batch 8 for 60 steps, 16 for 30, 32 for 30: all have seen 480 samples, at 60, 30 and (not
-    evaluated at 15) none; and all have seen 320 at 40, 20 and 10."""
     runs = []
-    for batch, steps in ((8, (*STEPS, 40, 50, 60)), (16, STEPS), (32, STEPS)):
-        runs += make_grid(FULL._replace(batch=batch), FULL_LR, 2e-5, 1.0, steps=steps)
-        runs += make_grid(R64._replace(batch=batch), LORA_LR, 2e-4, 1.0, steps=steps)
-    samples = sweeps_of(*runs).samples
-    assert (samples.end, list(samples.pairs_by_batch())) == ("320 samples", [8, 16, 32])
-    nll = [lora.best.nll[0] for lora, _ in samples.pairs_by_batch().values()]
-    assert nll == pytest.approx([line_to(2e-4, 2e-4, 1.0, (0, step, last))[1]
-                                 for step, last in ((40, 60), (20, 30), (10, 30))])
-    assert sweeps_of(*make_grid(FULL, FULL_LR, 2e-5, 1.0)).samples is None
+    for batch in (8, 16):
+        for key, lrs in ((FULL, FULL_LR), (R64, LORA_LR)):
+            runs += make_grid(key._replace(batch=batch), lrs, lrs[2], 1.0)
+    longer = make_grid(R64, LORA_LR[2:3], 2e-4, 0.5, steps=(*STEPS, 40))
+    pairs = sweeps_of(*longer, *runs).equal_steps.pairs_by_batch()
+    assert pairs[16][0].best.nll == pytest.approx([1.0]) and pairs[16][0].n_runs == 5
 
+
+def test_long_runs_are_not_compared_over_batches():
+    """Those of batch 16 have seen 960 samples at step 60, as those of batch 32 have at step 30."""
+    runs = leaving_runs(R64, 100) + leaving_runs(FULL, 100)
+    for batch in (16, 32):
+        for key, lrs in ((FULL, FULL_LR), (R64, LORA_LR)):
+            runs += make_grid(key._replace(batch=batch), lrs, lrs[2], 1.0)
+    runs += make_grid(R1, LORA_LR, 2e-4, 1.0)
+    sweeps = sweeps_of(*runs)
+    assert sweeps.long.steps[-1] == 300 and sweeps.equal_samples.end == "320 samples"
+    assert sweeps.equal_samples.full_arm(16).lrs == list(FULL_LR)
 
 def test_the_long_runs_are_the_usual_ones_only_if_there_are_no_others():
     """Three usual runs and six long ones."""
