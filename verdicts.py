@@ -19,9 +19,9 @@ S seeds measure it with mean d and standard deviation s. By the rule the quantit
     undecided      everything else. The table then says how many seeds, or which rates, would decide
 
 t s / sqrt(S) is what the seeds leave open. t is the 95 % point of Student's t with S - 1 degrees of
-freedom. With three seeds it is 2.92, and the range is d - 1.69 s to d + 1.69 s. Each end is wrong
-for at most 5 % of all samples of seeds, and so is each verdict, because one end decides it. (Of
-twenty claims exactly at their boundary, one is decided by chance.) If differences of two arms are
+freedom: 2.92 for three seeds, so that they leave 1.69 s open to either side. Each end is wrong for
+at most 5 % of all samples of seeds, and so is each verdict, because one end decides it. (Of twenty
+claims exactly at their boundary, one is called supported by chance.) If differences of two arms are
 normal, t is exact for two seeds and more, which no rule of thumb is: the mean of two values exceeds
 their distance by luck in 30 % of cases, half of them to either side.
 

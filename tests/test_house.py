@@ -77,7 +77,8 @@ def test_what_can_be_lifted_out_names_its_plumbing():
         assert house == plumbing
 
 
-@pytest.mark.parametrize("modules", ["plot", "verdicts", "settings", "plumbing.records", "metrics"])
+@pytest.mark.parametrize("modules", [
+    "plot", "arms", "verdicts", "settings", "plumbing.records", "metrics"])
 def test_whoever_only_reads_csv_loads_no_torch(modules):
     heavy = "torch", "jinja2", "tiktoken", "huggingface_hub", "matplotlib"
     code = f"import sys, {modules}; print(*set(sys.modules) & set({heavy}))"
