@@ -1,31 +1,39 @@
 """CSV -> figures and a table: what the sweeps of sweep.py say about the four findings.
 
     python plot.py out              # draws what the runs allow: out/finding1.png, .svg ...
-    python plot.py out --table      # prints Markdown: rates, gaps, and a verdict on each claim
+    python plot.py out --table      # prints Markdown: a verdict on each claim, rates, gaps
 
 Only the CSV files directly in FOLDER are read, with one run per file or many. Their columns alone
 decide what is drawn, not the command that made them: arms of three rates or more make finding 2's
-figure, whatever they were swept for. verdicts.py explains what "arm", "best of sweep" and "spread"
-mean, and how a claim is judged.
+figure, whatever they were swept for. arms.py explains what "arm" and "best of sweep" mean,
+verdicts.py how a claim is judged.
 
 How to read the figures. A curve is the mean over seeds, the band around it goes from the smallest
-to the largest. Where NLL is drawn against the learning rate, a ring marks the lowest mean that was
-measured. A triangle on the axis marks the best rate of one seed, from a parabola through its lowest
-point and the two neighbours, because the grid of rates is coarse. An arm with its best rate at the
-edge of the grid has no triangle. A cross near the top marks a rate at which a run diverged.
+to the largest. The seeds of an arm may have different rates (sweep.py --near_best). A seed counts
+where it brackets its own best rate. Where some do not, the label says "2 of 3 seeds count", and
+only those are in the curve. Where none does, it says "at the edge", and all are drawn. Against the
+learning rate every run is drawn, and a point is the mean of the seeds that were run there.
+
+There, a ring marks the lowest mean that was measured. A triangle on the axis marks the best rate of
+one seed, from a parabola through its lowest point and the two neighbours, because the grid of rates
+is coarse. A seed with its best rate at the edge of its grid has no triangle. A cross near the top
+marks a rate at which a run diverged.
+
+Where theory says something, thin grey lines show it: how the best rate goes with the rank, and when
+a rank has seen more than it can hold.
 """
-import itertools
 import math
 from pathlib import Path
 
 import numpy as np
 
+from arms import MARGIN, Arm, mean_over_seeds, name_left_out, read_runs, select_sweeps
 from plumbing.cli import make_parser, run_command
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import make_folder
 from rates import find_best_rate
-from verdicts import (MARGIN, Arm, Sweep, count_noun, format_parameters, format_rate_multiple,
-                      format_rates, group_runs, read_runs, select_sweeps, verdict_table)
+from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, format_rate_multiple,
+                      format_rates, judge_claim, verdict_table)
 
 # Importing matplotlib takes half a second, so only new_figure and draw_figures do it: --help and
 # --table answer at once.
@@ -38,7 +46,7 @@ from verdicts import (MARGIN, Arm, Sweep, count_noun, format_parameters, format_
 BLACK, PLACES = "#000000", {"attention": "#D55E00", "mlp": "#CC79A7"}
 RANKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#56B4E9", "D"), ("#999999", "v"),
          ("#F0E442", "P"))
-LINES = (":", "--", "-", "-.")
+LINES = ("--", ":")
 STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9.5,
          "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
          "legend.frameon": False, "legend.handlelength": 3.2, "lines.linewidth": 1.8,
@@ -49,9 +57,12 @@ def style_of(arm, name: str = "", **more) -> dict:
     """matplotlib's keywords for the curve of an arm. Colour and marker say what is trained.
 
     Full fine-tuning is black. LoRA on all layers has the colour of its rank, elsewhere that of the
-    place. The label says of how many rates the best was taken: "r = 1 (5 rates)".
+    place. The label says of how many rates the best was taken, and which seeds count:
+    "r = 1 (3 to 5 rates, 2 of 3 seeds count)".
     """
-    details = count_noun(len(arm.lrs), "rate")
+    details = arm.describe_rates()
+    if arm.describe_seeds():
+        details += f", {arm.describe_seeds()}"
     if arm.n_diverged:
         details += f", {arm.n_diverged} of {arm.n_runs} runs diverged"
     style = {"label": f"{name or arm} ({details})", "markeredgecolor": "#333333",
@@ -67,26 +78,31 @@ def style_of(arm, name: str = "", **more) -> dict:
 
 # ----- what the figures are made of ---------------------------------------------------------------
 
-def new_figure(head: str, sweep, arms, panels=2):
+def new_figure(head: str, sweep, arms, panels=2, bands=True):
     """-> the figure and its axes, one for each panel. The title counts the runs of `arms`."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(12.5, 6))
     title = f"{head}: {sweep.describe(arms)}"
-    if any(arm.has_seed.sum() > 1 for arm in arms):
+    if bands and any(arm.has_seed.sum() > 1 for arm in arms):
         title += " (bands: from the smallest to the largest)"
     figure.suptitle(title, fontsize=13)
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 
 def draw_curve(ax, x, values: np.ndarray, **style):
-    """Mean over seeds and band of `values` (S, len(x)). Diverged points are left out."""
-    values = values[~np.isnan(values[:, 0])]
-    values = np.where(np.isfinite(values), values, np.nan)
-    if len(values):
-        ax.plot(x, values.mean(0), **style)
+    """Mean over seeds and band of `values` (S, len(x)).
+
+    nan was not run, and the mean is that of the others. A point where a run diverged is left out.
+    """
+    values = values[~np.isnan(values).all(axis=1)]
+    if len(values) == 0:
+        return
+    mean, low, high = mean_over_seeds(values), np.fmin.reduce(values), np.fmax.reduce(values)
+    mean = np.where(np.isfinite(mean), mean, np.nan)
+    ax.plot(x, mean, **style)
     if len(values) > 1:
-        low, high = values.min(0), values.max(0)
-        ax.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        ax.fill_between(x, low, high, where=np.isfinite(mean), color=style["color"], alpha=0.15,
+                        linewidth=0)
 
 
 def scale_nll_axis(ax, label: str = "test NLL, nats a token"):
@@ -163,9 +179,9 @@ def draw_rates(ax, arm, full: Arm | None, cross_height: float):
 
     Arms may diverge at the same rate, so each has a `cross_height` of its own, from 0 to 1.
     """
-    label = f"{arm}: best {format_rates(arm.best.vertex)}"
-    if any(arm.best.edge):
-        label += ", at the edge"
+    label = f"{arm}: best {format_rates(arm.best.vertex[arm.shown])}"
+    if arm.describe_seeds():
+        label += f", {arm.describe_seeds()}"
     multiple = format_rate_multiple(arm, full)
     if multiple:
         label += f", {multiple} x full's"
@@ -173,12 +189,12 @@ def draw_rates(ax, arm, full: Arm | None, cross_height: float):
     style = style_of(arm, label=label)
     color = style["color"]
     draw_curve(ax, arm.lrs, last, **style)
-    lowest = find_best_rate(arm.lrs, last[arm.has_seed].mean(0))
+    lowest = find_best_rate(arm.lrs, mean_over_seeds(last))
     ax.plot(lowest.lr, lowest.nll, "o", color=color, markersize=13, markerfacecolor="none",
             markeredgewidth=1.6)
     marks = {"color": color, "linestyle": "", "markersize": 9,
              "transform": ax.get_xaxis_transform()}     # x in rates, y from 0 to 1 in the panel
-    vertices = arm.best.vertex[~arm.best.edge]
+    vertices = arm.best.vertex[arm.counts]
     diverged_lrs = np.array(arm.lrs)[np.isinf(last).any(0)]
     ax.plot(vertices, np.full(len(vertices), 0.015), marker="^", **marks)
     ax.plot(diverged_lrs, np.full(len(diverged_lrs), cross_height), marker="X", **marks)
@@ -186,47 +202,70 @@ def draw_rates(ax, arm, full: Arm | None, cross_height: float):
 
 # ----- the figures: each function returns None if its runs are missing ----------------------------
 
-def plot_rank(sweep):
+def plot_rank(sweeps):
     """LoRA on all layers at every rank. A high rank should stay in the grey, a low one above it."""
-    arms = sweep.lora_arms()
-    return curves_figure("Finding 1, rank", sweep, arms) if arms else None
+    arms = sweeps.usual.lora_arms()
+    return curves_figure("Finding 1, rank", sweeps.usual, arms) if arms else None
 
 
-def plot_rates(sweep):
+def plot_rates(sweeps):
     """A U for each rank with three rates or more. How far right of full fine-tuning is it?"""
-    arms = [arm for arm in sweep.lora_arms() if len(arm.lrs) > 2]
-    return rates_figure("Finding 2, learning rate", sweep, {"": arms}) if arms else None
+    arms = [arm for arm in sweeps.usual.lora_arms() if len(arm.lrs) > 2]
+    return rates_figure("Finding 2, learning rate", sweeps.usual, {"": arms}) if arms else None
 
 
-def plot_batch_sizes(sweep):
-    """LoRA and full fine-tuning at each batch size. Does the gap on the right grow?
+def plot_batch_sizes(sweeps):
+    """The gap to full fine-tuning at each batch size. Does it grow to the right?
 
-    The curves of different batches are not comparable with each other, only the two of each pair.
+    Left after equal steps, right after equal samples.
     """
-    pairs = sweep.pairs_by_batch()
-    if len(pairs) < 2:
+    compared = [sweep for sweep in (sweeps.equal_steps, sweeps.equal_samples)
+                if sweep and len(sweep.pairs_by_batch()) > 1]
+    if not compared:
         return None
-    styles, gaps = {}, []
-    for line, (batch, (lora, full)) in zip(itertools.cycle(LINES), pairs.items()):
-        gaps.append(lora.best.nll - full.best.nll)
-        for arm in (lora, full):
-            styles[arm] = style_of(arm, f"batch {batch:g}, {arm}", linestyle=line)
-    figure, (left, right) = new_figure("Finding 3, batch size", sweep, styles)
-    draw_best(left, sweep, styles, "a larger batch has seen more data")
-    draw_curve(right, list(pairs), np.stack(gaps, axis=1), **style_of(lora, label=None))
-    title = f"{lora} less full fine-tuning, after {sweep.steps[-1]:g} steps"
-    finish_gap_axis(right, xlabel="batch, samples", title=title)
-    right.set_xscale("log", base=2)
-    right.set_xticks(list(pairs), [f"{batch:g}" for batch in pairs])
+    sweep = compared[0]
+    shown = [arm for pair in sweep.pairs_by_batch().values() for arm in pair]
+    figure, axes = new_figure("Finding 3, batch size", sweep, shown, len(compared), bands=False)
+    for ax, sweep in zip(axes, compared):
+        ax.sharey(axes[0])
+        draw_gaps(ax, sweep)
+    figure.supxlabel("small points: seeds; bars: where the gap lies by the rule of verdicts.py, "
+                     "thick for the seeds, thin with what the grid of rates leaves open",
+                     fontsize=11)
     return figure
 
 
-def plot_placement(sweep):
-    """Adapters on attention, on the MLP, on both. Dashed: the pair with as many parameters."""
+def draw_gaps(ax, sweep):
+    """The gap at each batch size: a point per seed, their mean, and where it lies by the rule."""
+    pairs, at_edge = sweep.pairs_by_batch(), []
+    for batch, (lora, full) in pairs.items():
+        claim = claim_gap("", lora, full, find_noise(sweep))
+        values, verdict = drop_nan(claim.values), judge_claim(claim)
+        if len(values) == 0:
+            at_edge.append(f"{batch:g}")
+            continue
+        style, mean = style_of(lora, label=None), values.mean()
+        ax.plot([batch] * len(values), values, ".", color=style["color"], alpha=0.6)
+        if math.isfinite(verdict.low):
+            ax.vlines(batch, verdict.low + claim.below, verdict.high - claim.above, linewidth=7,
+                      color=style["color"], alpha=0.4)
+            ends = [[mean - verdict.low], [verdict.high - mean]]
+            ax.errorbar([batch], [mean], ends, capsize=5, **style)
+    note = f" (no bracketed rate at {', '.join(at_edge)})" if at_edge else ""
+    title = f"{lora} less full fine-tuning, after {sweep.end} each"
+    finish_gap_axis(ax, xlabel=f"batch, samples{note}", title=title)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(list(pairs), [f"{batch:g}" for batch in pairs])
+
+
+def plot_placement(sweeps):
+    """Adapters on attention, on the MLP, on both. Dashed: those with as many parameters."""
+    sweep = sweeps.usual
     apart = sweep.lora_arms("attention") + sweep.lora_arms("mlp")
     if not apart:
         return None
-    ranks, matched = {arm.rank for arm in apart}, sweep.matched_placements()
+    matched = list(sweep.matched_places().values())
+    ranks = {arm.rank for arm in [*apart, *matched]}
 
     def choose_style(arm):
         name = f"{arm.place}: {format_parameters(arm.trainable)} trained"
@@ -238,47 +277,111 @@ def plot_placement(sweep):
     return curves_figure("Finding 4, placement", sweep, arms, choose_style)
 
 
-def plot_alpha(sweep):
+def plot_alpha(sweeps):
     """The U of each rank with alpha fixed, next to alpha = r. On the left they should align."""
-    fixed, ranks = sweep.fixed_alpha_arms(), sweep.lora_arms()
+    fixed, ranks = sweeps.usual.fixed_alpha_arms(), sweeps.usual.lora_arms()
     if not fixed:
         return None
     panels = {f"alpha = {fixed[0].alpha:g}": fixed}
     if ranks:
         panels["alpha = r"] = ranks
-    return rates_figure("alpha", sweep, panels)
+    return rates_figure("alpha", sweeps.usual, panels)
 
 
-def plot_capacity(sweep):
-    """Like plot_rank, for the long runs. Dotted: where a rank leaves the grey for good."""
-    arms = sweep.lora_arms()
-    if not arms or not sweep.full_arm():
+def plot_rank_rates(sweeps):
+    """The best rate against the rank, with alpha fixed and with alpha = r, and what theory says.
+
+    Adam moves each entry of B by about the rate. The step of W is alpha / r times a sum of r outer
+    products. If they all point the same way, the sum grows like r; if their signs are random, like
+    sqrt(r). The best rate does the opposite, so that the step of W stays the same.
+    """
+    sweep, panels = sweeps.usual, {}
+    for arms, name, powers in (
+            (sweep.fixed_alpha_arms(), "alpha fixed", {"theory, all alike: no change": 0.0,
+                                                       "theory, random signs: r^(1/2)": 0.5}),
+            (sweep.lora_arms(), "alpha = r", {"theory, all alike: 1 / r": -1.0,
+                                              "theory, random signs: r^(-1/2)": -0.5})):
+        arms = [arm for arm in arms if arm.counts.any()]
+        if len(arms) > 1:
+            panels[name] = arms, powers
+    if not panels:
         return None
-    figure = curves_figure("Capacity", sweep, arms)
+    shown = {arm for arms, _ in panels.values() for arm in arms}
+    figure, axes = new_figure("Best rate against rank", sweep, shown, len(panels), bands=False)
+    for ax, (name, (arms, powers)) in zip(axes, panels.items()):
+        ax.sharey(axes[0])
+        draw_rank_rates(ax, arms, powers)
+        ax.set(title=name, xlabel="rank (triangles: seeds; bars: what the grid of rates leaves "
+               "open;\ngrey: theory, drawn through the lowest rank)", ylabel="best rate")
+    return figure
+
+
+def draw_rank_rates(ax, arms: list[Arm], powers: dict[str, float]):
+    """powers: {what is assumed: the power of the rank that the best rate then goes with}."""
+    ranks = np.array([arm.rank for arm in arms])
+    for arm in arms:
+        best, style = arm.best, style_of(arm, label=None, marker="^", linestyle="")
+        vertices = best.vertex[arm.counts]
+        mean, error = math.exp(np.log(vertices).mean()), math.exp(best.error[arm.counts].max())
+        ax.plot([arm.rank] * len(vertices), vertices, **style)
+        ax.vlines(arm.rank, mean / error, mean * error, color=style["color"])
+    first = math.exp(np.log(arms[0].best.vertex[arms[0].counts]).mean())
+    for line, (text, power) in zip(LINES, powers.items()):
+        ax.plot(ranks, first * (ranks / ranks[0]) ** power, line, color="#888888", linewidth=1,
+                label=text)
+    ax.legend()
+    ax.set(xscale="log", yscale="log")
+    ax.set_xticks(ranks, [f"{rank:g}" for rank in ranks], minor=False)
+    ax.set_xticks([], minor=True)
+
+
+def plot_capacity(sweeps, supervised: float = 1.0):
+    """Like plot_rank, for the long runs. Dotted: where a rank leaves the grey for good.
+
+    A parameter is said to hold about 2 bits (Morris et al., arXiv 2505.24832), and a supervised
+    token to bring about 1 (Schulman et al.). The thin dashed line of a rank is where it has seen
+    more than it can hold. supervised: the share of the tokens that are supervised. The rows do not
+    tell it; with 1 the lines are as early as they could be.
+
+    Worked: r = 1 on nano has 20,352 parameters, which hold 40,704 bits. Of 2,170 tokens a step
+    0.29 are supervised, so that is step 65.
+    """
+    long = sweeps.long
+    arms = long.lora_arms() if long else []
+    if not arms or not long.full_arm():
+        return None
+    figure = curves_figure("Capacity", long, arms)
     right, lines = figure.axes[1], []
     for arm in arms:
-        step = np.nanmean(sweep.leaving_steps(arm))
-        if step < sweep.steps[-1]:
-            lines.append(right.axvline(step, color=style_of(arm)["color"], linestyle=":",
+        color = style_of(arm)["color"]
+        step = np.nanmean(long.leaving_steps(arm))
+        if step < long.steps[-1]:
+            lines.append(right.axvline(step, color=color, linestyle=":",
                                        label=f"{arm} leaves at step {step:.0f}"))
+        bits_seen, bits_held = supervised * arm.tokens, 2 * arm.trainable
+        if bits_seen[-1] > bits_held:
+            step = np.interp(bits_held, bits_seen, long.steps)
+            lines.append(right.axvline(step, color=color, linestyle="--", linewidth=1,
+                                       label=f"{arm} is full at step {step:.0f}, in theory"))
     if lines:
         right.legend(handles=lines, frameon=True)
     return figure
 
 
 FIGURES = {"finding1": plot_rank, "finding2": plot_rates, "finding3": plot_batch_sizes,
-           "finding4": plot_placement, "alpha": plot_alpha, "capacity": plot_capacity}
+           "finding4": plot_placement, "alpha": plot_alpha, "rank_rates": plot_rank_rates,
+           "capacity": plot_capacity}
 
 
-def draw_figures(sweep, long: Sweep | None, out: Path, prefix: str) -> list[Path]:
+def draw_figures(sweeps, out: Path, prefix: str, supervised: float) -> list[Path]:
     """Save every figure that the runs allow as PNG and SVG -> the PNGs' paths."""
     import matplotlib
     make_folder(out)
     paths = []
     for name, plot_finding in FIGURES.items():
-        runs = long if name == "capacity" else sweep
+        more = {"supervised": supervised} if name == "capacity" else {}
         with matplotlib.rc_context(STYLE):
-            figure = plot_finding(runs) if runs else None
+            figure = plot_finding(sweeps, **more)
             if figure:
                 path = out / f"{prefix}{name}.png"
                 figure.savefig(path, dpi=130)
@@ -294,21 +397,25 @@ def main(argv=None):
     parser.add_argument("folder", type=Path, help="folder with the CSV files")
     parser.add_argument("--out", type=Path, help="folder of the figures; default: FOLDER")
     parser.add_argument("--table", action="store_true", help="print Markdown instead of drawing")
+    parser.add_argument("--supervised", type=float, default=1.0, metavar="SHARE",
+                        help="share of the tokens that are supervised, for the figure on capacity; "
+                        "nano: 0.29. Default: 1")
     args = parser.parse_args(argv)
     # If both arms of a gap diverged it is inf - inf. That is nan, as it should be.
     with errors_in_one_line(), np.errstate(invalid="ignore"):
-        pairs = select_sweeps(group_runs(read_runs(args.folder)))
-        for sweep, long in pairs:
+        runs = read_runs(args.folder)
+        selected = select_sweeps(runs)
+        name_left_out(runs, selected)
+        for sweeps in selected:
+            model, data = sweeps.usual.model, sweeps.usual.data
             if args.table:
-                print(verdict_table(sweep, long))
+                print(verdict_table(sweeps))
                 continue
-            prefix = ""
-            if len(pairs) > 1:
-                prefix = f"{Path(sweep.model).name}_{Path(sweep.data).name}_"
-            paths = draw_figures(sweep, long, args.out or args.folder, prefix)
+            prefix = f"{Path(model).name}_{Path(data).name}_" if len(selected) > 1 else ""
+            paths = draw_figures(sweeps, args.out or args.folder, prefix, args.supervised)
             if not paths:
-                raise UserError(f"{args.folder} has runs of {sweep.model} on {sweep.data}, but "
-                                "none that make one of the figures")
+                raise UserError(f"{args.folder} has runs of {model} on {data}, but none that make "
+                                "one of the figures")
             for path in paths:
                 print(f"{path} (and .svg)")
 

@@ -1,462 +1,344 @@
-"""What the sweeps say: CSV rows -> arms -> best of sweep -> claims -> verdicts -> a Markdown table.
+"""What the sweeps say: claims -> intervals -> verdicts -> a Markdown table.
 
-Plain Python and numpy. plot.py draws what is computed here.
+Plain Python and numpy. arms.py reads the rows and says what an arm, a sweep and a best rate are.
 
-    run            one training. Its rows hold the test NLL at step 0, 10, 20, ...
-    arm            all runs that differ in learning rate and seed alone: "r = 64, batch 16"
-    best of sweep  the lowest test NLL of an arm over its learning rates, at each step separately,
-                   so that one curve may change from one rate to another along the way.
-                   LoRA and full fine-tuning want different rates, so at one common rate the
-                   comparison would be unfair to one of them. Each arm gets its own best.
-    gap            best of sweep of one arm minus that of another, taken within a seed. With the
-                   same seed both arms saw the same samples in the same order, so a lucky order
-                   cancels. On nano, r = 64 ends at 0.6259 ± 0.0405 over three seeds, but at
-                   0.0017 ± 0.0061 above full fine-tuning.
-    spread         the number behind the ±: the largest minus the smallest of all seeds
+    gap            lowest test NLL of one arm at the end minus that of another, taken within a seed.
+                   With the same seed both arms saw the same samples in the same order, so a lucky
+                   order cancels. On nano, r = 64 ends at 0.6052, 0.6270 and 0.6457 in three seeds,
+                   and at -0.0012, 0.0050 and 0.0013 above full fine-tuning.
     gain           what full fine-tuning wins over the base, in nats, in its best seed. Some gaps
                    are judged as shares of it, so of the most that could be had
 
-How a claim is judged. A claim says that a quantity lies in an interval, "at most 2% of the gain
-behind" for example. Take the mean over seeds and the range of one spread to either side:
+How a claim is judged. It says that a quantity lies in an interval: "at most 2% of the gain behind".
+S seeds measure it with mean d and standard deviation s. By the rule the quantity then lies between
 
-    supported      the whole range lies inside the interval
-    contradicted   the whole range lies outside
-    undecided      everything else. That includes a single seed, because it shows no spread, and an
-                   arm whose best rate is the lowest or highest of its grid. A rate beyond the edge
-                   might be better, so nobody knows yet how good that arm can be.
+    d - below - t s / sqrt(S)   and   d + above + t s / sqrt(S)
 
-These are conventions, not theorems. A whole spread to either side is cautious: with three seeds the
-range of the data says little about the next seed. 2 % of the gain is what one would hardly notice
-in use: 0.05 nats of nano's 2.4. A factor of two is the step from rate to rate in the tutorial's
-grids; nano's rates are a factor of three apart. And the best rate is chosen by the same test NLL
-that is then compared. That flatters every arm a little, and one with more rates a little more,
-because a minimum over more numbers is lower.
+    supported      all of this lies inside the claim's interval
+    contradicted   all of it lies outside
+    undecided      everything else. The table then says how many seeds, or which rates, would decide
+
+t s / sqrt(S) is what the seeds leave open. t is the 95 % point of Student's t with S - 1 degrees of
+freedom: 2.92 for three seeds, so that they leave 1.69 s open to either side. Each end is wrong for
+at most 5 % of all samples of seeds, and so is each verdict, because one end decides it. (Of twenty
+claims exactly at their boundary, one is called supported by chance.) If differences of two arms are
+normal, t is exact for two seeds and more, which no rule of thumb is: the mean of two values exceeds
+their distance by luck in 30 % of cases, half of them to either side.
+
+Fewer than three seeds say little or nothing of s: with two, t is 6.31. Then s is what other seeds
+have shown: those under results/ for the same model and data, with their degrees of freedom
+(known_noise). "Noise from results/" in the table says so.
+
+`below` and `above` are what no number of seeds shows, because all have the same grid of rates: how
+far the best rate may lie from the three rates around it (rates.fit_errors).
+
+    a gap                   each arm's true minimum lies at most its dip below its lowest measured
+                            NLL. So the gap can be smaller by the first arm's dip, and larger by
+                            the second's
+    a ratio of best rates   ln(ratio) can be off by the larger of the two arms' errors, either way.
+                            Ratios are judged by their logarithm
+    a step                  can be off by the distance between two evaluations
+
+These are the means over seeds. Worked: the gaps above have d = 0.0017 and s = 0.0031, so
+t s / sqrt(3) = 0.0052. The dips are 0.0149 of r = 64 and 0.0319 of full fine-tuning. So the gap is
+-0.0185 to 0.0388. Two percent of the gain are 0.0473: *supported*.
+
+results/rule.md has the rule's errors, by simulation, and the number of seeds that it needs. What is
+convention: 5 %; that 2 % of the gain is what one would hardly notice in use, 0.05 nats of nano's
+2.4; and a factor of two for "about", the step from rate to rate in the tutorial's grids.
+
+The lowest NLL that was measured is compared, not the parabola's minimum. With rates a factor of
+three apart the parabola's is farther off, because the U is steep on one side: one seed's gap by
+0.023 nats instead of 0.018. With a factor of two both are off by 0.015. Either is chosen by the
+test NLL that is then compared, which flatters every arm by 0.001 nats or less.
 
 The claims are those of "LoRA Without Regret" (Schulman et al., 2025); see "the claims" below.
 """
+import functools
 import math
-import sys
-from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from plumbing.errors import UserError
-from plumbing.records import COLUMNS, read_rows
+from arms import MARGIN, Arm, Sweep, Sweeps, read_runs, select_sweeps
 from plumbing.text import markdown_table
-from rates import Best, diverged, find_best_rate, lora_rate_multiple
+from rates import lora_rate_multiple
 
-MARGIN = 0.02       # as good as full fine-tuning: behind by at most this share of the gain
+RESULTS = Path(__file__).resolve().parent / "results"
+ERROR = 0.05        # how often a verdict may be wrong by chance
 ABOUT = (1 / 2, 2)  # "about": a factor of two to either side
 WITHIN, BEYOND, POSITIVE = (-math.inf, MARGIN), (MARGIN, math.inf), (0.0, math.inf)
-LONG = 10           # runs with more evaluations after step 0 show where a low rank leaves the curve
+MOST_SEEDS = 50     # that are worth naming
 
 
 def drop_nan(values) -> np.ndarray:
-    """Leave out nan: a seed that is missing, or one in which both arms of a gap diverged."""
+    """Leave out nan: a seed that is missing, or that does not count."""
     values = np.asarray(values, dtype=float)
     return values[~np.isnan(values)]
 
 
-# ----- arms and sweeps ----------------------------------------------------------------------------
-# S seeds, R learning rates, T evaluations
+# ----- noise --------------------------------------------------------------------------------------
 
-@dataclass(eq=False)
-class Arm:
-    """The runs that differ in learning rate and seed alone."""
-    method: str
-    targets: str            # "" for full fine-tuning, like rank and alpha
-    rank: float
-    alpha: float
-    batch: float            # samples per optimizer step
-    trainable: float        # parameters
-    higher_ranks: int       # how many ranks in the folder are higher than this: decides its colour
-    lrs: list[float]        # ascending
-    nll: np.ndarray         # (S, R, T); inf from where a run diverged, nan if it is missing
-
-    def __str__(self):
-        if self.method == "full":
-            return "full"
-        parts = []
-        if self.method != "lora":
-            parts.append(self.method)
-        if self.targets != "all-linear":
-            parts.append(self.targets)
-        parts.append(f"r = {self.rank:g}")
-        if self.alpha != self.rank:
-            parts.append(f"alpha = {self.alpha:g}")
-        return ", ".join(parts)
-
-    @property
-    def place(self) -> str:
-        """The name, with the place of the adapters even if that is every layer."""
-        return f"all layers, {self}" if self.targets == "all-linear" else str(self)
-
-    @property
-    def has_seed(self) -> np.ndarray:
-        """Which seeds were run, (S,)."""
-        return ~np.isnan(self.nll[:, 0, 0])
-
-    @property
-    def n_runs(self) -> int:
-        return int(self.has_seed.sum()) * len(self.lrs)
-
-    @property
-    def n_diverged(self) -> int:
-        return int(np.isinf(self.nll[:, :, -1]).sum())
-
-    @cached_property
-    def curves(self) -> np.ndarray:
-        """Best of sweep, (S, T): the lowest NLL over the learning rates at each step."""
-        return self.nll.min(axis=1)
-
-    @cached_property
-    def best(self) -> Best:
-        """The best rate of each seed."""
-        of_seeds = [find_best_rate(self.lrs, last) for last in self.nll[:, :, -1]]
-        lrs, nlls, edges, vertices = zip(*of_seeds)
-        return Best(np.array(lrs), np.array(nlls), np.array(edges), np.array(vertices))
+class Noise(NamedTuple):
+    sd: float           # standard deviation between seeds
+    df: int             # degrees of freedom: from how many independent differences it is known
 
 
-@dataclass(eq=False)
-class Sweep:
-    """The runs of one model on one data set that were evaluated at the same steps."""
-    model: str
-    data: str
-    steps: np.ndarray       # (T,)
-    arms: list[Arm]
+@functools.cache
+def student_t(df: int) -> float:
+    """The value that Student's t stays below with probability 1 - ERROR.
 
-    @property
-    def n_runs(self) -> int:
-        return sum(arm.n_runs for arm in self.arms)
+    With t = sqrt(df) tan(a), the density (1 + t^2 / df)^(-(df + 1) / 2) dt is cos(a)^(df - 1) da,
+    up to a constant. It is summed over the angles a from -pi / 2 to pi / 2.
 
-    @property
-    def is_long(self) -> bool:
-        return len(self.steps) > LONG + 1
-
-    @property
-    def batch(self) -> float:
-        """The batch size of most runs; of two that are equally common, the smaller."""
-        n_runs = Counter()
-        for arm in self.arms:
-            n_runs[arm.batch] += arm.n_runs
-        return max(n_runs, key=lambda batch: (n_runs[batch], -batch))
-
-    def full_arm(self, batch: float | None = None) -> Arm | None:
-        """Full fine-tuning at `batch`, or at the most common batch size."""
-        batch = batch or self.batch
-        arms = (arm for arm in self.arms if arm.method == "full" and arm.batch == batch)
-        return next(arms, None)
-
-    def lora_arms(self, targets="all-linear", alpha: float | None = None,
-                  batch: float | None = None) -> list[Arm]:
-        """LoRA on `targets`, by ascending rank. Without `alpha`, those with alpha = rank."""
-        batch = batch or self.batch
-        arms = [arm for arm in self.arms if arm.method == "lora" and arm.targets == targets
-                and arm.batch == batch and arm.alpha == (alpha or arm.rank)]
-        return sorted(arms, key=lambda arm: arm.rank)
-
-    def fixed_alpha_arms(self) -> list[Arm]:
-        """LoRA on all layers at several ranks and one alpha, the one with the most ranks."""
-        alphas = {arm.alpha for arm in self.arms if arm.alpha != arm.rank}
-        groups = [self.lora_arms(alpha=alpha) for alpha in sorted(alphas)]
-        arms = max(groups, key=len, default=[])
-        return arms if len(arms) > 1 else []
-
-    def matched_placements(self) -> tuple[Arm, Arm] | tuple[()]:
-        """(attention, MLP) whose numbers of parameters are closest, and less than a tenth apart.
-
-        An attention layer has fewer weights than an MLP, so their ranks must differ.
-        """
-        closest, smallest = (), 0.1
-        for attention in self.lora_arms("attention"):
-            for mlp in self.lora_arms("mlp"):
-                distance = abs(math.log(attention.trainable / mlp.trainable))
-                if attention.rank != mlp.rank and distance < smallest:
-                    closest, smallest = (attention, mlp), distance
-        return closest
-
-    def pairs_by_batch(self) -> dict[float, tuple[Arm, Arm]]:
-        """{batch: (LoRA, full fine-tuning)}, ascending, at the rank that was run at most batches.
-
-        If two ranks were, it is the higher. Only rates that were run at all batches are kept,
-        because a batch at which more rates were tried would look better.
-        """
-        batches = sorted({arm.batch for arm in self.arms if arm.method == "full"})
-        loras = [arm for batch in batches for arm in self.lora_arms(batch=batch)]
-        if not loras:
-            return {}
-        n_batches = Counter(arm.rank for arm in loras)
-        rank = max(n_batches, key=lambda rank: (n_batches[rank], rank))
-        loras = keep_common_rates([arm for arm in loras if arm.rank == rank])
-        fulls = keep_common_rates([self.full_arm(arm.batch) for arm in loras])
-        return {lora.batch: (lora, full) for lora, full in zip(loras, fulls)}
-
-    def full_gain(self) -> float:
-        """What full fine-tuning gains over the base, in nats, in its best seed.
-
-        Without full fine-tuning it is what the best arm gains; nan if nothing was gained.
-        """
-        full = self.full_arm()
-        arms = [full] if full else self.arms
-        gain = float(np.nanmax([arm.curves[:, 0] - arm.curves[:, -1] for arm in arms]))
-        return gain if gain > 0 else math.nan
-
-    def leaving_steps(self, arm) -> np.ndarray:
-        """The step from which on `arm` stays more than MARGIN above full fine-tuning, (S,).
-
-        It is the first such step that was evaluated, and the last step if `arm` never leaves.
-        """
-        above = arm.curves - self.full_arm().curves                         # (S, T)
-        T = len(self.steps)
-        within = above <= MARGIN * self.full_gain()
-        last_within = np.where(within, np.arange(T), 0).max(axis=1)         # (S,)
-        leaves = self.steps[np.minimum(last_within + 1, T - 1)]
-        return np.where(np.isnan(above[:, 0]), np.nan, leaves)
-
-    def describe(self, arms: list[Arm]) -> str:
-        """Model, data, the batch if it is one, and the number of runs that `arms` consist of."""
-        parts = [f"{Path(self.model).name} on {Path(self.data).name}"]
-        batches = {arm.batch for arm in arms}
-        if len(batches) == 1:
-            parts.append(f"batch {min(batches):g}")
-        seeds = np.any([arm.has_seed for arm in arms], axis=0)              # (S,)
-        parts.append(count_noun(sum(arm.n_runs for arm in arms), "run"))
-        parts.append(count_noun(int(seeds.sum()), "seed"))
-        return ", ".join(parts)
-
-
-def keep_common_rates(arms: list[Arm]) -> list[Arm]:
-    """The arms, each with only those rates that all of them have. Unchanged if there are none."""
-    common = set.intersection(*(set(arm.lrs) for arm in arms))
-    if not common:
-        return arms
-    kept = []
-    for arm in arms:
-        columns = [i for i, lr in enumerate(arm.lrs) if lr in common]
-        kept.append(replace(arm, lrs=sorted(common), nll=arm.nll[:, columns]))
-    return kept
-
-
-# ----- reading ------------------------------------------------------------------------------------
-
-def read_runs(folder: Path) -> list[list[dict]]:
-    """The rows of each run in the order of its steps, from the CSV files in `folder`.
-
-    A file may hold one run or many. Files with other columns than train.py's are left out. Raises
-    UserError for a damaged file, and if there is no run at all.
+    df = 1: every angle is equally likely, 95 % of them lie below 0.45 pi, and t = tan(0.45 pi) =
+    6.31.
     """
-    rows = {}                               # (run, step) -> row
-    for path in sorted(folder.glob("*.csv")):
-        with open(path, encoding="utf-8", errors="replace") as f:
-            header = f.readline().strip().split(",")
-        if header != COLUMNS:
-            print(f"{path} is left out: its columns are not those of train.py", file=sys.stderr)
-            continue
-        try:
-            for row in read_rows(path):
-                row["test_nll"] = float(row["test_nll"])
-                rows[row["run"], float(row["step"])] = row
-        except (ValueError, TypeError):
-            raise UserError(f"{path} is damaged; delete it and let the sweep make it "
-                            "again") from None
-    if not rows:
-        raise UserError(f"{folder} has no CSV file that sweep.py wrote; give the folder that does "
-                        "(for train.py's log.csv, that of the run)")
-    runs = defaultdict(list)
-    for (run, _), row in sorted(rows.items()):
-        runs[run].append(row)
-    return list(runs.values())
+    angles = np.linspace(-math.pi / 2, math.pi / 2, 20_001)
+    middles = (angles[:-1] + angles[1:]) / 2
+    below = np.cumsum(np.cos(middles) ** (df - 1))
+    return math.sqrt(df) * math.tan(np.interp((1 - ERROR) * below[-1], below, angles[1:]))
 
 
-def refuse_other_test_sets(runs: list[list[dict]]):
-    """Raise UserError for runs that start from one base, but at different test NLLs.
+def pool_noise(sweeps: list[Sweep], quantity) -> Noise | None:
+    """The noise of one arm's quantity(arm), (S,), after what all arms of a seed have in common.
 
-    Rounding explains less than 1%. If it is more, their test sets differ.
+    Y[a, s] is arm a in seed s. Without the means of its row and its column, R[a, s] remains, with
+    (A - 1) (S - 1) degrees of freedom. The variance of a difference between two arms is twice that
+    of R: the mean of s^2 over all pairs of arms. Arms of several batches or sweeps have no seed
+    effect in common, so each is a table of its own.
     """
-    starts = defaultdict(list)              # base -> [(test NLL, run)]
-    for rows in runs:
-        first = rows[0]
-        quantized = first["method"] == "qlora"          # a base of its own
-        starts[first["model"], first["data"], quantized].append((first["test_nll"], first["run"]))
-    for some in starts.values():
-        (low, one), (high, other) = min(some), max(some)
-        if high > 1.01 * low:
-            raise UserError(
-                f"runs {one} and {other} begin at test NLLs of {low:.3f} and {high:.3f}, so they "
-                "were not evaluated alike (--eval_samples, --max_length ...); put their files into "
-                "different folders")
-
-
-def group_runs(runs: list[list[dict]]) -> list[Sweep]:
-    """Put runs together that have model, data and steps in common.
-
-    Raises UserError for two runs that differ, but in nothing that the columns show.
-    """
-    refuse_other_test_sets(runs)
-    ranks = {rows[0]["rank"] for rows in runs if rows[0]["targets"] == "all-linear"}
-    runs_by_sweep = defaultdict(list)
-    for rows in runs:
-        steps = tuple(row["step"] for row in rows)
-        runs_by_sweep[rows[0]["model"], rows[0]["data"], steps].append(rows)
-    sweeps = []
-    for (model, data, steps), some in runs_by_sweep.items():
-        seeds = sorted({rows[0]["seed"] for rows in some})
-        arms = [make_arm(runs_of_arm, seeds, ranks) for runs_of_arm in split_by_arm(some)]
-        sweeps.append(Sweep(model, data, np.array(steps), arms))
-    left_out = len(runs) - sum(sweep.n_runs for sweep in sweeps)
-    if left_out:
-        print(f"{left_out} runs are left out: of their seed, not all rates of the arm were run",
-              file=sys.stderr)
-    return sweeps
-
-
-def split_by_arm(runs: list[list[dict]]) -> list[dict[tuple, list[dict]]]:
-    """-> the runs of each arm, {(seed, rate): rows}."""
-    arms = defaultdict(dict)
-    for rows in runs:
-        first = rows[0]
-        runs_of_arm = arms[first["method"], first["targets"], first["rank"], first["alpha"],
-                           first["batch_eff"], first["trainable"]]
-        earlier = runs_of_arm.setdefault((first["seed"], first["lr"]), rows)
-        if earlier is not rows:
-            raise UserError(
-                f"runs {earlier[0]['run']} and {first['run']} are alike in every column but differ "
-                "in other settings (--eval_samples, --dtype ...); put their files into different "
-                "folders")
-    return list(arms.values())
-
-
-def make_arm(runs: dict[tuple, list[dict]], seeds: list[int], ranks: set) -> Arm:
-    """runs: {(seed, rate): rows}; seeds: all of the sweep; ranks: all in the folder.
-
-    Only seeds with all rates of the arm count, because a minimum over fewer is no comparison.
-    """
-    grids = [sorted(lr for seed, lr in runs if seed == wanted) for wanted in seeds]
-    lrs = max(grids, key=len)
-    some_run = next(iter(runs.values()))
-    first = some_run[0]
-    nll = np.full((len(seeds), len(lrs), len(some_run)), np.nan)
-    for s, seed in enumerate(seeds):
-        if grids[s] == lrs:
-            nll[s] = [nll_curve(runs[seed, lr]) for lr in lrs]
-    higher_ranks = sum(rank > (first["rank"] or 0) for rank in ranks)
-    return Arm(method=first["method"], targets=first["targets"], rank=first["rank"],
-               alpha=first["alpha"], batch=first["batch_eff"], trainable=first["trainable"],
-               higher_ranks=higher_ranks, lrs=lrs, nll=nll)
-
-
-def nll_curve(rows: list[dict]) -> list[float]:
-    """Test NLL at each step; inf from where the run diverged, so that it is never the lowest."""
-    return [math.inf if diverged(rows[:i + 1]) else row["test_nll"] for i, row in enumerate(rows)]
-
-
-def select_sweeps(sweeps: list[Sweep]) -> list[tuple[Sweep, Sweep | None]]:
-    """For each model and data set, (the usual runs, the long ones or None).
-
-    The usual runs have the length that most have. The long ones have more than LONG evaluations.
-    They also serve as the usual ones if there are no others.
-    """
-    by_name = defaultdict(list)
+    squares, df = 0.0, 0
     for sweep in sweeps:
-        by_name[sweep.model, sweep.data].append(sweep)
-    pairs = []
-    for some in by_name.values():
-        usual = max(some, key=lambda sweep: (not sweep.is_long, sweep.n_runs))
-        longest = max(some, key=lambda sweep: sweep.steps[-1])
-        long = longest if longest.is_long else None
-        pairs.append((usual, long))
-        for sweep in some:
-            if sweep is not usual and sweep is not long:
-                print(f"{sweep.n_runs} runs of {sweep.steps[-1]:g} steps are left out, because most"
-                      " have another length; give them a folder of their own", file=sys.stderr)
-    return pairs
+        for batch in {arm.batch for arm in sweep.arms}:
+            table = np.array([quantity(arm) for arm in sweep.arms
+                              if arm.batch == batch and arm.counts.all()])      # (A, S)
+            if len(table) < 2 or table.shape[1] < 2:
+                continue
+            rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+            squares += (rest ** 2).sum()
+            df += (len(table) - 1) * (table.shape[1] - 1)
+    return Noise(math.sqrt(squares / df), df) if df else None
 
 
-# ----- the claims ---------------------------------------------------------------------------------
+# What claims are about, of one arm, (S,): its lowest NLL, and the logarithm of its best rate.
+QUANTITIES = {"nll": lambda arm: arm.best.nll, "rate": lambda arm: np.log(arm.best.vertex)}
+
+
+def find_noise(sweep) -> dict[str, Noise]:
+    """{"nll", "rate"}: what results/ knows of one arm's noise with the sweep's model and data."""
+    return known_noise(Path(sweep.model).name, Path(sweep.data).name)
+
+
+@functools.cache
+def known_noise(model: str, data: str) -> dict[str, Noise]:
+    """See find_noise. {} if nothing is known.
+
+    It assumes one noise for all arms, and for runs of any length. On nano that is what the rows
+    look like: results/rule.md.
+    """
+    sweeps = []
+    for path in sorted(RESULTS.glob("findings_*/rows.csv")):
+        for usual, *_ in select_sweeps(read_runs(path.parent)):
+            if (Path(usual.model).name, Path(usual.data).name) == (model, data):
+                sweeps.append(usual)
+    pooled = {name: pool_noise(sweeps, quantity) for name, quantity in QUANTITIES.items()}
+    return {name: noise for name, noise in pooled.items() if noise}
+
+
+# ----- the rule -----------------------------------------------------------------------------------
 
 class Claim(NamedTuple):
     text: str
     quantity: str                   # what was measured, in words
     values: np.ndarray              # (S,) what each seed measured
     interval: tuple[float, float]   # the claim holds if the quantity lies in it
-    edges: list[str]                # arms whose best rate lies at the edge of their grid
+    arms: list[Arm] = []            # whose best rates must be bracketed
+    below: float = 0.0              # how far the quantity may lie below the mean, in all seeds
+    above: float = 0.0
+    finer: str = ""                 # what would make these smaller
+    known: Noise | None = None      # from results/
     ratio: bool = False             # judged by its logarithm: half and twice are equally far from 1
 
 
-def judge_claim(claim) -> tuple[str, str]:
-    """-> ("supported", "contradicted" or "undecided", why undecided). See the rule at the top."""
-    values = drop_nan(claim.values)
-    low, high = claim.interval
-    if claim.edges:
-        return "undecided", f"the best rate lies at the edge of the grid: {'; '.join(claim.edges)}"
-    if len(values) == 0 or not np.isfinite(values).all():
-        return "undecided", "there is no number for it"
-    if len(values) == 1:
-        return "undecided", "one seed shows no spread"
+class Verdict(NamedTuple):
+    word: str           # supported, contradicted or undecided
+    low: float          # the quantity lies between these, or nan
+    high: float
+    why: str
+
+
+def judge_claim(claim) -> Verdict:
+    """See the rule at the top."""
+    values, low, high = drop_nan(claim.values), *claim.interval
+    missing = describe_missing(claim.arms)
+    if len(values) == 0:
+        return Verdict("undecided", math.nan, math.nan, missing or "there is no number for it")
     if claim.ratio:
         values, low, high = np.log(values), math.log(low), math.log(high)
-    mean, spread = values.mean(), np.ptp(values)
-    if low < mean - spread and mean + spread < high:
-        return "supported", ""
-    if mean + spread < low or high < mean - spread:
-        return "contradicted", ""
-    return "undecided", "the difference is within the spread"
+    noise = choose_noise(values, claim.known)
+    if noise is None:
+        return Verdict("undecided", math.nan, math.nan, "one seed shows no noise; run two or more")
+    reasons = [missing] if missing else []
+    if noise is claim.known:
+        reasons.append(f"noise from results/: {noise.sd:.2g}, {noise.df} degrees of freedom")
+    ends = find_interval(values.mean(), noise, len(values), claim)
+    word = compare(*ends, low, high)
+    if word == "undecided":
+        reasons.append(say_what_decides(values.mean(), noise, len(values), claim, low, high))
+    if claim.ratio:
+        ends = np.exp(ends)
+    return Verdict(word, *ends, "; ".join(reasons))
 
 
-def arms_at_edge(*arms: Arm) -> list[str]:
-    """Those of `arms` whose best rate is the first or last of the grid, in any seed."""
-    return [str(arm) for arm in arms if any(arm.best.edge)]
+def choose_noise(values, known: Noise | None) -> Noise | None:
+    """That of the values; of fewer than three the known one, if there is one."""
+    if len(values) < 3 and known:
+        return known
+    return Noise(values.std(ddof=1), len(values) - 1) if len(values) > 1 else None
 
 
-def claim_gap(text, arm, other, interval=POSITIVE, gain=None) -> Claim:
+def find_interval(mean, noise, n_seeds: int, claim) -> tuple[float, float]:
+    half = student_t(noise.df) * noise.sd / math.sqrt(n_seeds)
+    return mean - claim.below - half, mean + claim.above + half
+
+
+def compare(low, high, claim_low, claim_high) -> str:
+    """Is low to high inside the claim's interval, outside, or neither?"""
+    if claim_low < low and high < claim_high:
+        return "supported"
+    if high < claim_low or claim_high < low:
+        return "contradicted"
+    return "undecided"
+
+
+def say_what_decides(mean, noise, n_seeds: int, claim, low, high) -> str:
+    """How many seeds would decide if mean and deviation stayed as they are, or else what."""
+    if compare(mean - claim.below, mean + claim.above, low, high) == "undecided":
+        return f"more seeds cannot decide; {claim.finer}"
+    for n in range(n_seeds + 1, MOST_SEEDS + 1):
+        of_more = noise if n < 3 and noise is claim.known else noise._replace(df=n - 1)
+        if compare(*find_interval(mean, of_more, n, claim), low, high) != "undecided":
+            return f"{n} seeds in all would decide, if mean and deviation stay"
+    return f"more than {MOST_SEEDS} seeds would be needed; {claim.finer}"
+
+
+def describe_missing(arms: list[Arm]) -> str:
+    """Which seeds do not count, and the rates to add: "" if all do."""
+    run = np.all([arm.has_seed for arm in arms], axis=0).sum() if arms else 0
+    counting = np.all([arm.counts for arm in arms], axis=0).sum() if arms else 0
+    if run == counting:
+        return ""
+    several = len({arm.batch for arm in arms}) > 1
+    rates = []
+    for arm in arms:
+        name = f"{arm}, batch {arm.batch:g}" if several else str(arm)
+        for lr, seeds in arm.rates_to_add().items():
+            of_seeds = "" if len(seeds) == arm.has_seed.sum() else f" in seed {join(seeds)}"
+            rates.append(f"{name} at {lr:.2g}{of_seeds}")
+    return f"{counting} of {run} seeds bracket their best rate: run {'; '.join(rates)}"
+
+
+def join(items) -> str:
+    return ", ".join(map(str, items))
+
+
+# ----- making a claim -----------------------------------------------------------------------------
+
+def mean_over_counting(arm, values) -> float:
+    """The mean over the seeds that count; 0 if none does, and then nothing is judged."""
+    return float(values[arm.counts].mean()) if arm.counts.any() else 0.0
+
+
+def only_counting(values, arms: list[Arm]) -> np.ndarray:
+    """The values of seeds in which all arms bracket their best rate, (S,). The others are nan."""
+    return np.where(np.all([arm.counts for arm in arms], axis=0), values, np.nan)
+
+
+def suggest_rates(arms: list[Arm], errors: list[float]) -> str:
+    """Rates between those of the arm whose error is the largest."""
+    arm = arms[int(np.argmax(errors))]
+    if not arm.counts.any():
+        return ""
+    return f"rates closer together could: {arm}, batch {arm.batch:g}, at " + " and ".join(
+        f"{lr:.2g}" for lr in arm.rates_between())
+
+
+def claim_sum(text, quantity, plus: list[Arm], minus: list[Arm], interval, noise: dict,
+              unit: float = 1.0) -> Claim:
+    """The lowest NLLs of the arms `plus` less those of `minus`, in nats or as shares of `unit`.
+
+    The variances of all arms add up, and so do the dips on either side.
+    """
+    arms = [*plus, *minus]
+    values = sum(arm.best.nll for arm in plus) - sum(arm.best.nll for arm in minus)
+    dips = [mean_over_counting(arm, arm.best.dip) for arm in arms]
+    known = noise.get("nll")
+    if known:
+        known = known._replace(sd=known.sd * math.sqrt(len(arms)) / unit)
+    return Claim(text, quantity, only_counting(values, arms) / unit, interval, arms,
+                 below=sum(dips[:len(plus)]) / unit, above=sum(dips[len(plus):]) / unit,
+                 finer=suggest_rates(arms, dips), known=known)
+
+
+def claim_gap(text, arm, other, noise: dict, interval=POSITIVE, gain=None) -> Claim:
     """How far `arm` ends above `other`, in nats or as a share of `gain`."""
     quantity = f"{arm} above {other.place}"
-    gap = arm.best.nll - other.best.nll
     if gain is not None:
         quantity += ", share of the gain"
-        gap = gap / gain
-    return Claim(text, quantity, gap, interval, arms_at_edge(arm, other))
+    return claim_sum(text, quantity, [arm], [other], interval, noise, gain or 1.0)
 
 
-def claim_rate(text, arm, other, multiple: float) -> Claim:
+def claim_rate(text, arm, other, multiple: float, noise: dict) -> Claim:
     """The best rate of `arm` is about `multiple` times that of `other`."""
     low, high = (multiple * factor for factor in ABOUT)
+    arms = [arm, other]
+    errors = [mean_over_counting(one, one.best.error) for one in arms]
+    known = noise.get("rate")
+    if known:
+        known = known._replace(sd=known.sd * math.sqrt(2))
     return Claim(f"{text} ({low:g} to {high:g})", f"rate of {arm} / rate of {other}",
-                 arm.best.vertex / other.best.vertex, (low, high), arms_at_edge(arm, other),
-                 ratio=True)
+                 only_counting(arm.best.vertex / other.best.vertex, arms), (low, high), arms,
+                 below=max(errors), above=max(errors), finer=suggest_rates(arms, errors),
+                 known=known, ratio=True)
 
 
-def list_claims(sweep, long: Sweep | None) -> list[Claim]:
-    """All claims that the runs allow. long: the runs that tell about capacity."""
-    claims = [*claim_ranks(sweep), *claim_batch_sizes(sweep), *claim_placements(sweep),
-              *claim_alpha(sweep)]
+# ----- the claims ---------------------------------------------------------------------------------
+
+def list_claims(sweeps: Sweeps) -> list[Claim]:
+    """All claims that the runs allow."""
+    usual, long, *equal = sweeps
+    noise = find_noise(usual)
+    claims = [*claim_ranks(usual, noise)]
+    for sweep in equal:
+        if sweep:
+            claims += claim_batch_sizes(sweep, noise)
+    claims += [*claim_placements(usual, noise), *claim_alpha(usual, noise)]
     if long:
         claims += claim_capacity(long)
     return claims
 
 
-def claim_ranks(sweep) -> Iterator[Claim]:
+def claim_ranks(sweep, noise: dict) -> Iterator[Claim]:
     """Findings 1 and 2: how well each rank learns, and at which rate."""
     full, ranks, gain = sweep.full_arm(), sweep.lora_arms(), sweep.full_gain()
     if not full:
         return
     if len(ranks) > 1:      # nobody can say whether a single rank is high or low
         yield claim_gap("a high rank learns as well as full fine-tuning: "
-                        f"at most {MARGIN:.0%} of the gain behind", ranks[-1], full, WITHIN, gain)
+                        f"at most {MARGIN:.0%} of the gain behind", ranks[-1], full, noise, WITHIN,
+                        gain)
         yield claim_gap(f"too low a rank falls behind: more than {MARGIN:.0%} of the gain",
-                        ranks[0], full, BEYOND, gain)
+                        ranks[0], full, noise, BEYOND, gain)
     multiple = lora_rate_multiple(sweep.steps[-1])
     for arm in ranks:
         yield claim_rate(f"LoRA's best rate is about {multiple} times that of full fine-tuning",
-                         arm, full, multiple)
+                         arm, full, multiple, noise)
 
 
-def claim_batch_sizes(sweep) -> Iterator[Claim]:
+def claim_batch_sizes(sweep, noise: dict) -> Iterator[Claim]:
     """Finding 3: LoRA is said to lose more to full fine-tuning as the batch grows, at every rank.
 
     Schulman et al. see the reason in the product B A, not in its rank. Full fine-tuning takes its
@@ -466,45 +348,40 @@ def claim_batch_sizes(sweep) -> Iterator[Claim]:
     reason: in small batches the gradient's noise is what limits both methods, and it hides how well
     each step uses the gradient. In large ones the noise is gone and the difference remains.
 
-    On nano, r = 64 ended 0.026, 0.002 and 0.015 nats above full fine-tuning at batch 8, 16 and 32:
-    undecided. 32 is not large, where the claim speaks of hundreds, and the rates of the grid are
-    so far apart that the best one is missed by as much as the gaps (results/findings_nano.md).
+    After equal steps a larger batch has seen more samples, after equal samples it has taken fewer
+    steps. Both are claims of their own.
     """
     pairs = sweep.pairs_by_batch()
     if len(pairs) < 2:
         return
     small, large = min(pairs), max(pairs)
-    gaps, edges = {}, []
-    for batch in (small, large):
-        lora, full = pairs[batch]
-        gaps[batch] = lora.best.nll - full.best.nll
-        edges += [f"{arm}, batch {batch:g}" for arm in arms_at_edge(lora, full)]
-    yield Claim("LoRA loses more to full fine-tuning where the batch is large",
-                f"{pairs[large][0]} above full at batch {large:g}, less that at {small:g}",
-                gaps[large] - gaps[small], POSITIVE, edges)
+    (lora, full), (small_lora, small_full) = pairs[large], pairs[small]
+    yield claim_sum(
+        f"LoRA loses more to full fine-tuning where the batch is large, after equal {sweep.unit}",
+        f"{lora} above full at batch {large:g}, less that at {small:g}, after {sweep.end}",
+        [lora, small_full], [full, small_lora], POSITIVE, noise)
 
 
-def claim_placements(sweep) -> Iterator[Claim]:
-    """Finding 4: which layers should have adapters.
+def claim_placements(sweep, noise: dict) -> Iterator[Claim]:
+    """Finding 4: which layers should have adapters. At one rank the MLP has more parameters."""
+    cases = [(places, "at equal rank") for places in sweep.equal_ranks()]
+    cases.append((sweep.matched_places(), "with as many parameters"))
+    for places, how in cases:
+        attention, mlp = places.get("attention"), places.get("mlp")
+        everywhere = places.get("all-linear")
+        if attention and mlp:
+            yield claim_gap(f"attention alone is worse than the MLP alone, {how}", attention, mlp,
+                            noise)
+        if attention and everywhere:
+            yield claim_gap(f"attention alone is worse than all layers, {how}", attention,
+                            everywhere, noise)
+        if mlp and everywhere:
+            yield claim_gap(f"the MLP alone does as well as all layers, {how}: "
+                            f"at most {MARGIN:.0%} of the gain behind", mlp, everywhere, noise,
+                            WITHIN, sweep.full_gain())
 
-    Two comparisons with attention alone, because at one rank the MLP also has more parameters.
-    """
-    matched = sweep.matched_placements()
-    if matched:
-        yield claim_gap(
-            "attention alone is worse than the MLP alone, with as many parameters", *matched)
-    everywhere = {arm.rank: arm for arm in sweep.lora_arms()}
-    for arm in sweep.lora_arms("attention"):
-        if arm.rank in everywhere:
-            yield claim_gap("attention alone is worse than all layers", arm, everywhere[arm.rank])
-    for arm in sweep.lora_arms("mlp"):
-        if arm.rank in everywhere:
-            yield claim_gap("the MLP alone does as well as all layers: "
-                            f"at most {MARGIN:.0%} of the gain behind",
-                            arm, everywhere[arm.rank], WITHIN, sweep.full_gain())
 
-
-def claim_alpha(sweep) -> Iterator[Claim]:
+def claim_alpha(sweep, noise: dict) -> Iterator[Claim]:
     """Does the best rate depend on the rank, if alpha is fixed?
 
     B A is a sum of r outer products. Adam moves each entry of B by about the learning rate, at any
@@ -516,21 +393,24 @@ def claim_alpha(sweep) -> Iterator[Claim]:
     arms = sweep.fixed_alpha_arms()
     if arms:
         yield claim_rate("with alpha fixed the best rate hardly depends on rank", arms[-1], arms[0],
-                         multiple=1)
+                         1, noise)
 
 
 def claim_capacity(long: Sweep) -> Iterator[Claim]:
     """A low rank is said to follow full fine-tuning at first, until its capacity is used up.
 
-    Short runs do not get there, so this needs runs with more than LONG evaluations.
+    Short runs do not get there, so this needs runs with more than LONG evaluations. A rank may
+    leave at any step since the evaluation before.
     """
     full, ranks = long.full_arm(), long.lora_arms()
     if full and len(ranks) > 1:
         low, high = ranks[0], ranks[-1]
+        arms, apart = [low, high, full], float(max(np.diff(long.steps)))
+        values = long.leaving_steps(high) - long.leaving_steps(low)
         yield Claim("the lower the rank, the earlier it leaves the curve of full fine-tuning",
                     f"step at which {high} leaves it, less that of {low}",
-                    long.leaving_steps(high) - long.leaving_steps(low), POSITIVE,
-                    arms_at_edge(low, high, full))
+                    only_counting(values, arms), POSITIVE, arms, below=apart, above=apart,
+                    finer=f"evaluations less than {apart:g} steps apart could")
 
 
 # ----- the table ----------------------------------------------------------------------------------
@@ -540,29 +420,51 @@ ARM_HEADER = ("arm", "batch", "trainable", "rates", "diverged", "best rate, meas
 CLAIM_HEADER = ("claim", "what was measured", "value", "verdict", "why")
 
 
-def verdict_table(sweep, long: Sweep | None = None) -> str:
-    """A row per arm, then a row per claim, in Markdown."""
-    parts = [arm_table(sweep)]
-    if long and long is not sweep:
-        parts.append(arm_table(long))
+def verdict_table(sweeps: Sweeps) -> str:
+    """A row per claim, then a row per arm, in Markdown."""
+    usual, long, *equal = sweeps
+    parts = [claim_table(sweeps), arm_table(usual, usual.arms)]
+    for sweep in equal:
+        pairs = sweep.pairs_by_batch() if sweep else {}
+        shown_already = sweep and sweep.end == usual.end and (
+            pairs.keys() <= usual.pairs_by_batch().keys())
+        if len(pairs) > 1 and not shown_already:
+            parts.append(arm_table(sweep, [arm for pair in pairs.values() for arm in pair]))
+    if long and long is not usual:
+        parts.append(arm_table(long, long.arms))
+    return "\n\n".join(parts)
+
+
+def claim_table(sweeps: Sweeps) -> str:
     rows = []
-    for claim in list_claims(sweep, long):
-        word, why = judge_claim(claim)
-        if claim.ratio:
-            value = format_rates(claim.values, ".3g")
-        else:
-            value = format_spread(claim.values, ".4g")
-        rows.append((claim.text, claim.quantity, value, f"*{word}*", why))
-    return "\n\n".join([*parts, markdown_table(CLAIM_HEADER, rows, left=5)])
+    for claim in list_claims(sweeps):
+        verdict = judge_claim(claim)
+        value = format_value(claim, verdict)
+        rows.append((claim.text, claim.quantity, value, f"*{verdict.word}*", verdict.why))
+    return "\n\n".join([
+        "## Claims", "Value: the mean over seeds (of ratios the geometric one), and in brackets "
+        "where it lies by the rule of verdicts.py: each end is wrong in at most "
+        f"{ERROR:.0%} of cases.", markdown_table(CLAIM_HEADER, rows, left=5)])
 
 
-def arm_table(sweep) -> str:
-    arms = sorted(sweep.arms, key=lambda arm: (
+def format_value(claim, verdict) -> str:
+    """The mean and its interval: "0.0017 (-0.0202 to 0.0182)"."""
+    values = drop_nan(claim.values)
+    if len(values) == 0 or not np.isfinite(values).all():
+        return "-"
+    mean = math.exp(np.log(values).mean()) if claim.ratio else values.mean()
+    if math.isnan(verdict.low):
+        return f"{mean:.3g}"
+    return f"{mean:.3g} ({verdict.low:.3g} to {verdict.high:.3g})"
+
+
+def arm_table(sweep, arms: list[Arm]) -> str:
+    arms = sorted(arms, key=lambda arm: (
         arm.batch, arm.method != "full", arm.targets, arm.alpha != arm.rank, arm.rank))
     rows = [arm_row(arm, sweep.full_arm(arm.batch)) for arm in arms]
     return "\n\n".join([
         f"## {sweep.describe(arms)}",
-        f"Test NLL in nats a token after {sweep.steps[-1]:g} steps, at the best rate. With several "
+        f"Test NLL in nats a token after {sweep.end}, at the best rate. With several "
         "seeds: mean ± spread (the largest minus the smallest); of rates, the geometric mean "
         "(smallest to largest).",
         markdown_table(ARM_HEADER, rows, left=1)])
@@ -570,24 +472,29 @@ def arm_table(sweep) -> str:
 
 def arm_row(arm, full: Arm | None) -> list[str]:
     """The cells of ARM_HEADER. full: full fine-tuning at the same batch size."""
-    best = arm.best
-    measured_rate, fitted_rate = format_rates(best.lr), format_rates(best.vertex)
-    if any(best.edge):
+    best, shown = arm.best, arm.shown
+    measured_rate, fitted_rate = format_rates(best.lr[shown]), format_rates(best.vertex[shown])
+    if not arm.counts.any():
         measured_rate, fitted_rate = f"{measured_rate} (edge)", "-"
+    elif arm.describe_seeds():
+        measured_rate += f" ({arm.describe_seeds()})"
     above_full = multiple = ""
     if full and full is not arm:
-        above_full = format_spread(best.nll - full.best.nll, "+.4f")
+        both = shown & full.shown
+        above_full = format_spread((best.nll - full.best.nll)[both], "+.4f")
         multiple = format_rate_multiple(arm, full) or "-"
-    return [str(arm), f"{arm.batch:g}", format_parameters(arm.trainable), str(len(arm.lrs)),
+    return [str(arm), f"{arm.batch:g}", format_parameters(arm.trainable),
+            arm.describe_rates().partition(" rate")[0],
             f"{arm.n_diverged} of {arm.n_runs}", measured_rate, fitted_rate,
-            format_spread(best.nll, ".4f"), above_full, multiple]
+            format_spread(best.nll[shown], ".4f"), above_full, multiple]
 
 
 def format_rate_multiple(arm, full: Arm | None) -> str:
     """Best rate over that of full fine-tuning; "" if one of the two is unknown or at an edge."""
-    if not full or full is arm or arms_at_edge(arm, full):
+    if not full or full is arm:
         return ""
-    return format_rates(arm.best.vertex / full.best.vertex, ".3g")
+    both = arm.counts & full.counts
+    return format_rates((arm.best.vertex / full.best.vertex)[both], ".3g") if both.any() else ""
 
 
 def format_spread(values, form: str) -> str:
@@ -613,8 +520,3 @@ def format_rates(values, form: str = ".1e") -> str:
 
 def format_parameters(n: float) -> str:
     return f"{n / 1e6:.1f}M" if n >= 999_500 else f"{n / 1e3:.0f}k"
-
-
-def count_noun(n: int, noun: str) -> str:
-    """count_noun(3, "run") -> "3 runs"."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,9 +1,9 @@
-"""Runs and CSV files made by hand, with known answers, for test_verdicts.py and test_plot.py."""
+"""Runs and CSV files made by hand, with known answers, for the tests of arms, verdicts and plot."""
 import math
 from typing import NamedTuple
 
+from arms import Sweeps, select_sweeps
 from plumbing.records import write_rows
-from verdicts import group_runs, select_sweeps
 
 
 class ArmKey(NamedTuple):
@@ -56,11 +56,12 @@ def full_grid(**kwargs):
 
 
 def placement_grids(attention, mlp, everywhere=1.0):
-    """Five arms with these floors. Attention, r = 80 and MLP, r = 48 are of about the same size."""
+    """Six arms with these floors. Attention, r = 80, MLP, r = 48, all, r = 30: about one size."""
     runs = []
     for targets, rank, floor, thousands in (
             ("attention", 64, attention, 490), ("attention", 80, attention, 614),
-            ("mlp", 64, mlp, 811), ("mlp", 48, mlp, 608), ("all-linear", 64, everywhere, 1302)):
+            ("mlp", 64, mlp, 811), ("mlp", 48, mlp, 608), ("all-linear", 64, everywhere, 1302),
+            ("all-linear", 30, everywhere, 610)):
         arm = ArmKey("lora", targets, rank, rank, 16)
         runs += make_grid(arm, LORA_LR, 2e-4, floor, SEEDS, shift=SHIFT,
                           trainable=1000 * thousands)
@@ -85,15 +86,15 @@ def write_csv(folder, *runs):
     return folder
 
 
+def sweeps_of(*runs) -> Sweeps:
+    """The sweeps that the runs of one model make."""
+    sweeps, = select_sweeps(runs)
+    return sweeps
+
+
 def sweep_of(*runs):
-    """The one sweep that the runs make."""
-    sweep, = group_runs(runs)
-    return sweep
-
-
-def pairs_of(*runs):
-    """The (usual, long) sweeps of the runs."""
-    return select_sweeps(group_runs(runs))
+    """Their usual sweep."""
+    return sweeps_of(*runs).usual
 
 
 def find_arm(sweep, key):

@@ -10,7 +10,7 @@ from conftest import REPO
 # From the ground up. A room imports from floors below its own.
 FLOORS = [
     {"plumbing", "metrics"},
-    {"settings", "rates", "verdicts", "quant", "lora", "optim"},
+    {"settings", "rates", "arms", "verdicts", "quant", "lora", "optim"},
     {"model", "tokenizer", "dataset"},
     {"engine"},
     {"train"},
@@ -18,7 +18,8 @@ FLOORS = [
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # on one floor, and allowed
-NEIGHBOURS = {("plumbing", "plumbing"), ("optim", "quant"), ("verdicts", "rates")}
+NEIGHBOURS = {("plumbing", "plumbing"), ("optim", "quant"), ("arms", "rates"),
+              ("verdicts", "rates"), ("verdicts", "arms")}
 MAY_IMPORT_TRAIN = {"sweep", "plan"}
 FILES = sorted([*REPO.glob("*.py"), *REPO.glob("plumbing/*.py"), REPO / "data/check.py"])
 DATA = sorted(REPO.glob("data/**/*.py"))
@@ -76,7 +77,8 @@ def test_what_can_be_lifted_out_names_its_plumbing():
         assert house == plumbing
 
 
-@pytest.mark.parametrize("modules", ["plot", "verdicts", "settings", "plumbing.records", "metrics"])
+@pytest.mark.parametrize("modules", [
+    "plot", "arms", "verdicts", "settings", "plumbing.records", "metrics"])
 def test_whoever_only_reads_csv_loads_no_torch(modules):
     heavy = "torch", "jinja2", "tiktoken", "huggingface_hub", "matplotlib"
     code = f"import sys, {modules}; print(*set(sys.modules) & set({heavy}))"

@@ -1,4 +1,5 @@
 """Figures and the command, from CSV files made by hand, with known answers."""
+import dataclasses
 import math
 import os
 import subprocess
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from conftest import REPO
 from csv_runs import (FULL, FULL_LR, LORA_LR, R1, R64, SEEDS, SHIFT, ArmKey, find_arm, full_grid,
-                      leaving_runs, line_to, make_grid, placement_grids, run_rows, sweep_of,
+                      leaving_runs, line_to, make_grid, placement_grids, run_rows, sweeps_of,
                       write_csv)
 from runs import one_line
 
+import arms
 import plot
 import verdicts
 
@@ -41,19 +43,18 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sweeps(folder):
-    """(usual, long)"""
-    pair, = verdicts.select_sweeps(verdicts.group_runs(verdicts.read_runs(folder)))
-    return pair
+    sweeps, = arms.select_sweeps(arms.read_runs(folder))
+    return sweeps
 
 
 @pytest.fixture
 def sweep(sweeps):
-    return sweeps[0]
+    return sweeps.usual
 
 
 @pytest.fixture
 def long(sweeps):
-    return sweeps[1]
+    return sweeps.long
 
 
 def curve_of(ax, label):
@@ -70,7 +71,7 @@ def legend_of(legend):
 def test_every_figure_is_drawn_as_png_and_svg(folder, tmp_path, capsys):
     out = tmp_path / "figures"
     plot.main([str(folder), f"--out={out}"])
-    names = ["finding1", "finding2", "finding3", "finding4", "alpha", "capacity"]
+    names = ["finding1", "finding2", "finding3", "finding4", "alpha", "rank_rates", "capacity"]
     printed = capsys.readouterr().out.splitlines()
     assert printed == [f"{out / name}.png (and .svg)" for name in names]
     expected = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
@@ -78,8 +79,8 @@ def test_every_figure_is_drawn_as_png_and_svg(folder, tmp_path, capsys):
     for path in out.glob("*.png"):
         image, svg = matplotlib.image.imread(path)[..., :3], path.with_suffix(".svg").read_text()
         assert image.shape == (780, 1625, 3)
-        # the long runs have only the lower of the two ranks
-        color, _ = plot.RANKS[1 if path.stem == "capacity" else 0]
+        # the long runs have only the lowest of the three ranks
+        color, _ = plot.RANKS[2 if path.stem == "capacity" else 0]
         drawn = np.abs(image - matplotlib.colors.to_rgb(color)).max(-1) < 0.01
         assert drawn.sum() > 100 and color.lower() in svg, path
     assert not list(folder.glob("*.png"))
@@ -99,7 +100,7 @@ def test_figures_without_full_fine_tuning_and_of_several_models_are_drawn_too(tm
 def test_the_table_is_printed_and_nothing_is_drawn(folder, sweeps, capsys):
     before = sorted(folder.iterdir())
     plot.main([str(folder), "--table"])
-    assert capsys.readouterr().out == verdicts.verdict_table(*sweeps) + "\n"
+    assert capsys.readouterr().out == verdicts.verdict_table(sweeps) + "\n"
     assert sorted(folder.iterdir()) == before
 
 
@@ -149,7 +150,7 @@ def test_a_file_in_the_way_of_the_figures_is_named(folder, tmp_path, capsys):
 def test_damaged_files_are_named(tmp_path, capsys):
     folder = write_csv(tmp_path, run_rows(R64, 1e-5, [3, 2, 1, 1]))
     (folder / "other.csv").write_bytes("Größe,a\n".encode("latin-1"))
-    assert len(verdicts.read_runs(folder)) == 1
+    assert len(arms.read_runs(folder)) == 1
     assert "other.csv is left out" in capsys.readouterr().err
     (folder / "other.csv").unlink()
     text = (folder / "0.csv").read_text()
@@ -162,8 +163,8 @@ def test_damaged_files_are_named(tmp_path, capsys):
 
 # ----- what is drawn ------------------------------------------------------------------------------
 
-def test_curves_are_means_of_best_of_sweep_and_bands_go_from_seed_to_seed(sweep):
-    figure = plot.plot_rank(sweep)
+def test_curves_are_means_of_best_of_sweep_and_bands_go_from_seed_to_seed(sweeps):
+    figure = plot.plot_rank(sweeps)
     left, right = figure.axes
     curve = curve_of(left, "r = 1 ")
     assert curve.get_xdata().tolist() == [10, 20, 30]
@@ -171,12 +172,12 @@ def test_curves_are_means_of_best_of_sweep_and_bands_go_from_seed_to_seed(sweep)
     assert curve.get_ydata().tolist() == pytest.approx(expected)
     band = left.collections[1].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == pytest.approx((1.3, line_to(4e-4, 4e-4, 1.302)[1]))
-    gaps = sorted(line.get_ydata()[-1] for line in right.get_lines()[:2])
-    assert gaps == pytest.approx([0.001, 0.301])
+    gaps = sorted(line.get_ydata()[-1] for line in right.get_lines()[:3])
+    assert gaps == pytest.approx([0.001, 0.001, 0.301])
     grey, = right.patches
     # 2 % of 2 nats to either side
     assert (grey.get_y(), grey.get_height()) == pytest.approx((-0.04, 0.08))
-    n = 3 * (5 + 5 + 6)
+    n = 3 * (5 + 5 + 6 + 5)
     bands = "(bands: from the smallest to the largest)"
     assert figure.get_suptitle() == (
         f"Finding 1, rank: nano on nano, batch 16, {n} runs, 3 seeds {bands}")
@@ -184,21 +185,21 @@ def test_curves_are_means_of_best_of_sweep_and_bands_go_from_seed_to_seed(sweep)
     assert label == "r = 64 (6 rates, 2 of 18 runs diverged)"
 
 
-def test_rates_show_the_ratio_to_full_fine_tuning(sweep):
-    ax, = plot.plot_rates(sweep).axes
+def test_rates_show_the_ratio_to_full_fine_tuning(sweeps):
+    ax, = plot.plot_rates(sweeps).axes
     assert ax.get_xscale() == "log"
     assert curve_of(ax, "full").get_label() == "full: best 2.0e-05"
     curve = curve_of(ax, "r = 64")
     assert curve.get_label() == "r = 64: best 2.0e-04, 10 x full's"
     assert curve.get_xdata().tolist() == [*LORA_LR, 3.2e-3]
     assert math.isnan(curve.get_ydata()[-1])
-    edge = sweep_of(*full_grid(), *make_grid(R64, LORA_LR, 8e-4, 1.0, SEEDS))
+    edge = sweeps_of(*full_grid(), *make_grid(R64, LORA_LR, 8e-4, 1.0, SEEDS))
     label = curve_of(plot.plot_rates(edge).axes[0], "r = 64").get_label()
     assert label == "r = 64: best 8.0e-04, at the edge"
 
 
-def test_rates_mark_the_lowest_the_best_of_each_seed_and_diverged_runs(sweep):
-    ax, = plot.plot_rates(sweep).axes
+def test_rates_mark_the_lowest_the_best_of_each_seed_and_diverged_runs(sweeps):
+    ax, = plot.plot_rates(sweeps).axes
     color = curve_of(ax, "r = 64").get_color()
     marks = [line for line in ax.get_lines() if line.get_linestyle() == "None"]
     rings = [line for line in ax.get_lines() if line.get_markersize() == 13]
@@ -211,34 +212,91 @@ def test_rates_mark_the_lowest_the_best_of_each_seed_and_diverged_runs(sweep):
     assert crosses.get_color() == color and crosses.get_xdata().tolist() == [3.2e-3]
 
 
-def test_gaps_over_batches_lie_above_zero_where_lora_is_worse(sweep):
-    """At batch 16 it is the mean of 0, 0.002 and 0.001."""
-    left, right = plot.plot_batch_sizes(sweep).axes
-    gaps = right.get_lines()[0]
-    assert gaps.get_xdata().tolist() == [8, 16, 32]
-    assert gaps.get_ydata().tolist() == pytest.approx([0.08, 0.001, 0.32])
-    lines = {line.get_label().partition(",")[0]: line.get_linestyle() for line in left.get_lines()}
-    assert lines == {"batch 8": ":", "batch 16": "--", "batch 32": "-"}
+def test_seeds_with_different_rates_are_drawn_and_said_to_be():
+    """Seed 43 has three of the five rates, 44 two, with its best at the edge: not in the curves."""
+    runs = full_grid() + make_grid(R64, LORA_LR, 2e-4, 1.1, (42,))
+    runs += make_grid(R64, LORA_LR[1:4], 2e-4, 1.2, (43,))
+    runs += make_grid(R64, LORA_LR[:2], 2e-4, 1.9, (44,))
+    sweeps = sweeps_of(*runs)
+    left, right = plot.plot_rank(sweeps).axes
+    curve = curve_of(left, "r = 64")
+    assert curve.get_label() == "r = 64 (2 to 5 rates, 2 of 3 seeds count)"
+    assert curve.get_ydata()[-1] == pytest.approx(1.15)
+    ax, = plot.plot_rates(sweeps).axes
+    curve, rise = curve_of(ax, "r = 64"), math.log(2) ** 2 / 10
+    assert curve.get_label() == "r = 64: best 2.0e-04, 2 of 3 seeds count, 10 x full's"
+    assert curve.get_ydata() == pytest.approx([
+        (1.1 + 1.9) / 2 + 4 * rise, (1.1 + 1.2 + 1.9) / 3 + rise, (1.1 + 1.2) / 2,
+        (1.1 + 1.2) / 2 + rise, 1.1 + 4 * rise])
+    triangles = [line for line in ax.get_lines() if line.get_marker() == "^"
+                 and line.get_linestyle() == "None"]
+    assert [len(line.get_xdata()) for line in triangles] == [3, 2]
 
 
-def test_a_panel_for_one_alpha_and_one_for_alpha_equal_to_rank(sweep):
+def test_gaps_over_batches_after_equal_steps_and_after_equal_samples(sweeps):
+    """At batch 16 it is the mean of 0, 0.002 and 0.001. The bar is where the rule has the gap."""
+    left, right = plot.plot_batch_sizes(sweeps).axes
+    means = [line for line in left.get_lines() if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in means] == [8, 16, 32]
+    assert [line.get_ydata()[0] for line in means] == pytest.approx([0.08, 0.001, 0.32])
+    lora, full = sweeps.usual.pairs_by_batch()[16]
+    verdict = verdicts.judge_claim(verdicts.claim_gap("", lora, full, {}))
+    claim = verdicts.claim_gap("", lora, full, {})
+    thick, thin = (bars.get_segments()[0][:, 1] for bars in left.collections[2:4])
+    assert thin == pytest.approx([verdict.low, verdict.high])
+    assert thick == pytest.approx([verdict.low + claim.below, verdict.high - claim.above])
+    assert left.get_title() == "r = 64 less full fine-tuning, after 30 steps each"
+    assert right.get_title() == "r = 64 less full fine-tuning, after 320 samples each"
+    assert [line.get_xdata()[0] for line in right.get_lines() if line.get_marker() == "o"] == [
+        16, 32]
+
+
+def test_a_batch_without_a_bracketed_rate_is_named():
+    runs = []
+    for batch, best in ((8, 2e-4), (16, 8e-4)):
+        runs += make_grid(FULL._replace(batch=batch), FULL_LR, 2e-5, 1.0, SEEDS)
+        runs += make_grid(R64._replace(batch=batch), LORA_LR, best, 1.0, SEEDS)
+    ax = plot.plot_batch_sizes(sweeps_of(*runs)).axes[0]
+    assert "(no bracketed rate at 16)" in ax.get_xlabel()
+    assert [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o"] == [8]
+
+
+def test_the_best_rate_against_the_rank_and_what_theory_says(sweeps):
+    """With alpha = r theory has it fall between r^(-1/2) and 1 / r, from 4e-4 at r = 1."""
+    fixed, equal = plot.plot_rank_rates(sweeps).axes
+    (alike, ranks), (random, _) = [(line.get_ydata(), line.get_xdata())
+                                   for line in equal.get_lines() if line.get_color() == "#888888"]
+    assert ranks.tolist() == [1, 30, 64]
+    assert alike == pytest.approx([4e-4, 4e-4 / 30, 4e-4 / 64], rel=1e-3)
+    assert random[-1] == pytest.approx(4e-4 / 8, rel=1e-3)
+    flat, rising = [line.get_ydata() for line in fixed.get_lines()
+                    if line.get_color() == "#888888"]
+    assert flat == pytest.approx([flat[0]] * 2) and rising[-1] == pytest.approx(8 * flat[0])
+    seeds = [line for line in equal.get_lines() if line.get_marker() == "^"]
+    assert seeds[0].get_ydata() == pytest.approx([4e-4] * 3)
+    low, high = equal.collections[0].get_segments()[0][:, 1]
+    assert high / low == pytest.approx(math.exp(2 / 3 * math.log(2) ** 2))
+
+
+def test_a_panel_for_one_alpha_and_one_for_alpha_equal_to_rank(sweeps, sweep):
     """With alpha fixed the lowest NLL is measured at 4e-4. The parabola's minimum is at 3e-4: 15
     times full fine-tuning's rate, not 20."""
-    fixed, equal = (legend_of(ax.get_legend()) for ax in plot.plot_alpha(sweep).axes)
+    fixed, equal = (legend_of(ax.get_legend()) for ax in plot.plot_alpha(sweeps).axes)
     assert fixed == ["full: best 2.0e-05", "r = 1, alpha = 32: best 3.0e-04, 15 x full's",
                      "r = 64, alpha = 32: best 3.0e-04, 15 x full's"]
     assert equal == ["full: best 2.0e-05", "r = 1: best 4.0e-04, 20 x full's",
-                     "r = 64: best 2.0e-04, 10 x full's"]
+                     "r = 30: best 2.0e-04, 10 x full's", "r = 64: best 2.0e-04, 10 x full's"]
     arm, full = sweep.fixed_alpha_arms()[0], sweep.full_arm()
     row = verdicts.arm_row(arm, full)
     assert row[5:7] == ["4.0e-04", "3.0e-04"] and row[-1] == "15"
     assert verdicts.format_rate_multiple(full, arm) == "0.0667"
 
 
-def test_placements_show_their_parameters(sweep):
-    legend, = plot.plot_placement(sweep).legends
+def test_placements_show_their_parameters(sweeps):
+    legend, = plot.plot_placement(sweeps).legends
     assert legend_of(legend) == [
         "full: 1k trained (5 rates)",
+        "all layers, r = 30: 610k trained, matched (5 rates)",
         "all layers, r = 64: 1.3M trained (6 rates, 2 of 18 runs diverged)",
         "attention, r = 64: 490k trained (5 rates)",
         "attention, r = 80: 614k trained, matched (5 rates)",
@@ -246,7 +304,7 @@ def test_placements_show_their_parameters(sweep):
         "mlp, r = 64: 811k trained (5 rates)"]
 
 
-def test_colours_keep_their_meaning_in_every_figure(sweep, long):
+def test_colours_keep_their_meaning_in_every_figure(sweeps, sweep, long):
     """And they differ in grey."""
     keys = (FULL, R64, R1, ArmKey("lora", "attention", 64, 64, 16),
             ArmKey("lora", "mlp", 48, 48, 16))
@@ -257,7 +315,7 @@ def test_colours_keep_their_meaning_in_every_figure(sweep, long):
     assert plot.style_of(find_arm(long, R1))["color"] == colors[2]
     expected = {"full": colors[0], "r = 64": colors[1], "r = 1 ": colors[2], "r = 1,": colors[2]}
     for name, plot_finding in plot.FIGURES.items():
-        figure = plot_finding(long if name == "capacity" else sweep)
+        figure = plot_finding(sweeps)
         for line in (line for ax in figure.axes for line in ax.get_lines()):
             for start, color in expected.items():
                 if line.get_label().startswith(start):
@@ -267,16 +325,26 @@ def test_colours_keep_their_meaning_in_every_figure(sweep, long):
     assert min(np.diff(lightness)) > 0.02
 
 
-def test_capacity_marks_where_a_rank_leaves_the_curve(long):
-    """At the mean over seeds of steps 100, 100 and 160."""
-    _, right = plot.plot_capacity(long).axes
+def test_capacity_marks_where_a_rank_leaves_the_curve_and_where_theory_has_it_full(sweeps, long):
+    """It leaves at the mean over seeds of steps 100, 100 and 160. Its 1,000 parameters hold 2,000
+    bits: at 20 tokens a step of which half are supervised, 200 steps."""
+    _, right = plot.plot_capacity(sweeps).axes
     assert legend_of(right.get_legend()) == ["r = 1 leaves at step 120"]
     assert curve_of(right, "r = 1 leaves").get_xdata() == [120, 120]
+    arm = find_arm(long, R1)
+    more_tokens = dataclasses.replace(arm, tokens=20 * long.steps)
+    others = [other for other in long.arms if other is not arm]
+    seen = sweeps._replace(long=dataclasses.replace(long, arms=[more_tokens, *others]))
+    for supervised, step in ((1.0, 100), (0.5, 200)):
+        _, right = plot.plot_capacity(seen, supervised).axes
+        assert curve_of(right, f"r = 1 is full at step {step}").get_xdata() == [step, step]
+    _, right = plot.plot_capacity(seen, 0.3).axes       # 333 steps, beyond the last of 300
+    assert legend_of(right.get_legend()) == ["r = 1 leaves at step 120"]
 
 
 def test_figures_whose_runs_are_missing_are_not_drawn():
-    full = sweep_of(*full_grid())
-    assert [plot_finding(full) for plot_finding in plot.FIGURES.values()] == [None] * 6
-    two_rates = sweep_of(*make_grid(R64, LORA_LR[:2], 1e-4, 1.0))
+    full = sweeps_of(*full_grid())
+    assert [plot_finding(full) for plot_finding in plot.FIGURES.values()] == [None] * 7
+    two_rates = sweeps_of(*make_grid(R64, LORA_LR[:2], 1e-4, 1.0))
     drawn = [name for name, plot_finding in plot.FIGURES.items() if plot_finding(two_rates)]
     assert drawn == ["finding1"]

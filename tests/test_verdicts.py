@@ -1,212 +1,197 @@
-"""Best of sweep, verdicts and the table from CSV files made by hand, with known answers."""
+"""The rule, the claims and the table from CSV files made by hand, with known answers."""
+import importlib.util
 import math
 
 import numpy as np
 import pytest
 from conftest import REPO
 from csv_runs import (FULL, FULL_LR, LONGER, LORA_LR, R1, R64, SEEDS, SHIFT, STEPS, ArmKey,
-                      find_arm, full_grid, leaving_runs, make_grid, pairs_of,
-                      placement_grids, run_rows, sweep_of, write_csv)
+                      find_arm, full_grid, leaving_runs, make_grid, placement_grids, run_rows,
+                      sweep_of, sweeps_of)
 
-import rates
+import arms
 import verdicts
-from plumbing.errors import UserError
-from verdicts import Claim, judge_claim
+from plumbing.records import write_rows
+from verdicts import Claim, Noise, judge_claim, student_t
 
 RESULTS = REPO / "results"
+spec = importlib.util.spec_from_file_location("rule", RESULTS / "rule.py")
+rule = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(rule)
 
 
-# ----- reading ------------------------------------------------------------------------------------
-
-def test_one_file_or_many_are_the_same_and_other_csv_files_are_left_out(tmp_path, capsys):
-    runs = [*make_grid(FULL, (1e-5, 2e-5), 1e-5, 1.0), *make_grid(R64, (1e-4, 2e-4), 1e-4, 1.0)]
-    many = verdicts.read_runs(write_csv(tmp_path / "many", *runs))
-    backwards = [row for run in reversed(runs) for row in reversed(run)]
-    one = verdicts.read_runs(write_csv(tmp_path / "one", backwards))
-    assert sorted(many, key=str) == sorted(one, key=str)
-    assert len(one) == 4
-    assert [row["step"] for row in one[0]] == list(STEPS)
-    (tmp_path / "many" / "other.csv").write_text("a,b\n1,2\n")
-    assert len(verdicts.read_runs(tmp_path / "many")) == 4
-    assert "other.csv is left out" in capsys.readouterr().err
+@pytest.fixture(autouse=True)
+def nothing_is_known(monkeypatch, tmp_path):
+    """No noise from results/, unless a test puts rows there."""
+    monkeypatch.setattr(verdicts, "RESULTS", tmp_path)
+    verdicts.known_noise.cache_clear()
+    yield
+    verdicts.known_noise.cache_clear()
 
 
-def test_runs_with_other_test_sets_are_refused():
-    """At step 0, 3.02 next to 3.00 is the rounding of another dtype, 3.04 is not.
+# ----- the rule -----------------------------------------------------------------------------------
 
-    QLoRA has another base.
-    """
-    rest = [2.0, 1.5, 1.0]
-    runs = [run_rows(FULL, 1e-5, [3.0, *rest], run="aaa"), run_rows(R1, 1e-4, [3.02, *rest]),
-            run_rows(R1._replace(method="qlora"), 1e-4, [3.2, *rest])]
-    assert len(sweep_of(*runs).arms) == 3
-    runs.append(run_rows(R64, 1e-4, [3.04, *rest], run="bbb"))
-    with pytest.raises(UserError, match="runs aaa and bbb begin at test NLLs of 3.000 and 3.040"):
-        sweep_of(*runs)
+@pytest.mark.parametrize(("df", "t"), [
+    (1, 6.3138), (2, 2.9200), (3, 2.3534), (4, 2.1318), (9, 1.8331), (20, 1.7247), (100, 1.6602)])
+def test_the_quantiles_of_student_s_t(df, t):
+    """Those of every table."""
+    assert student_t(df) == pytest.approx(t, abs=1e-4)
 
-
-def test_only_seeds_that_have_all_rates_are_compared(capsys):
-    """A message names the number of runs that are left out."""
-    runs = make_grid(R64, (1e-4, 2e-4, 4e-4), 2e-4, 1.0, seeds=SEEDS)
-
-    def kept_seeds(*runs):
-        arm = find_arm(sweep_of(*runs), R64)
-        assert (~np.isnan(arm.curves)).all(axis=1).tolist() == arm.has_seed.tolist()
-        assert arm.n_runs == sum(arm.has_seed) * len(arm.lrs)
-        return arm.has_seed.tolist(), capsys.readouterr().err.partition(" are")[0]
-
-    assert kept_seeds(*runs) == ([True, True, True], "")
-    assert kept_seeds(*runs[:-1]) == ([True, True, False], "2 runs")
-    assert kept_seeds(*runs[:2], *runs[4:5]) == ([True, False], "1 runs")
-    # no seed has both rates: the first of those with the most is kept
-    assert kept_seeds(*runs[4:5], *runs[:1]) == ([True, False], "1 runs")
-
-
-def test_the_long_runs_are_the_usual_ones_only_if_there_are_no_others():
-    """Three usual runs and six long ones."""
-    long = leaving_runs(R1, 100) + leaving_runs(R64, 300)
-    usual = make_grid(R64, LORA_LR[:3], 1e-4, 1.0)
-    (first, second), = pairs_of(*long, *usual)
-    assert len(first.steps) == len(STEPS) and len(second.steps) == len(LONGER)
-    (first, second), = pairs_of(*long)
-    assert first is second and len(first.steps) == len(LONGER)
-
-
-def test_the_batch_of_a_sweep_is_the_most_common_one_and_the_smaller_of_two():
-    runs = []
-    for batch in (32, 8, 16):
-        runs += make_grid(R64._replace(batch=batch), LORA_LR, 1e-4, 1.0)
-    assert sweep_of(*runs).batch == 8
-    assert sweep_of(*runs, *make_grid(R1, (1e-4,), 1e-4, 1.0)).batch == 16
-
-
-def test_runs_of_another_length_are_named(capsys):
-    usual = make_grid(FULL, FULL_LR, 2e-5, 1.0)
-    shorter = make_grid(R64, LORA_LR[:3], 1e-4, 1.0, steps=STEPS[:3])
-    pairs_of(*usual)
-    assert capsys.readouterr().err == ""
-    (sweep, _), = pairs_of(*usual, *shorter)
-    assert sweep.n_runs == 5
-    assert capsys.readouterr().err.startswith(f"3 runs of {STEPS[2]:g} steps are left out")
-
-
-# ----- best of sweep ------------------------------------------------------------------------------
-
-def test_best_of_sweep_is_the_lowest_at_each_step_separately():
-    """Worked by hand. What follows a value above twice that of step 0 counts as diverged too."""
-    sweep = sweep_of(
-        run_rows(R64, 1e-4, [3.0, 2.5, 2.0, 1.5]), run_rows(R64, 2e-4, [3.0, 2.2, 1.6, 1.4]),
-        run_rows(R64, 4e-4, [3.0, 1.9, 1.8, 1.7]), run_rows(R64, 8e-4, [3.0, 1.8, 6.5, math.nan]),
-        run_rows(R64, 16e-4, [3.0, math.nan, math.nan, math.nan]),
-        run_rows(R64, 32e-4, [3.0, 7.0, 0.5, 0.5]))
-    arm = find_arm(sweep, R64)
-    assert arm.curves.tolist() == [[3.0, 1.8, 1.6, 1.4]]
-    assert (arm.best.lr, arm.best.nll, arm.best.edge) == ([2e-4], [1.4], [False])
-    assert verdicts.arm_row(arm, None)[3:5] == ["6", "3 of 6"]
-
-
-@pytest.mark.parametrize(("nll", "lr", "lowest", "edge"), [
-    ([1.5, 1.2, 1.1, 1.3, 1.9], 4, 1.1, False), ([1.0, 1.2, 1.1, 1.3, 1.9], 1, 1.0, True),
-    ([1.5, 1.2, 1.1, 1.05, 1.0], 16, 1.0, True), ([1.5, 1.1, 1.1, 1.3, 1.9], 2, 1.1, False),
-    ([1.5, 1.2, 1.1, 1.0, math.inf], 8, 1.0, False),
-    ([math.inf, 1.2, 1.3, 1.4, 1.5], 2, 1.2, False), ([math.inf] * 5, math.nan, math.inf, True)])
-def test_best_rate_its_ties_and_its_edges(nll, lr, lowest, edge):
-    """Of two equal ones the smaller. A rate next to one that diverged is not at the edge, because
-    both sides of the U are known."""
-    best = rates.find_best_rate([2.0 ** i for i in range(5)], nll)
-    assert (best.nll, best.edge) == (lowest, edge)
-    assert best.lr == pytest.approx(lr, rel=0, abs=0, nan_ok=True)
-
-
-def test_the_parabola_goes_through_log_rate():
-    lrs = (5e-5, 1e-4, 2e-4, 7e-4, 9e-4)            # not evenly spaced
-    for lowest in (1.5e-4, 2e-4, 3.1e-4):
-        nll = [1 + 0.3 * math.log10(lr / lowest) ** 2 for lr in lrs]
-        best = rates.find_best_rate(lrs, nll)
-        assert best.lr == 2e-4
-        assert best.vertex == pytest.approx(lowest, rel=1e-9)
-
-
-def test_the_parabola_is_that_of_a_least_squares_fit_and_its_minimum_lies_between_midpoints():
-    generator = np.random.default_rng(0)
-    for _ in range(200):
-        x = np.sort(generator.uniform(-12, -5, 3))
-        y = 1 + generator.uniform(0.01, 1, 3) * [1, 0, 1]
-        a, b, _ = np.polyfit(x - x[1], y, 2)
-        minimum = math.log(rates.parabola_minimum(np.exp(x), y))
-        assert minimum == pytest.approx(x[1] - b / (2 * a), rel=1e-6)
-        assert (x[0] + x[1]) / 2 <= minimum <= (x[1] + x[2]) / 2
-
-
-@pytest.mark.parametrize("nll", [
-    [1.0, 1.0, 1.0], [2.0, 2.0, 2.0 + 1e-15], [1.0 + 2e-16, 1.0, 1.0], [3.0 + 1e-7, 3.0, 3.0],
-    [1.0, 1.0, math.inf], [math.inf, 1.0, 1.5]])
-def test_without_a_curvature_above_rounding_the_best_is_the_middle_rate(nll):
-    """Three equal NLLs have a curvature of rounding noise, and its vertex could lie anywhere."""
-    assert rates.parabola_minimum([1, 2, 4], nll) == 2
-    assert rates.parabola_minimum([1e-4, 3e-4, 1e-3], nll) == 3e-4
-
-
-def test_a_curvature_above_rounding_counts():
-    assert rates.parabola_minimum([1, 2, 4], [1.000001, 1.0, 1.000001]) == pytest.approx(2)
-    assert rates.parabola_minimum([1, 2, 4], [1.000001, 1.0, 1.0]) == pytest.approx(8 ** 0.5)
-    with pytest.raises(AssertionError, match="not the lowest"):
-        rates.parabola_minimum([1, 2, 4], [1.0, 1.2, 1.5])
-
-
-def test_differences_are_taken_within_a_seed():
-    """In seed 43 full fine-tuning is worse by 0.5, and so is LoRA: their gap does not show that."""
-    shift = (0.0, 0.5)
-    sweep = sweep_of(
-        *make_grid(FULL, (1e-5, 2e-5, 4e-5), 2e-5, 1.0, (42, 43), shift=shift),
-        *make_grid(R64, (1e-4, 2e-4, 4e-4), 2e-4, 1.1, (43, 42), shift=shift[::-1]))
-    full, r64 = sweep.full_arm(), find_arm(sweep, R64)
-    assert r64.best.nll - full.best.nll == pytest.approx([0.1, 0.1])
-    assert r64.best.vertex / full.best.vertex == pytest.approx([10, 10])
-    assert verdicts.arm_row(r64, full)[5:] == [
-        "2.0e-04", "2.0e-04", "1.3500 ± 0.5000", "+0.1000 ± 0.0000", "10"]
-
-
-def test_the_gain_is_that_of_full_fine_tuning_even_if_lora_gains_more():
-    full = make_grid(FULL, (1e-5,), 1e-5, 1.0)
-    assert sweep_of(*full).full_gain() == 2.0
-    assert sweep_of(*make_grid(R1, (1e-4,), 1e-4, 1.5)).full_gain() == 1.5
-    better = sweep_of(*full, *make_grid(R1, (1e-4,), 1e-4, 0.5))
-    assert better.full_gain() == 2.0
-
-
-# ----- verdicts -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("values", "interval", "word"), [
     ([0.10, 0.12, 0.11], (0, math.inf), "supported"),
     ([-0.10, -0.12, -0.11], (0, math.inf), "contradicted"),
-    ([0.10, 0.30, 0.15], (0, math.inf), "undecided"),                   # mean 0.183, spread 0.2
-    ([0.10, 0.28, 0.19], (0, math.inf), "supported"),                   # mean 0.19, spread 0.18
+    ([0.10, 0.28, 0.19], (0, math.inf), "supported"),           # 0.19 less 1.69 * 0.09 = 0.152
+    ([0.05, 0.23, 0.14], (0, math.inf), "undecided"),           # 0.14 less the same
+    ([0.10, 0.12], (0, math.inf), "supported"),                 # 0.11 less 4.46 * 0.0141 = 0.063
+    ([0.10, 0.16], (0, math.inf), "undecided"),                 # 0.13 less 4.46 * 0.0424 = 0.189
     ([0.0, 0.0], (0, math.inf), "undecided"), ([-0.1, 0.1], (0, math.inf), "undecided"),
     ([8, 9, 10], (5, 20), "supported"), ([30, 31, 32], (5, 20), "contradicted"),
     ([18, 19, 20], (5, 20), "undecided"), ([1, 1.2], (5, 20), "contradicted"),
     ([-5, -6], (-math.inf, 0.02), "supported"), ([0.1], (0, math.inf), "undecided"),
-    ([], (0, math.inf), "undecided"), ([math.inf, 1], (0, math.inf), "undecided"),
-    ([math.nan, 1.0], (0, 9), "undecided")])
+    ([], (0, math.inf), "undecided"), ([math.nan, 1.0], (0, 9), "undecided")])
 def test_the_rule(values, interval, word):
-    claim = Claim("", "", values, interval, edges=[])
-    assert judge_claim(claim)[0] == word
-    at_edge = claim._replace(edges=["r = 1"])
-    assert judge_claim(at_edge) == (
-        "undecided", "the best rate lies at the edge of the grid: r = 1")
+    assert judge_claim(Claim("", "", values, interval)).word == word
+
+
+def test_the_interval_and_what_it_is_made_of():
+    """Three values with mean 2 and deviation 1: 2 -+ 2.92 / sqrt(3) = 0.314 to 3.686."""
+    claim = Claim("", "", [1, 2, 3], (0, math.inf))
+    assert judge_claim(claim)[1:3] == pytest.approx((0.3141, 3.6859), abs=1e-4)
+    claim = claim._replace(below=0.5, above=0.25)
+    verdict = judge_claim(claim)
+    assert (verdict.low, verdict.high) == pytest.approx((-0.1859, 3.9359), abs=1e-4)
+    assert verdict.word == "undecided"
+    assert verdict.why == "4 seeds in all would decide, if mean and deviation stay"
 
 
 def test_ratios_are_judged_by_their_logarithm():
-    """6 and 8.5: less their difference of 2.5 the mean is below 5, less their ratio of 1.42 not."""
-    claim = Claim("", "", [6, 8.5], (5, 20), edges=[])
-    assert judge_claim(claim._replace(ratio=True))[0] == "supported"
-    assert judge_claim(claim)[0] == "undecided"
+    """8 and 8.5 around 8.25, deviation 0.354, t = 6.31: 6.67 to 9.83, or by ratio 6.81 to 9.99."""
+    claim = Claim("", "", [8, 8.5], (6.7, 20))
+    assert judge_claim(claim._replace(ratio=True)).word == "supported"
+    assert judge_claim(claim).word == "undecided"
+    assert judge_claim(claim._replace(ratio=True)).low == pytest.approx(6.810, abs=2e-3)
 
+
+@pytest.mark.parametrize(("values", "below", "why"), [
+    ([0.1], 0, "one seed shows no noise; run two or more"),
+    ([], 0, "there is no number for it"),
+    # 2 -+ 2.92 * 2 / sqrt(3), and with 5 seeds 2 -+ 2.13 * 2 / sqrt(5) = 0.09
+    ([0, 2, 4], 0, "5 seeds in all would decide, if mean and deviation stay"),
+    ([0, 2, 4], 2.5, "more seeds cannot decide; rates closer together could"),
+    ([-1, 0.1, 1.2], 0, "more than 50 seeds would be needed; rates closer together could")])
+def test_an_undecided_claim_says_what_would_decide(values, below, why):
+    claim = Claim("", "", values, (0, math.inf), below=below, finer="rates closer together could")
+    assert judge_claim(claim)[0::3] == ("undecided", why)
+
+
+def test_fewer_than_three_seeds_are_judged_by_known_noise():
+    """0.05 less 1.7247 * 0.02 is above 0, and so is 0.03 less that / sqrt(2), but 0.03 is not."""
+    claim = Claim("", "", [0.05], (0, math.inf), known=Noise(0.02, 20))
+    verdict = judge_claim(claim)
+    assert verdict.word == "supported" and verdict.low == pytest.approx(0.0155, abs=1e-4)
+    assert verdict.why == "noise from results/: 0.02, 20 degrees of freedom"
+    why = judge_claim(claim._replace(values=[0.03])).why
+    assert why.endswith("2 seeds in all would decide, if mean and deviation stay")
+    # their own deviation of 0.0141 with t = 6.31 would not do
+    assert judge_claim(claim._replace(values=[0.02, 0.04])).word == "supported"
+    assert judge_claim(claim._replace(values=[0.02, 0.04], known=None)).word == "undecided"
+    # three seeds speak for themselves: 0.03 less 1.69 * 0.001, and less 1.69 * 0.02
+    assert judge_claim(claim._replace(values=[0.029, 0.03, 0.031])).why == ""
+    assert judge_claim(claim._replace(values=[0.01, 0.03, 0.05])).word == "undecided"
+
+
+def test_known_noise_is_that_of_all_pairs_of_arms(tmp_path):
+    """Three arms with NLLs that differ by seed. The mean over pairs of the variance of their
+    difference, by hand: differences of (0, 0.01, 0.02), (0, 0, 0.02) and (0, -0.01, 0)."""
+    noise = {FULL: (0.0, 0.0, 0.0), R1: (0.0, 0.01, 0.02), R64: (0.0, 0.0, 0.02)}
+    runs = []
+    for key, more in noise.items():
+        runs += make_grid(key, LORA_LR, 2e-4, 1.0, SEEDS, shift=np.add(more, (0.0, 0.5, 0.2)))
+    differences = [(0, 0.01, 0.02), (0, 0, 0.02), (0, -0.01, 0)]
+    expected = np.mean([np.var(d, ddof=1) for d in differences])
+    known = verdicts.pool_noise([sweep_of(*runs)], lambda arm: arm.best.nll)
+    assert 2 * known.sd ** 2 == pytest.approx(expected) and known.df == 4
+    assert verdicts.pool_noise([sweep_of(*make_grid(R1, LORA_LR, 2e-4, 1.0, SEEDS))],
+                               lambda arm: arm.best.nll) is None
+
+
+def test_one_seed_is_judged_by_the_noise_that_results_show(tmp_path):
+    """Of the same model and data. The noise of a share of the gain is a share of the gain, too."""
+    runs = [*make_grid(FULL, FULL_LR, 2e-5, 1.0), *make_grid(R64, LORA_LR, 2e-4, 1.2),
+            *make_grid(R1, LORA_LR, 2e-4, 1.3)]
+    quantity = "r = 1 above full, share of the gain"
+    assert judged_claims(*runs)[quantity] == (
+        "undecided", "one seed shows no noise; run two or more")
+    shifts = {FULL: (0.0, 0.01, 0.0), R1: (0.0, 0.0, 0.01), R64: (0.01, 0.0, 0.0)}
+    known = [run for key, shift in shifts.items()
+             for run in make_grid(key, LORA_LR, 2e-4, 1.0, SEEDS, shift=shift, model="/some/nano")]
+    (tmp_path / "findings_here").mkdir()
+    write_rows(tmp_path / "findings_here" / "rows.csv", [row for run in known for row in run])
+    verdicts.known_noise.cache_clear()
+    noise = verdicts.known_noise("nano", "nano")["nll"]
+    claim, = (claim for claim in verdicts.list_claims(sweeps_of(*runs))
+              if claim.quantity == quantity)
+    assert claim.known == pytest.approx((noise.sd * 2 ** 0.5 / 2.0, 4))
+    word, why = judged_claims(*runs)[quantity]
+    assert word == "supported" and why.startswith("noise from results/")
+    assert verdicts.known_noise("nano", "gsm8k") == {}
+
+
+# ----- its errors ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("n_seeds", rule.SEEDS)
+def test_the_rule_is_wrong_in_five_percent_of_cases(n_seeds):
+    """At the boundary of a claim, without a grid of rates: no more and, as t is exact, no less.
+
+    20,000 cases, whose own error is 0.15 %.
+    """
+    assert rule.chance_of_verdict(0, n_seeds) == pytest.approx(0.05, abs=0.005)
+    assert rule.chance_of_verdict(0, n_seeds, heavy_tails=True) < 0.055
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2, 3, 10])
+@pytest.mark.parametrize("case", ["gap, near_best", "gap, worst pair", "ratio, worst pair"])
+def test_from_rows_to_verdicts_at_most_five_percent_are_wrong(case, n_seeds):
+    """With a grid of rates, U's and noise like nano's, and claims exactly at the boundary.
+
+    400 cases, whose own error is 1 %. The rule until now fails, by a third of its verdicts.
+    """
+    which, how = rule.CASES[case]
+    assert rule.verdict_rates(n_seeds, **how, trials=400)[which] <= 0.05
+    if n_seeds == 2:
+        by_range = rule.verdict_rates(n_seeds, **how, rule=rule.judge_by_range, trials=400)[which]
+        assert by_range > 0.09
+
+
+def test_what_is_simulated_is_like_what_was_measured():
+    """The U's, against nano's means over seeds; and the noise, against what results/ knows."""
+    usual = arms.select_sweeps(arms.read_runs(RESULTS / "findings_nano"))[0].usual
+    names = {str(arm): arm for arm in usual.arms if arm.batch == usual.batch}
+    for name, shape in rule.UPS.items():
+        arm = names[name]
+        nll = arms.mean_over_seeds(arm.nll[:, :, -1])
+        near = nll < nll.min() + 0.7
+        best = np.log(arm.best.vertex).mean()
+        errors = []
+        for x0 in np.linspace(best - 0.4, best + 0.4, 161):
+            rest = nll[near] - rule.true_nll(np.log(arm.lrs)[near] - x0, shape)
+            errors.append(np.ptp(rest) / 2)
+        assert min(errors) < 0.005, name
+    rng = np.random.default_rng(0)
+    simulated = [rule.draw_noise(rng, 10 ** 0.5) for _ in range(50)]
+    for name, quantity in verdicts.QUANTITIES.items():
+        measured = verdicts.pool_noise([usual], quantity).sd
+        assert np.mean([noise[name].sd for noise in simulated]) == pytest.approx(measured, rel=0.25)
+
+
+# ----- the claims ---------------------------------------------------------------------------------
 
 def judged_claims(*runs):
     """{quantity: (verdict, why)} of the claims that hand-made runs allow."""
-    (sweep, long), = pairs_of(*runs)
-    return {claim.quantity: judge_claim(claim) for claim in verdicts.list_claims(sweep, long)}
+    judged = {claim.quantity: judge_claim(claim)
+              for claim in verdicts.list_claims(sweeps_of(*runs))}
+    return {quantity: (verdict.word, verdict.why) for quantity, verdict in judged.items()}
 
 
 @pytest.mark.parametrize(("floor", "shift", "high", "low"), [
@@ -222,14 +207,15 @@ def test_claims_on_rank(floor, shift, high, low):
 
 
 @pytest.mark.parametrize(("best", "last", "word"), [
-    (2e-4, 30, "supported"), (1.4e-4, 30, "undecided"), (9e-5, 30, "contradicted"),
+    (2.5e-4, 30, "supported"), (1.4e-4, 30, "undecided"), (9e-5, 30, "contradicted"),
     (8e-4, 30, "undecided"), (2e-4, 100, "supported"), (1.4e-4, 100, "supported"),
-    (9e-5, 100, "undecided"), (7.5e-5, 100, "contradicted")])
+    (9e-5, 100, "undecided")])
 def test_claim_on_the_ratio_of_rates(best, last, word):
     """It must be about 15 in runs of less than 100 steps, else 10.
 
-    Full fine-tuning is best at 2e-5. LoRA's best differs by 0, 10 and 20 % over the seeds; 8e-4 is
-    the edge of its grid.
+    Full fine-tuning is best at 2e-5. LoRA's best differs by 0, 10 and 20 % over the seeds, which
+    is 0.09 in ln(ratio), so that the mean is known to within 0.15, and the grid adds 0.16: a factor
+    of 1.37. With 2.5e-4 the ratio is 13.7 and so 10 to 18.8. 8e-4 is the edge of the grid.
     """
     lora = []
     for i, seed in enumerate(SEEDS):
@@ -237,16 +223,14 @@ def test_claim_on_the_ratio_of_rates(best, last, word):
     judged = judged_claims(*full_grid(steps=(0, last)), *lora)
     found, why = judged["rate of r = 64 / rate of full"]
     assert found == word
-    assert ("edge" in why) == (best == 8e-4)
+    assert ("bracket" in why) == (best == 8e-4)
 
 
 @pytest.mark.parametrize(("small_gap", "large_gap", "word"), [
     (0.0, 0.1, "supported"), (0.1, 0.0, "contradicted"), (0.05, 0.0505, "undecided")])
 def test_claim_on_batch_size(small_gap, large_gap, word):
-    """A rate that was run at batch 16 alone is not used, and of two ranks the higher counts."""
-    runs, lucky = [], [3.0, 0.5, 0.5, 0.5]
-    for seed in SEEDS:
-        runs += [run_rows(R64, 1.6e-3, lucky, seed), run_rows(FULL, 1.6e-4, lucky, seed)]
+    """After equal steps and after equal samples, and of two ranks the higher counts."""
+    runs = []
     for batch, gap in ((8, small_gap), (16, 0.0), (32, large_gap)):
         full, lora = FULL._replace(batch=batch), R64._replace(batch=batch)
         shift = SHIFT if batch == 8 else (0.001, 0.0, 0.002)
@@ -254,7 +238,10 @@ def test_claim_on_batch_size(small_gap, large_gap, word):
         runs += make_grid(lora, LORA_LR, 2e-4, 1.0 + gap, SEEDS, shift=shift)
         runs += make_grid(R1._replace(batch=batch), (2e-4,), 2e-4, 1.5)
     judged = judged_claims(*runs)
-    assert judged["r = 64 above full at batch 32, less that at 8"][0] == word
+    assert judged["r = 64 above full at batch 32, less that at 8, after 30 steps"][0] == word
+    # batch 8 has seen 240 samples at most, batch 32 has seen 320 at its first evaluation
+    judged = judge_claim(*verdicts.claim_batch_sizes(sweeps_of(*runs).equal_samples, {}))
+    assert judged.word == "supported" if small_gap == 0 else "undecided"
     pairs = sweep_of(*runs).pairs_by_batch()
     assert list(pairs) == [8, 16, 32]
     lora, full = pairs[16]
@@ -268,19 +255,22 @@ def test_claim_on_batch_size(small_gap, large_gap, word):
     (1.2, 1.0, ("supported", "supported", "supported")),
     (1.0, 1.2, ("contradicted", "undecided", "contradicted"))])
 def test_claims_on_placement(attention, mlp, words):
+    """At equal rank, and with as many parameters: attention r = 80, MLP r = 48, all r = 30."""
     judged = judged_claims(*full_grid(), *placement_grids(attention, mlp))
-    quantities = ("attention, r = 80 above mlp, r = 48",
-                  "attention, r = 64 above all layers, r = 64",
-                  "mlp, r = 64 above all layers, r = 64, share of the gain")
-    assert tuple(judged[quantity][0] for quantity in quantities) == words
+    for ranks in ((64, 64, 64), (80, 48, 30)):
+        one, two, three = (f"attention, r = {ranks[0]}", f"mlp, r = {ranks[1]}",
+                           f"all layers, r = {ranks[2]}")
+        quantities = (f"{one} above {two}", f"{one} above {three}",
+                      f"{two} above {three}, share of the gain")
+        assert tuple(judged[quantity][0] for quantity in quantities) == words
 
 
 @pytest.mark.parametrize(("trainable", "matched"), [(1090, ["attention", "mlp"]), (1120, [])])
-def test_matched_placements_differ_by_less_than_a_tenth(trainable, matched):
+def test_matched_places_differ_by_less_than_a_tenth(trainable, matched):
     attention, mlp = ArmKey("lora", "attention", 80, 80, 16), ArmKey("lora", "mlp", 48, 48, 16)
     sweep = sweep_of(*make_grid(attention, (1e-4,), 1e-4, 1.0),
                      *make_grid(mlp, (1e-4,), 1e-4, 1.0, trainable=trainable))
-    assert [arm.targets for arm in sweep.matched_placements()] == matched
+    assert list(sweep.matched_places()) == matched
 
 
 @pytest.mark.parametrize(("low_best", "high_best", "word"), [
@@ -297,15 +287,17 @@ def test_claim_on_alpha(low_best, high_best, word):
 
 
 @pytest.mark.parametrize(("low", "high", "word"), [
-    (100, 300, "supported"), (200, 100, "contradicted"), (100, 100, "undecided")])
+    (100, 300, "supported"), (200, 100, "contradicted"), (100, 100, "undecided"),
+    (100, 120, "undecided")])
 def test_claim_on_capacity_and_the_step_at_which_a_rank_leaves(low, high, word):
+    """The evaluations are 20 steps apart, so leaving 20 steps later is no difference."""
     runs = [*full_grid(), *make_grid(R64, LORA_LR, 2e-4, 1.0, SEEDS)]
     for seed in SEEDS:
         runs += leaving_runs(FULL, 300, seed, best=2e-5)
         runs += leaving_runs(R1, low, seed) + leaving_runs(R64, high, seed)
     judged = judged_claims(*runs)
     assert judged["step at which r = 64 leaves it, less that of r = 1"][0] == word
-    (sweep, long), = pairs_of(*runs)
+    sweep, long, *_ = sweeps_of(*runs)
     assert tuple(sweep.steps) == STEPS and tuple(long.steps) == LONGER
     # 2 % of 2 nats above at low + 6, which the next evaluation sees
     assert long.leaving_steps(find_arm(long, R1)).tolist() == [low + 20] * 3
@@ -346,15 +338,58 @@ def test_arms_at_the_edge_are_named_in_each_of_their_claims():
     for seed in SEEDS:
         for arm, at in ((R1, 100), (R64, 300), (FULL, 300)):
             runs += leaving_runs(arm, at, seed)[1:]
-    edges = {quantity: why.partition("the edge of the grid: ")[2]
+    edges = {quantity: why.partition("0 of 3 seeds bracket their best rate: run ")[2]
              for quantity, (_, why) in judged_claims(*runs).items()}
     assert edges == {
-        "r = 1 above full, share of the gain": "full",
-        "r = 64 above full, share of the gain": "full",
-        "rate of r = 1 / rate of full": "full",
-        "rate of r = 64 / rate of full": "full",
-        "r = 64 above full at batch 32, less that at 16": "full, batch 16; r = 64, batch 32",
-        "step at which r = 64 leaves it, less that of r = 1": "r = 1; r = 64; full"}
+        "r = 1 above full, share of the gain": "full at 0.00016",
+        "r = 64 above full, share of the gain": "full at 0.00016",
+        "rate of r = 1 / rate of full": "full at 0.00016",
+        "rate of r = 64 / rate of full": "full at 0.00016",
+        "r = 64 above full at batch 32, less that at 16, after 30 steps":
+            "r = 64, batch 32 at 2.5e-05; full, batch 16 at 0.00016",
+        "r = 64 above full at batch 32, less that at 16, after 320 samples":
+            "r = 64, batch 32 at 2.5e-05; full, batch 16 at 0.00016",
+        "step at which r = 64 leaves it, less that of r = 1":
+            "r = 1 at 0.0001; r = 64 at 0.0001; full at 0.0001"}
+
+
+def test_a_seed_at_the_edge_does_not_count_but_the_others_do():
+    """Seed 44 of r = 1 was run at two rates, and its gap would be 0.5."""
+    runs = full_grid() + make_grid(R1, LORA_LR, 2e-4, 1.3, SEEDS[:2], shift=SHIFT)
+    runs += make_grid(R1, LORA_LR[:2], 2e-4, 1.5, SEEDS[2:])
+    runs += make_grid(R64, LORA_LR, 2e-4, 1.0, SEEDS)
+    claim = {claim.quantity: claim for claim in verdicts.list_claims(sweeps_of(*runs))}[
+        "r = 1 above full, share of the gain"]
+    assert claim.values == pytest.approx([0.15, 0.151, math.nan], nan_ok=True)
+    verdict = judge_claim(claim)
+    assert verdict.why == ("2 of 3 seeds bracket their best rate: run r = 1 at 0.0002 in seed 44")
+    assert verdict.word == "supported"
+
+
+def test_a_gap_can_be_smaller_by_the_dip_of_one_arm_and_larger_by_that_of_the_other():
+    """Full fine-tuning's best is in the middle of its grid, LoRA's 0.3 of a step to the left."""
+    runs = full_grid() + make_grid(R64, LORA_LR, 2e-4 / 2 ** 0.3, 1.2, SEEDS)
+    sweep = sweep_of(*runs)
+    full, r64 = sweep.full_arm(), find_arm(sweep, R64)
+    claim = verdicts.claim_gap("", r64, full, {})
+    assert claim.below == pytest.approx(r64.best.dip[0]) and claim.below > 0.0043
+    assert claim.above == pytest.approx(full.best.dip[0]) and claim.above < 0.003
+    share = verdicts.claim_gap("", r64, full, {}, gain=2.0)
+    assert share.below == pytest.approx(claim.below / 2)
+    ratio = verdicts.claim_rate("", r64, full, 10, {})
+    assert ratio.below == ratio.above == pytest.approx(math.log(2) ** 2 / 3)
+
+
+def test_the_batches_gap_has_the_dips_and_the_noise_of_four_arms():
+    runs = []
+    for batch in (8, 16):
+        runs += make_grid(FULL._replace(batch=batch), FULL_LR, 2.2e-5, 1.0, SEEDS)
+        runs += make_grid(R64._replace(batch=batch), LORA_LR, 1.7e-4, 1.0, SEEDS)
+    sweep = sweep_of(*runs)
+    claim, = verdicts.claim_batch_sizes(sweep, {"nll": Noise(0.01, 20)})
+    dips = [find_arm(sweep, key).best.dip[0] for key in (FULL, R64)]
+    assert claim.below == claim.above == pytest.approx(sum(dips))
+    assert claim.known == pytest.approx((0.02, 20))
 
 
 # ----- the table ----------------------------------------------------------------------------------
@@ -364,11 +399,12 @@ def split_row(line):
 
 
 def test_the_table_has_every_arm_and_every_claim():
-    (sweep, long), = pairs_of(
+    sweeps = sweeps_of(
         *full_grid(), *make_grid(R64, LORA_LR, 2e-4, 1.01, SEEDS, shift=SHIFT),
         *make_grid(R1, LORA_LR, 8e-4, 1.3, SEEDS))
-    lines = verdicts.verdict_table(sweep, long).splitlines()
-    assert lines[0] == "## nano on nano, batch 16, 45 runs, 3 seeds"
+    lines = verdicts.verdict_table(sweeps).splitlines()
+    assert lines[0] == "## Claims"
+    assert "## nano on nano, batch 16, 45 runs, 3 seeds" in lines
     rows = [split_row(line) for line in lines]
     full, r1, r64 = (row for row in rows if row[0] in ("full", "r = 1", "r = 64"))
     assert full == ["full", "16", "1k", "5", "0 of 15", "2.0e-05", "2.0e-05", "1.0000 ± 0.0000",
@@ -378,16 +414,19 @@ def test_the_table_has_every_arm_and_every_claim():
                   "+0.3000 ± 0.0000", "-"]
     assert r64 == ["r = 64", "16", "1k", "5", "0 of 15", "2.0e-04", "2.0e-04", "1.0110 ± 0.0020",
                    "+0.0110 ± 0.0020", "10"]
-    words = [row[3] for row in rows[-4:]]
-    assert words == ["*supported*", "*undecided*", "*undecided*", "*supported*"]
+    claims = [row for row in rows if len(row) == 5][2:]
+    assert [row[3] for row in claims] == [
+        "*supported*", "*undecided*", "*undecided*", "*supported*"]
+    assert claims[0][2] == "0.0055 (0.00349 to 0.00751)" and claims[1][2] == "-"
+    assert claims[3][2] == "10 (8.52 to 11.7)"
 
 
-@pytest.mark.parametrize(("name", "n_rows"), [("findings_nano", 30), ("findings_smollm2", 5)])
+@pytest.mark.parametrize(("name", "n_rows"), [("findings_nano", 38), ("findings_smollm2", 5)])
 def test_the_tables_in_results_are_what_their_rows_give(name, n_rows):
     """The pages may leave out columns and claims, but no number in their tables may differ."""
-    pairs = verdicts.select_sweeps(verdicts.group_runs(verdicts.read_runs(RESULTS / name)))
-    computed = [split_row(line) for pair in pairs
-                for line in verdicts.verdict_table(*pair).splitlines()]
+    selected = arms.select_sweeps(arms.read_runs(RESULTS / name))
+    computed = [split_row(line) for sweeps in selected
+                for line in verdicts.verdict_table(sweeps).splitlines()]
     page = (RESULTS / f"{name}.md").read_text(encoding="utf-8").splitlines()
     first_cells = {cells[0] for cells in computed if len(cells) > 1} - {"arm", "claim"}
     rows = [split_row(line) for line in page]

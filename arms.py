@@ -1,0 +1,492 @@
+"""What sweep.py wrote: CSV rows -> runs -> arms -> sweeps. verdicts.py judges them, plot.py draws.
+
+Plain Python and numpy.
+
+    run            one training. Its rows hold the test NLL at step 0, 10, 20, ...
+    arm            all runs that differ in learning rate and seed alone: "r = 64, batch 16"
+    sweep          the arms of one model on one data set, at the same steps
+    best of sweep  the lowest test NLL of an arm over its learning rates, at each step separately,
+                   so that one curve may change from one rate to another along the way.
+                   LoRA and full fine-tuning want different rates, so at one common rate the
+                   comparison would be unfair to one of them. Each arm gets its own best.
+
+The seeds of an arm need not have the same rates: sweep.py --near_best runs the first seed at all
+rates of the grid and the others only at the three around its best. Each seed's best is sought among
+its own rates. A seed counts if it brackets its best: it was run at the next rate on either side,
+and both were worse. Otherwise a rate beyond the edge might be better, and nobody knows yet how good
+that arm can be with that seed.
+
+Few rates and many are treated alike, because the last NLL, the best rate and their errors come from
+the lowest point and its two neighbours alone. Three rates may only lose the beginning of a curve,
+where higher rates can lead. On nano they lose nothing: cut to three rates, the seeds 43 and 44 keep
+every curve of 40 steps as it was.
+"""
+import math
+import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from plumbing.errors import UserError
+from plumbing.records import COLUMNS, read_rows
+from rates import Best, diverged, extend_grid, find_best_rate, rates_around_best
+
+MARGIN = 0.02       # as good as full fine-tuning: behind by at most this share of the gain
+LONG = 10           # runs with more evaluations after step 0 show where a low rank leaves the curve
+MATCHED = 0.1       # placements are of one size if their parameters differ by at most this share
+
+
+# ----- arms ---------------------------------------------------------------------------------------
+# S seeds, R learning rates, T evaluations
+
+@dataclass(eq=False)
+class Arm:
+    """The runs that differ in learning rate and seed alone."""
+    method: str
+    targets: str            # "" for full fine-tuning, like rank and alpha
+    rank: float
+    alpha: float
+    batch: float            # samples per optimizer step
+    trainable: float        # parameters
+    higher_ranks: int       # how many ranks in the folder are higher than this: decides its colour
+    seeds: list[int]        # of the sweep, ascending
+    lrs: list[float]        # all that any seed was run at, ascending
+    tokens: np.ndarray      # (T,) seen so far in training, padding not counted
+    nll: np.ndarray         # (S, R, T); inf from where a run diverged, nan if it is missing
+
+    def __str__(self):
+        if self.method == "full":
+            return "full"
+        parts = []
+        if self.method != "lora":
+            parts.append(self.method)
+        if self.targets != "all-linear":
+            parts.append(self.targets)
+        parts.append(f"r = {self.rank:g}")
+        if self.alpha != self.rank:
+            parts.append(f"alpha = {self.alpha:g}")
+        return ", ".join(parts)
+
+    @property
+    def place(self) -> str:
+        """The name, with the place of the adapters even if that is every layer."""
+        return f"all layers, {self}" if self.targets == "all-linear" else str(self)
+
+    @property
+    def was_run(self) -> np.ndarray:
+        """(S, R)"""
+        return ~np.isnan(self.nll[:, :, 0])
+
+    @property
+    def has_seed(self) -> np.ndarray:
+        """Which seeds were run at any rate, (S,)."""
+        return self.was_run.any(axis=1)
+
+    @property
+    def n_runs(self) -> int:
+        return int(self.was_run.sum())
+
+    @property
+    def n_diverged(self) -> int:
+        return int(np.isinf(self.nll[:, :, -1]).sum())
+
+    @cached_property
+    def best(self) -> Best:
+        """The best rate of each seed among its own rates."""
+        of_seeds = []
+        for s in range(len(self.seeds)):
+            of_seeds.append(find_best_rate(self.own_rates(s), self.nll[s, self.was_run[s], -1]))
+        return Best(*map(np.array, zip(*of_seeds)))
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Which seeds bracket their best rate, (S,): those that count in claims."""
+        return self.has_seed & ~self.best.edge
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Which seeds are drawn, (S,): those that count. If there are none, all."""
+        return self.counts if self.counts.any() else self.has_seed
+
+    @cached_property
+    def curves(self) -> np.ndarray:
+        """Best of sweep, (S, T): the lowest NLL at each step. nan for a seed that is not shown."""
+        lowest = np.fmin.reduce(self.nll, axis=1)           # fmin leaves out nan
+        return np.where(self.shown[:, None], lowest, np.nan)
+
+    def describe_rates(self) -> str:
+        """"5 rates", or "3 to 7 rates" if not every seed was run at as many."""
+        n_rates = self.was_run.sum(axis=1)[self.has_seed]
+        low, high = n_rates.min(), n_rates.max()
+        return count_noun(int(low), "rate") if low == high else f"{low} to {high} rates"
+
+    def describe_seeds(self) -> str:
+        """Whether some do not bracket their best: "2 of 3 seeds count", "at the edge", or ""."""
+        n, n_counting = self.has_seed.sum(), self.counts.sum()
+        if n == n_counting:
+            return ""
+        return f"{n_counting} of {n} seeds count" if n_counting else "at the edge"
+
+    def own_rates(self, s: int) -> list[float]:
+        """The rates that seed number `s` was run at."""
+        return [lr for lr, was_run in zip(self.lrs, self.was_run[s]) if was_run]
+
+    def rates_to_add(self) -> dict[float, list[int]]:
+        """{rate: seeds}: what is missing where a seed does not bracket its best rate.
+
+        The same that sweep.py --bracket would run.
+        """
+        to_add, ladder = defaultdict(list), extend_grid(self.lrs)
+        for s in np.flatnonzero(self.has_seed & ~self.counts):
+            own = self.own_rates(s)
+            last = dict(zip(own, self.nll[s, self.was_run[s], -1]))
+            for lr in rates_around_best(last, ladder):
+                if lr not in own:
+                    to_add[lr].append(self.seeds[s])
+        return to_add
+
+    def rates_between(self) -> list[float]:
+        """The rates halfway from the best one to its neighbours. They halve the grid's step."""
+        s = int(np.flatnonzero(self.counts)[0])
+        own = self.own_rates(s)
+        i = own.index(self.best.lr[s])
+        return [math.sqrt(own[i - 1] * own[i]), math.sqrt(own[i] * own[i + 1])]
+
+
+def mean_over_seeds(values: np.ndarray) -> np.ndarray:
+    """The mean of each column of (S, n), inf if it holds inf; nan is left out."""
+    present = ~np.isnan(values)
+    return np.where(present, values, 0).sum(axis=0) / present.sum(axis=0)
+
+
+# ----- sweeps -------------------------------------------------------------------------------------
+
+@dataclass(eq=False)
+class Sweep:
+    """The runs of one model on one data set that were evaluated at the same steps.
+
+    Or after as many samples, whatever the batch: then `steps` counts samples.
+    """
+    model: str
+    data: str
+    steps: np.ndarray       # (T,)
+    arms: list[Arm]
+    names: set[str]         # of its runs
+    unit: str = "steps"     # or "samples"
+
+    @property
+    def n_runs(self) -> int:
+        return sum(arm.n_runs for arm in self.arms)
+
+    @property
+    def end(self) -> str:
+        return f"{self.steps[-1]:g} {self.unit}"
+
+    @property
+    def batch(self) -> float:
+        """The batch size of most runs; of two that are equally common, the smaller."""
+        n_runs = Counter()
+        for arm in self.arms:
+            n_runs[arm.batch] += arm.n_runs
+        return max(n_runs, key=lambda batch: (n_runs[batch], -batch))
+
+    def full_arm(self, batch: float | None = None) -> Arm | None:
+        """Full fine-tuning at `batch`, or at the most common batch size."""
+        batch = batch or self.batch
+        arms = (arm for arm in self.arms if arm.method == "full" and arm.batch == batch)
+        return next(arms, None)
+
+    def lora_arms(self, targets="all-linear", alpha: float | None = None,
+                  batch: float | None = None) -> list[Arm]:
+        """LoRA on `targets`, by ascending rank. Without `alpha`, those with alpha = rank."""
+        batch = batch or self.batch
+        arms = [arm for arm in self.arms if arm.method == "lora" and arm.targets == targets
+                and arm.batch == batch and arm.alpha == (alpha or arm.rank)]
+        return sorted(arms, key=lambda arm: arm.rank)
+
+    def fixed_alpha_arms(self) -> list[Arm]:
+        """LoRA on all layers at several ranks and one alpha, the one with the most ranks."""
+        alphas = {arm.alpha for arm in self.arms if arm.alpha != arm.rank}
+        groups = [self.lora_arms(alpha=alpha) for alpha in sorted(alphas)]
+        arms = max(groups, key=len, default=[])
+        return arms if len(arms) > 1 else []
+
+    def equal_ranks(self) -> list[dict[str, Arm]]:
+        """{place: arm} of each rank at which several places have adapters."""
+        by_rank = defaultdict(dict)
+        for targets in ("attention", "mlp", "all-linear"):
+            for arm in self.lora_arms(targets):
+                by_rank[arm.rank][targets] = arm
+        return [places for _, places in sorted(by_rank.items()) if len(places) > 1]
+
+    def matched_places(self) -> dict[str, Arm]:
+        """{place: arm}: attention and the MLP, at the ranks at which their sizes are closest.
+
+        An attention layer has fewer weights than an MLP, so their ranks must differ. LoRA on all
+        layers joins them where it has a rank of about that size.
+        """
+        pairs = [(attention, mlp) for attention in self.lora_arms("attention")
+                 for mlp in self.lora_arms("mlp") if attention.rank != mlp.rank]
+        closest = min(pairs, key=lambda pair: size_ratio(*pair), default=None)
+        if not closest or size_ratio(*closest) > MATCHED:
+            return {}
+        places = dict(zip(("attention", "mlp"), closest))
+        everywhere = min(self.lora_arms(), key=lambda arm: size_ratio(arm, *closest), default=None)
+        if everywhere and size_ratio(everywhere, *closest) <= MATCHED:
+            places["all-linear"] = everywhere
+        return places
+
+    def pairs_by_batch(self) -> dict[float, tuple[Arm, Arm]]:
+        """{batch: (LoRA, full fine-tuning)}, ascending, at the rank that was run at most batches.
+
+        If two ranks were, it is the higher.
+        """
+        batches = sorted({arm.batch for arm in self.arms if arm.method == "full"})
+        loras = [arm for batch in batches for arm in self.lora_arms(batch=batch)]
+        n_batches = Counter(arm.rank for arm in loras)
+        rank = max(n_batches, key=lambda rank: (n_batches[rank], rank), default=None)
+        return {arm.batch: (arm, self.full_arm(arm.batch)) for arm in loras if arm.rank == rank}
+
+    def full_gain(self) -> float:
+        """What full fine-tuning gains over the base, in nats, in its best seed.
+
+        Without full fine-tuning it is what the best arm gains; nan if nothing was gained.
+        """
+        full = self.full_arm()
+        arms = [full] if full else self.arms
+        gain = float(np.nanmax([arm.curves[:, 0] - arm.curves[:, -1] for arm in arms]))
+        return gain if gain > 0 else math.nan
+
+    def leaving_steps(self, arm) -> np.ndarray:
+        """The step from which on `arm` stays more than MARGIN above full fine-tuning, (S,).
+
+        It is the first such step that was evaluated, and the last step if `arm` never leaves.
+        """
+        above = arm.curves - self.full_arm().curves                         # (S, T)
+        T = len(self.steps)
+        within = above <= MARGIN * self.full_gain()
+        last_within = np.where(within, np.arange(T), 0).max(axis=1)         # (S,)
+        leaves = self.steps[np.minimum(last_within + 1, T - 1)]
+        return np.where(np.isnan(above[:, 0]), np.nan, leaves)
+
+    def describe(self, arms: list[Arm]) -> str:
+        """Model, data, the batch if it is one, and the number of runs that `arms` consist of."""
+        parts = [f"{Path(self.model).name} on {Path(self.data).name}"]
+        batches = {arm.batch for arm in arms}
+        if len(batches) == 1:
+            parts.append(f"batch {min(batches):g}")
+        seeds = np.any([arm.has_seed for arm in arms], axis=0)              # (S,)
+        parts.append(count_noun(sum(arm.n_runs for arm in arms), "run"))
+        parts.append(count_noun(int(seeds.sum()), "seed"))
+        return ", ".join(parts)
+
+
+def size_ratio(*arms: Arm) -> float:
+    """By which share the largest arm exceeds the smallest, in parameters."""
+    sizes = [arm.trainable for arm in arms]
+    return max(sizes) / min(sizes) - 1
+
+
+def count_noun(n: int, noun: str) -> str:
+    """count_noun(3, "run") -> "3 runs"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+# ----- reading ------------------------------------------------------------------------------------
+
+def read_runs(folder: Path) -> list[list[dict]]:
+    """The rows of each run in the order of its steps, from the CSV files in `folder`.
+
+    A file may hold one run or many. Files with other columns than train.py's are left out. Raises
+    UserError for a damaged file, and if there is no run at all.
+    """
+    rows = {}                               # (run, step) -> row
+    for path in sorted(folder.glob("*.csv")):
+        with open(path, encoding="utf-8", errors="replace") as f:
+            header = f.readline().strip().split(",")
+        if header != COLUMNS:
+            print(f"{path} is left out: its columns are not those of train.py", file=sys.stderr)
+            continue
+        try:
+            for row in read_rows(path):
+                row["test_nll"] = float(row["test_nll"])
+                rows[row["run"], float(row["step"])] = row
+        except (ValueError, TypeError):
+            raise UserError(f"{path} is damaged; delete it and let the sweep make it "
+                            "again") from None
+    if not rows:
+        raise UserError(f"{folder} has no CSV file that sweep.py wrote; give the folder that does "
+                        "(for train.py's log.csv, that of the run)")
+    runs = defaultdict(list)
+    for (run, _), row in sorted(rows.items()):
+        runs[run].append(row)
+    return list(runs.values())
+
+
+def mark_divergence(rows: list[dict]) -> list[dict]:
+    """The NLL as inf from where the run diverged, so that it is never the lowest."""
+    return [row | {"test_nll": math.inf} if diverged(rows[:i + 1]) else row
+            for i, row in enumerate(rows)]
+
+
+def refuse_other_test_sets(runs: list[list[dict]]):
+    """Raise UserError for runs that start from one base, but at different test NLLs.
+
+    Rounding explains less than 1%. If it is more, their test sets differ.
+    """
+    starts = defaultdict(list)              # base -> [(test NLL, run)]
+    for rows in runs:
+        first = rows[0]
+        quantized = first["method"] == "qlora"          # a base of its own
+        starts[first["model"], first["data"], quantized].append((first["test_nll"], first["run"]))
+    for some in starts.values():
+        (low, one), (high, other) = min(some), max(some)
+        if high > 1.01 * low:
+            raise UserError(
+                f"runs {one} and {other} begin at test NLLs of {low:.3f} and {high:.3f}, so they "
+                "were not evaluated alike (--eval_samples, --max_length ...); put their files into "
+                "different folders")
+
+
+def refuse_twins(runs: list[list[dict]]):
+    """Raise UserError for two runs that differ, but in nothing that the columns show."""
+    seen = {}
+    for rows in runs:
+        first = rows[0]
+        key = first["model"], first["data"], arm_key(rows), point_key(rows), steps_of(rows)
+        if key in seen:
+            raise UserError(
+                f"runs {seen[key]} and {first['run']} are alike in every column but differ in "
+                "other settings (--eval_samples, --dtype ...); put their files into different "
+                "folders")
+        seen[key] = first["run"]
+
+
+def arm_key(rows: list[dict]) -> tuple:
+    names = "method", "targets", "rank", "alpha", "batch_eff", "trainable"
+    return tuple(rows[0][name] for name in names)
+
+
+def point_key(rows: list[dict]) -> tuple:
+    return rows[0]["seed"], rows[0]["lr"]
+
+
+def steps_of(rows: list[dict]) -> tuple:
+    return tuple(row["step"] for row in rows)
+
+
+# ----- from runs to sweeps ------------------------------------------------------------------------
+
+class Sweeps(NamedTuple):
+    """What is compared, of one model on one data set."""
+    usual: Sweep                # the length that most runs have, for most claims
+    long: Sweep | None          # for the claim on capacity
+    equal_steps: Sweep | None   # all batch sizes after as many steps
+    equal_samples: Sweep | None     # and after as many samples
+
+
+def select_sweeps(runs: list[list[dict]]) -> list[Sweeps]:
+    """The sweeps of each model and data set.
+
+    Raises UserError for runs that cannot be compared, or not be told apart.
+    """
+    runs = [mark_divergence(rows) for rows in runs]
+    refuse_other_test_sets(runs)
+    refuse_twins(runs)
+    ranks = {rows[0]["rank"] for rows in runs if rows[0]["targets"] == "all-linear"}
+    by_name = defaultdict(list)
+    for rows in runs:
+        by_name[rows[0]["model"], rows[0]["data"]].append(rows)
+    return [select_of_model(some, ranks) for some in by_name.values()]
+
+
+def select_of_model(runs: list[list[dict]], ranks: set) -> Sweeps:
+    """The usual runs have the length that most have.
+
+    The long runs have more than LONG evaluations, at the batch size of the usual ones. They also
+    serve as the usual ones if there are no others.
+    """
+    by_steps = defaultdict(list)
+    for rows in runs:
+        by_steps[steps_of(rows)].append(rows)
+    usual_steps = max(by_steps, key=lambda steps: (len(steps) <= LONG + 1, len(by_steps[steps])))
+    usual, long = make_sweep(by_steps[usual_steps], ranks), None
+    for steps, some in sorted(by_steps.items(), key=lambda item: item[0][-1]):
+        some = [rows for rows in some if rows[0]["batch_eff"] == usual.batch]
+        if some and len(steps) > LONG + 1:
+            long = usual if steps == usual_steps else make_sweep(some, ranks)
+    others = runs
+    if long and long is not usual:
+        others = [rows for rows in runs if rows[0]["run"] not in long.names]
+    return Sweeps(usual, long, cut_at_equal("steps", others, ranks),
+                  cut_at_equal("samples", others, ranks))
+
+
+def cut_at_equal(unit: str, runs: list[list[dict]], ranks: set) -> Sweep | None:
+    """The runs of all batch sizes after as many steps, or samples (step x batch).
+
+    A longer run is cut there. That is fair as long as the learning rate is constant, as in the
+    presets of sweep.py: then row 40 of a run of 160 steps is the result of one of 40.
+
+    Of the numbers of steps or samples it is the one that most batch sizes have, and of several the
+    largest. None if LoRA and full fine-tuning do not both have it at two batch sizes.
+    """
+    seen = defaultdict(set)                 # batch, method -> numbers of steps or samples
+    for rows in runs:
+        size = step_size(unit, rows)
+        seen[rows[0]["batch_eff"], rows[0]["method"]] |= {size * n for n in steps_of(rows)[1:]}
+    n_batches = Counter()
+    for batch in {batch for batch, _ in seen}:
+        n_batches.update(seen[batch, "full"] & seen[batch, "lora"])
+    end = max(n_batches, key=lambda end: (n_batches[end], end), default=0)
+    if n_batches[end] < 2:
+        return None
+    cut = {}
+    for rows in sorted(runs, key=lambda rows: rows[-1]["step"]):
+        by_end = {step_size(unit, rows) * row["step"]: row for row in rows}
+        if end in by_end:                   # of two lengths of one run, the shorter counts
+            cut.setdefault((arm_key(rows), point_key(rows)), [rows[0], by_end[end]])
+    return make_sweep(list(cut.values()), ranks, (0, end), unit)
+
+
+def step_size(unit: str, rows: list[dict]) -> float:
+    return rows[0]["batch_eff"] if unit == "samples" else 1
+
+
+def make_sweep(runs: list[list[dict]], ranks: set, steps: tuple = (), unit="steps") -> Sweep:
+    """runs: evaluated at the same steps, or after as many samples; ranks: all in the folder."""
+    first = runs[0][0]
+    seeds = sorted({rows[0]["seed"] for rows in runs})
+    by_arm = defaultdict(dict)
+    for rows in runs:
+        by_arm[arm_key(rows)][point_key(rows)] = rows
+    arms = [make_arm(some, seeds, ranks) for some in by_arm.values()]
+    return Sweep(first["model"], first["data"], np.array(steps or steps_of(runs[0])), arms,
+                 names={rows[0]["run"] for rows in runs}, unit=unit)
+
+
+def make_arm(runs: dict[tuple, list[dict]], seeds: list[int], ranks: set) -> Arm:
+    """runs: {(seed, rate): rows}; seeds: all of the sweep."""
+    some_run = next(iter(runs.values()))
+    first, lrs = some_run[0], sorted({lr for _, lr in runs})
+    nll = np.full((len(seeds), len(lrs), len(some_run)), np.nan)
+    for (seed, lr), rows in runs.items():
+        nll[seeds.index(seed), lrs.index(lr)] = [row["test_nll"] for row in rows]
+    higher_ranks = sum(rank > (first["rank"] or 0) for rank in ranks)
+    return Arm(method=first["method"], targets=first["targets"], rank=first["rank"],
+               alpha=first["alpha"], batch=first["batch_eff"], trainable=first["trainable"],
+               higher_ranks=higher_ranks, seeds=seeds, lrs=lrs,
+               tokens=np.array([row["tokens"] for row in some_run]), nll=nll)
+
+
+def name_left_out(runs: list[list[dict]], selected: list[Sweeps]):
+    """Print how many runs no sweep holds."""
+    names = {name for sweeps in selected for sweep in sweeps if sweep for name in sweep.names}
+    left_out = Counter(rows[-1]["step"] for rows in runs if rows[0]["run"] not in names)
+    for step, n in sorted(left_out.items()):
+        print(f"left out: {count_noun(n, 'run')} of {step:g} steps, because most have another "
+              "length; give them a folder of their own", file=sys.stderr)
