@@ -267,11 +267,12 @@ class Sweep:
         It is the first such step that was evaluated, and the last step if `arm` never leaves.
         """
         above = arm.curves - self.full_arm().curves                         # (S, T)
-        T = len(self.steps)
-        within = above <= MARGIN * self.full_gain()
-        last_within = np.where(within, np.arange(T), 0).max(axis=1)         # (S,)
-        leaves = self.steps[np.minimum(last_within + 1, T - 1)]
-        return np.where(np.isnan(above[:, 0]), np.nan, leaves)
+        leaves = np.full(len(above), np.nan)
+        for s in np.flatnonzero(~np.isnan(above[:, 0])):
+            within = np.flatnonzero(above[s] <= MARGIN * self.full_gain())
+            first_apart = within[-1] + 1 if len(within) else 0
+            leaves[s] = self.steps[min(first_apart, len(self.steps) - 1)]
+        return leaves
 
     def describe(self, arms: list[Arm]) -> str:
         """Model, data, the batch if it is one, and the number of runs that `arms` consist of."""
@@ -311,13 +312,11 @@ def read_runs(folder: Path) -> list[list[dict]]:
         if header != COLUMNS:
             print(f"{path} is left out: its columns are not those of train.py", file=sys.stderr)
             continue
-        try:
-            for row in read_rows(path):
-                row["test_nll"] = float(row["test_nll"])
-                rows[row["run"], float(row["step"])] = row
-        except (ValueError, TypeError):
-            raise UserError(f"{path} is damaged; delete it and let the sweep make it "
-                            "again") from None
+        for row in read_rows(path):
+            if "" in (row["step"], row["test_nll"]):
+                raise UserError(f"{path} is damaged (a row has no step or no test NLL); delete it "
+                                "and let the sweep make it again")
+            rows[row["run"], row["step"]] = row
     if not rows:
         raise UserError(f"{folder} has no CSV file that sweep.py wrote; give the folder that does "
                         "(for train.py's log.csv, that of the run)")
