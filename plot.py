@@ -30,7 +30,7 @@ import numpy as np
 from arms import MARGIN, Arm, mean_over_seeds, name_left_out, read_runs, select_sweeps
 from plumbing.cli import make_parser, run_command
 from plumbing.errors import UserError, errors_in_one_line
-from plumbing.files import make_folder
+from plumbing.files import make_folder, replacing
 from rates import find_best_rate
 from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, format_rate_multiple,
                       format_rates, judge_claim, verdict_table)
@@ -384,10 +384,15 @@ def draw_figures(sweeps, out: Path, prefix: str, supervised: float) -> list[Path
             figure = plot_finding(sweeps, **more)
             if figure:
                 path = out / f"{prefix}{name}.png"
-                figure.savefig(path, dpi=130)
-                figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+                save_figure(figure, path, dpi=130)
+                save_figure(figure, path.with_suffix(".svg"), metadata={"Date": None})
                 paths.append(path)
     return paths
+
+
+def save_figure(figure, path: Path, **how):
+    with replacing(path) as part:
+        figure.savefig(part, format=path.suffix[1:], **how)
 
 
 # ----- the command --------------------------------------------------------------------------------

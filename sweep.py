@@ -561,7 +561,7 @@ class Settings:
 def parse_sweep(argv=None) -> tuple[Settings, Config]:
     """-> (sweep.py's own flags, the settings of train.py that all runs share)."""
     parser = make_parser(
-        "sweep.py", __doc__, allow_abbrev=False,
+        "sweep.py", __doc__,
         epilog="Every other flag is train.py's (--model, --data, --max_steps, --eval_samples, "
                "--device ...) and goes for all runs.")
     names = dict.fromkeys(name for grids in PRESETS.values() for name in grids)

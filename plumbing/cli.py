@@ -23,7 +23,8 @@ def flag(default, help: str, **how):
 def make_parser(script: str, doc: str, **more) -> argparse.ArgumentParser:
     """A parser that prints `doc` as its help, and ends a wrong command line with one line."""
     parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        **more)
     parser.error = lambda message: fail(f"{message} (python {script} --help lists the settings)")
     return parser
 

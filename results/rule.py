@@ -285,7 +285,7 @@ def draw_figure(errors: dict[str, list[float]], path: Path):
                   color="#888888" if old else None)
     left.axhline(100 * ERROR, color="black", linewidth=1)
     left.set(xlabel="seeds", ylabel="wrong verdicts of one kind, %", xscale="log", yscale="log",
-             title="a claim exactly at its boundary (grey: the rule until now)")
+             title="a claim exactly at its boundary (grey: judged by the range)")
     left.set_xticks(SEEDS, [str(n) for n in SEEDS])
     left.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     left.set_xticks([], minor=True)

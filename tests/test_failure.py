@@ -75,6 +75,7 @@ SETTINGS = {
     "--method=nothing": "invalid choice",
     "--dtype=float8": "invalid choice",
     "--wramup_ratio=0.1": "unrecognized arguments: --wramup_ratio",
+    "--ran=3": "unrecognized arguments: --ran=3",
     "--device=banana": "--device banana: torch cannot use",
     "--device=meta": "--device meta: torch cannot use",
     "--device=cuda:99": "--device cuda:99: torch cannot use",
@@ -583,7 +584,7 @@ ADAPTERS = {
     "of another width": (
         {"hidden_size": 64}, leave_alone, "the adapter is for another base: "),
     "of a deeper base": (
-        {"num_hidden_layers": 1}, leave_alone, "this one has no layer model.layers.1."),
+        {"num_hidden_layers": 1}, leave_alone, "this one has no linear layer model.layers.1."),
     "truncated": ({}, cut("adapter_model.safetensors", 0.5), MISSING),
     "without weights": ({}, delete("adapter_model.safetensors"), MISSING),
     "without a config": ({}, delete("adapter_config.json"), "has no adapter_config.json"),

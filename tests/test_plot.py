@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import matplotlib.colors
+import matplotlib.figure
 import matplotlib.image
 import numpy as np
 import pytest
@@ -145,6 +146,19 @@ def test_a_file_in_the_way_of_the_figures_is_named(folder, tmp_path, capsys):
     (tmp_path / "README.md").write_text("here already")
     error = error_of(capsys, folder, "--out", tmp_path / "README.md")
     assert "README.md: a file is in the way of this folder; give another one" in error
+
+
+def test_a_figure_is_whole_or_what_it_was_before(tmp_path, monkeypatch):
+    """Here the disk is full after half of the file."""
+    def write_half(figure, path, **how):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+    old = tmp_path / "finding1.png"
+    old.write_text("old")
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", write_half)
+    with pytest.raises(OSError):
+        plot.save_figure(matplotlib.figure.Figure(), old)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_damaged_files_are_named(tmp_path, capsys):
