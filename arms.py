@@ -16,10 +16,9 @@ its own rates. A seed counts if it brackets its best: it was run at the next rat
 and both were worse. Otherwise a rate beyond the edge might be better, and nobody knows yet how good
 that arm can be with that seed.
 
-Few rates and many are treated alike, because the last NLL, the best rate and their errors come from
-the lowest point and its two neighbours alone. Three rates may only lose the beginning of a curve,
-where higher rates can lead. On nano they lose nothing: cut to three rates, the seeds 43 and 44 keep
-every curve of 40 steps as it was.
+It does not matter that some seeds have few rates: only the best rate and its two neighbours enter a
+comparison. Early in a curve a higher rate can lead, and three rates may miss that; on nano they did
+not.
 """
 import math
 import sys
@@ -138,7 +137,7 @@ class Arm:
     def rates_to_add(self) -> dict[float, list[int]]:
         """{rate: seeds}: what is missing where a seed does not bracket its best rate.
 
-        The same that sweep.py --bracket would run.
+        It is what sweep.py --bracket would run if all rates of the arm were one grid.
         """
         to_add, ladder = defaultdict(list), extend_grid(self.lrs)
         for s in np.flatnonzero(self.has_seed & ~self.counts):
@@ -475,11 +474,13 @@ def make_arm(runs: dict[tuple, list[dict]], seeds: list[int], ranks: set) -> Arm
     nll = np.full((len(seeds), len(lrs), len(some_run)), np.nan)
     for (seed, lr), rows in runs.items():
         nll[seeds.index(seed), lrs.index(lr)] = [row["test_nll"] for row in rows]
+    # the most of all runs, because one that diverged was stopped
+    tokens = np.max([[row["tokens"] for row in rows] for rows in runs.values()], axis=0)    # (T,)
     higher_ranks = sum(rank > (first["rank"] or 0) for rank in ranks)
     return Arm(method=first["method"], targets=first["targets"], rank=first["rank"],
                alpha=first["alpha"], batch=first["batch_eff"], trainable=first["trainable"],
                higher_ranks=higher_ranks, seeds=seeds, lrs=lrs,
-               tokens=np.array([row["tokens"] for row in some_run]), nll=nll)
+               tokens=tokens, nll=nll)
 
 
 def name_left_out(runs: list[list[dict]], selected: list[Sweeps]):

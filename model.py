@@ -384,9 +384,9 @@ class Cache:
     """Keys and values of all positions so far, so that a new token needs only its own.
 
     Each attention layer has two buffers (B, nk, size, hd), made once and filled from the left,
-    because torch.cat would copy all of it for each token. `used` columns are filled. Whoever runs
-    the model advances it after a pass through all layers, or not: then the next pass writes over
-    this one.
+    because torch.cat would copy all of it for each token. `used` columns are filled. The caller
+    advances it after each pass. A caller that does not can try several continuations of one prompt:
+    each overwrites the last (evaluate.label_nll).
     """
 
     def __init__(self, pad, padded: bool, size: int):

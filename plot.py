@@ -246,7 +246,7 @@ def draw_gaps(ax, sweep):
             continue
         style, mean = style_of(lora, label=None), values.mean()
         ax.plot([batch] * len(values), values, ".", color=style["color"], alpha=0.6)
-        if math.isfinite(verdict.low):
+        if math.isfinite(verdict.high - verdict.low):
             ax.vlines(batch, verdict.low + claim.below, verdict.high - claim.above, linewidth=7,
                       color=style["color"], alpha=0.4)
             ends = [[mean - verdict.low], [verdict.high - mean]]

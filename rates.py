@@ -31,51 +31,54 @@ def lora_rate_multiple(steps: float) -> int:
 
 
 class Best(NamedTuple):
-    """The best learning rate. Of one seed: six numbers. Of S seeds: six vectors, (S,) each."""
+    """The best learning rate. Of one seed: seven numbers. Of S seeds: seven vectors, (S,) each."""
     lr: float           # of the lowest NLL at the last step, the smaller of two; or nan
     nll: float
     edge: bool          # whether that is the first or the last rate of the grid
     vertex: float       # the rate at the minimum of a parabola; at an edge, lr
     error: float        # how far the best rate may be from it, in ln(rate); at an edge, nan
     dip: float          # how far the NLL of the best rate may lie below nll; at an edge, nan
+    step: float         # from the best rate to the next, in ln(rate): the larger; at an edge, nan
 
 
 def find_best_rate(lrs: list[float], nll) -> Best:
     """The best of one seed. nll: (R,) at the last step."""
+    nan = math.nan
     if len(lrs) == 0:                           # the seed is missing
-        return Best(math.nan, math.nan, False, math.nan, math.nan, math.nan)
+        return Best(nan, nan, False, nan, nan, nan, nan)
     i = int(np.argmin(nll))
-    if not math.isfinite(nll[i]):
-        all_diverged = math.isinf(nll[i])       # else nan: the seed is missing
-        return Best(math.nan, nll[i], all_diverged, math.nan, math.nan, math.nan)
+    if math.isinf(nll[i]):                      # all diverged
+        return Best(nan, math.inf, True, nan, nan, nan, nan)
     if i in (0, len(lrs) - 1):
-        return Best(lrs[i], nll[i], True, lrs[i], math.nan, math.nan)
+        return Best(lrs[i], nll[i], True, lrs[i], nan, nan, nan)
     lrs, nll = lrs[i - 1:i + 2], nll[i - 1:i + 2]
-    return Best(lrs[1], nll[1], False, parabola_minimum(lrs, nll)[0], *fit_errors(lrs, nll))
+    step = max(math.log(lrs[1] / lrs[0]), math.log(lrs[2] / lrs[1]))
+    vertex, _ = parabola_minimum(lrs, nll)
+    return Best(lrs[1], nll[1], False, vertex, *fit_errors(lrs, nll), step)
 
 
 def fit_errors(lrs, nll) -> tuple[float, float]:
     """-> (error, dip), see Best: what three rates leave open, whatever the number of seeds.
 
-    A U is no parabola. Nano's are described to within 0.003 nats by two exponentials,
+    A U is no parabola. Nano's look like two exponentials,
 
         NLL = m + w ((exp(p x) - 1) / p + (exp(-q x) - 1) / q)          x = ln(rate / best rate)
 
-    with p = 1.4, q = 0.8 for full fine-tuning and p = 2.4, q = 0.9 for r = 64. It leans: to the
-    right of the best rate it is steeper. Its third derivative there is p - q times its second, and
-    p - q is 0 to 2 (LEAN). A parabola does not lean. With steps of h = ln(factor), the differences
-    that stand for its slope are off by h^2 / 6 times the third derivative, so its minimum lies
+    A U leans if p > q: to the right of the best rate it is steeper. Its third derivative there is
+    p - q times its second. p - q is taken to be 0 to 2 (LEAN). Nano's grids have four rates near
+    the best one, too few to measure it: for r = 64, anything from 1 to 3 fits to 0.003 nats.
 
-        (p - q) h^2 / 6, at most error = h^2 / 3
+    A parabola through three rates, steps of h = ln(factor) apart, mistakes this lean for a slope.
+    Its minimum lies (p - q) h^2 / 6 too far to the left. With p - q = 2 that is h^2 / 3: 0.16 for
+    rates a factor of two apart, 0.40 for a factor of three. Two arms that lean alike are off alike,
+    so the ratio of their best rates is off by at most one such error, not by two.
 
-    to the left: 0.16 for rates a factor of two apart, 0.40 for a factor of three. All arms err to
-    that side, so for the ratio of two best rates the error is not twice that.
+    How low can the true minimum be? Draw two curves through the three points, one without lean (the
+    parabola) and one with the most: the cubic that is the parabola with curvature c plus
+    LEAN c / 3 (x - x0) (x - x1) (x - x2). `dip` is how far the lower of the two goes below the
+    lowest point.
 
-    The true minimum is no higher than the lowest NLL measured. It is no lower than the lowest of
-    two curves through the three points: the parabola, and the cubic that leans by LEAN, which is
-    the parabola with curvature c plus LEAN c / 3 (x - x0) (x - x1) (x - x2).
-
-    Where a neighbour diverged, the best rate can be anywhere up to half a step towards it. A
+    Where a neighbour diverged, the best rate is taken to be within half a step towards it. A
     parabola whose minimum lies there dips by an eighth of what the NLL rises on the other side.
     """
     x0, x1, x2 = np.log(lrs)

@@ -354,10 +354,11 @@ def note_failure(e, failed: Path) -> str:
 # ----- many runs ----------------------------------------------------------------------------------
 
 class Board:
-    """Which runs are needed, finished, failed and at work: what each free process is told from.
+    """What a process knows of the sweep: which runs are needed, finished, failed or under way.
 
-    Nothing of it is kept. It follows from the plan and the files in `out`, which other processes
-    and machines may be writing, too.
+    It is worked out again and again from the plan and the files in `out`, which other processes and
+    machines may be writing, too. Only failures and refused claims are remembered, and only until
+    the process ends.
     """
 
     def __init__(self, plan, out: Path, rank=0, world=1):
@@ -379,7 +380,7 @@ class Board:
             for name in self.runs:
                 path = self.out / f"{name}.csv"
                 if name not in self.finals and path.exists():
-                    rows = read_rows(path)
+                    rows = read_whole_run(path, self.runs[name].max_steps)
                     self.finals[name] = math.inf if diverged(rows) else rows[-1]["test_nll"]
 
     @property
@@ -394,7 +395,6 @@ class Board:
         return [name for name in ordered if name not in self.finals and name not in self.at_work]
 
     def next_run(self) -> Config | None:
-        self.look()
         if not self.waiting:
             return None
         name = min(self.waiting, key=self.refusals.__getitem__)     # of equal ones the first
@@ -412,9 +412,19 @@ class Board:
         self.look()
 
     def count_samples(self, finished: bool) -> int:
-        """What the finished runs did cost or the others will, in samples to train on."""
+        """Samples trained on by the finished runs, or still to be by the others."""
         return sum(config.max_steps * config.batch_eff
                    for name, config in self.runs.items() if (name in self.finals) == finished)
+
+
+def read_whole_run(path: Path, max_steps: int) -> list[dict]:
+    """The rows of a run of this sweep. Raises UserError if some are missing or damaged."""
+    rows = read_rows(path)
+    steps = [row.get("step") for row in rows]
+    if steps[:1] != [0] or steps[-1:] != [max_steps] or "" in [row["test_nll"] for row in rows]:
+        raise UserError(f"{path} is damaged (its rows are not those of a run from step 0 to "
+                        f"{max_steps}); delete it, and the sweep makes the run again")
+    return rows
 
 
 def prepare_process(first_gpu: int, threads: int, device: str, number: int):
@@ -427,14 +437,15 @@ def prepare_process(first_gpu: int, threads: int, device: str, number: int):
 
 
 def make_missing_runs(board: Board, data, jobs: int, may_grow=False):
-    """Make what is missing of the planned runs, and wait for what others are making.
+    """Make the planned runs that are missing, and wait for those that others are making.
 
     Failures of earlier sweeps are tried again, by the rank in whose share they are. may_grow:
     whether results can call for more runs.
     """
     make_folder(board.out)
-    for name in board.own:
-        (board.out / f"{name}.failed").unlink(missing_ok=True)
+    for failed in board.out.glob("*.failed"):       # also of runs that results may call for later
+        if failed.stem in board.own or failed.stem not in board.runs:
+            failed.unlink(missing_ok=True)
     if not board.waiting:
         return
 
@@ -485,7 +496,7 @@ def list_runs(board: Board, jobs: int):
     The finished ones tell how many seconds a sample takes.
     """
     for name, config in board.runs.items():
-        print(f"{name}  {'there' if name in board.finals else 'to do'}  {describe_run(config)}")
+        print(f"{name}  {'done ' if name in board.finals else 'to do'}  {describe_run(config)}")
     about = "? (nothing to go by yet)"
     lasts = [read_rows(board.out / f"{name}.csv")[-1]
              for name, nll in board.finals.items() if math.isfinite(nll)]   # others were cut short

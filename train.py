@@ -229,7 +229,7 @@ def answer_question(run: Run, messages: list[dict]) -> str:
     """The model's own answer, greedily. messages: a test sample, answer included."""
     prompt = run.data.tokenizer.encode(dataset.prompt_of(messages[:-1], run.data.tokenizer))
     # --compile is for the steps. Each length of the cache would be compiled again, and after eight
-    # times torch gives a layer up, also for training.
+    # times torch stops compiling that layer, also for training.
     with run.autocast(), torch.compiler.set_stance("force_eager"):
         return generate_answers(run.model, run.data.tokenizer, [prompt], 160)[0].text
 

@@ -76,12 +76,12 @@ def check_ranges(settings):
 
 def check_range(name: str, value, at_least=None, above=None, at_most=math.inf):
     """Raise UserError that says what `value` must be. nan lies in no range, and inf is too much."""
-    above_low = value >= at_least if above is None else value > above
+    high_enough = value >= at_least if above is None else value > above
     highest = min(at_most, 2 ** 63 - 1)             # what torch and a file can hold
-    if above_low and value <= highest:
+    if high_enough and value <= highest:
         return
     must = f"at least {at_least}" if above is None else f"above {above}"
-    if at_most < math.inf or above_low:
+    if at_most < math.inf or high_enough:
         must += f" and at most {highest}"
     raise UserError(f"{name} {value}: it must be {must}")
 

@@ -83,9 +83,9 @@ def do_jobs(next_job: Callable, work: Callable, processes: int, prepare: Callabl
             ) -> Iterator[tuple]:
     """Yield (job, work(job)) for each job, in the order in which they are finished.
 
-    next_job() says which job is next whenever a process is free, or None if there is none now. It
-    is asked again after each answer, because an answer may call for new jobs, and the end is
-    reached when there is none and nobody is at work.
+    next_job() returns a job, or None if there is none at the moment. It is called for each idle
+    process, and again after each answer, because an answer may bring new jobs. All is done when it
+    returns None and no process is working.
 
     One process means this one, and `prepare` is not called. Several are started; each calls
     prepare(its number: 0, 1 ...) once, before its first job. Whatever work(job) raises is raised

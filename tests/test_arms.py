@@ -284,3 +284,12 @@ def test_the_gain_is_that_of_full_fine_tuning_even_if_lora_gains_more():
     assert sweep_of(*make_grid(R1, (1e-4,), 1e-4, 1.5)).full_gain() == 1.5
     better = sweep_of(*full, *make_grid(R1, (1e-4,), 1e-4, 0.5))
     assert better.full_gain() == 2.0
+
+
+def test_tokens_are_those_of_a_run_that_was_not_stopped():
+    """A run that diverged repeats its last count. By its name it comes first."""
+    stopped = run_rows(FULL, 1.0, [3.0, 9.0, math.nan, math.nan], run="a")
+    sound = run_rows(FULL, 1e-5, [3.0, 2.0, 1.5, 1.0], run="b")
+    for i, (one, other) in enumerate(zip(stopped, sound)):
+        one["tokens"], other["tokens"] = 100 * min(i, 1), 100 * i
+    assert find_arm(sweep_of(stopped, sound), FULL).tokens.tolist() == [0, 100, 200, 300]

@@ -67,6 +67,13 @@ def planned(settings, common):
     return sweep.plan_runs(sweep.list_arms(settings.grid, common), settings, {})
 
 
+def write_run(out, config, **changes):
+    """The file of a run that somebody made: its first and its last row."""
+    row = dict.fromkeys(COLUMNS, 1.0) | {"run": config.run}
+    write_rows(out / f"{config.run}.csv",
+               [row | {"step": 0}, row | {"step": config.max_steps} | changes])
+
+
 def make_missing(runs, data, jobs, out, **share):
     """make_missing_runs for these runs -> {name: what went wrong}."""
     board = sweep.Board(lambda finals: runs, out, **share)
@@ -560,7 +567,7 @@ def test_each_run_is_in_a_share_when_a_rank_begins_late(runs_and_data, tmp_path,
         (tmp_path / f"{run}.failed").write_text("of yesterday")
     monkeypatch.setattr(sweep, "attempt_run", lambda config, **_: "no")
     make_missing(runs, data, 1, tmp_path, rank=0, world=2)
-    write_rows(tmp_path / f"{list(runs)[0]}.csv", [dict.fromkeys(COLUMNS, 1.0)])
+    write_run(tmp_path, runs[list(runs)[0]])
     make_missing(runs, data, 1, tmp_path, rank=1, world=2)
     assert not list(tmp_path.glob("*.failed"))
 
@@ -571,7 +578,7 @@ def test_no_more_processes_than_runs_are_missing(
     """Four are asked for, and there are 16 threads: the last run gets them all."""
     runs, data = runs_and_data
     for name in list(runs)[missing:]:
-        write_rows(tmp_path / f"{name}.csv", [dict.fromkeys(COLUMNS, 1.0)])
+        write_run(tmp_path, runs[name])
     seen = []
 
     def note_processes(jobs, work, processes, prepare):
@@ -771,6 +778,36 @@ def test_processes_that_share_a_folder_plan_alike(argv, tmp_path, fake, launch):
     assert [result[0] for result in results] == [0] * len(processes), results
     assert rates_by_arm(tmp_path / "out") == expected_rates([42, 43, 44])
     assert len(begun(tmp_path)) == len(set(begun(tmp_path))) == 31
+
+
+@pytest.mark.parametrize("content", [
+    "", ",".join(COLUMNS) + "\n", "a,b\n1,2\n", {"step": 3}, {"test_nll": ""}, {"lr": "x"}])
+def test_a_damaged_file_is_named(runs_and_data, tmp_path, content):
+    """Empty, a header alone, other columns, cut off, a hole, a word for a number."""
+    runs, _ = runs_and_data
+    config = next(iter(runs.values()))
+    path = tmp_path / f"{config.run}.csv"
+    if isinstance(content, str):
+        path.write_text(content)
+    else:
+        write_run(tmp_path, config, **content)
+    with pytest.raises(UserError, match=f"{path} is damaged"):
+        sweep.Board(lambda finals: runs, tmp_path)
+
+
+def test_a_failure_of_a_run_that_is_planned_later_is_tried_again(argv, tmp_path, fake):
+    """3.33e-4 is not in the plan before the grid is done."""
+    out = tmp_path / "out"
+    out.mkdir()
+    assert ends(start(fake, *argv(out, "--bracket", "--jobs=1")))[0] == 0
+    later, = (path for path in out.glob("*.csv") if read_rows(path)[-1]["lr"] == 3.33e-4)
+    later.unlink()
+    for path in out.glob("*.csv"):
+        path.unlink()
+    later.with_suffix(".failed").write_text("of yesterday")
+    code, _, error = ends(start(fake, *argv(out, "--bracket", "--jobs=1")))
+    assert code == 0, error
+    assert rates_by_arm(out) == expected_rates([42])
 
 
 def test_near_best_needs_further_seeds(tiny_grid, argv, tmp_path, capsys):

@@ -62,7 +62,7 @@ def test_the_interval_and_what_it_is_made_of():
     verdict = judge_claim(claim)
     assert (verdict.low, verdict.high) == pytest.approx((-0.1859, 3.9359), abs=1e-4)
     assert verdict.word == "undecided"
-    assert verdict.why == "4 seeds in all would decide, if mean and deviation stay"
+    assert verdict.why == "about 4 seeds would decide, if mean and deviation stay as they are"
 
 
 def test_ratios_are_judged_by_their_logarithm():
@@ -77,7 +77,7 @@ def test_ratios_are_judged_by_their_logarithm():
     ([0.1], 0, "one seed shows no noise; run two or more"),
     ([], 0, "there is no number for it"),
     # 2 -+ 2.92 * 2 / sqrt(3), and with 5 seeds 2 -+ 2.13 * 2 / sqrt(5) = 0.09
-    ([0, 2, 4], 0, "5 seeds in all would decide, if mean and deviation stay"),
+    ([0, 2, 4], 0, "about 5 seeds would decide, if mean and deviation stay as they are"),
     ([0, 2, 4], 2.5, "more seeds cannot decide; rates closer together could"),
     ([-1, 0.1, 1.2], 0, "more than 50 seeds would be needed; rates closer together could")])
 def test_an_undecided_claim_says_what_would_decide(values, below, why):
@@ -92,7 +92,7 @@ def test_fewer_than_three_seeds_are_judged_by_known_noise():
     assert verdict.word == "supported" and verdict.low == pytest.approx(0.0155, abs=1e-4)
     assert verdict.why == "noise from results/: 0.02, 20 degrees of freedom"
     why = judge_claim(claim._replace(values=[0.03])).why
-    assert why.endswith("2 seeds in all would decide, if mean and deviation stay")
+    assert why.endswith("about 2 seeds would decide, if mean and deviation stay as they are")
     # their own deviation of 0.0141 with t = 6.31 would not do
     assert judge_claim(claim._replace(values=[0.02, 0.04])).word == "supported"
     assert judge_claim(claim._replace(values=[0.02, 0.04], known=None)).word == "undecided"
@@ -151,17 +151,15 @@ def test_the_rule_is_wrong_in_five_percent_of_cases(n_seeds):
 
 
 @pytest.mark.parametrize("n_seeds", [1, 2, 3, 10])
-@pytest.mark.parametrize("case", ["gap, near_best", "gap, worst pair", "ratio, worst pair"])
+@pytest.mark.parametrize("case", ["gap, near_best", "gap, half a step off",
+                                  "ratio, rates 1.5 apart", "ratio, unlike U's"])
 def test_from_rows_to_verdicts_at_most_five_percent_are_wrong(case, n_seeds):
     """With a grid of rates, U's and noise like nano's, and claims exactly at the boundary.
 
-    400 cases, whose own error is 1 %. The rule until now fails, by a third of its verdicts.
+    400 cases, whose own error is 1 %.
     """
     which, how = rule.CASES[case]
     assert rule.verdict_rates(n_seeds, **how, trials=400)[which] <= 0.05
-    if n_seeds == 2:
-        by_range = rule.verdict_rates(n_seeds, **how, rule=rule.judge_by_range, trials=400)[which]
-        assert by_range > 0.09
 
 
 def test_what_is_simulated_is_like_what_was_measured():
@@ -226,9 +224,10 @@ def test_claim_on_the_ratio_of_rates(best, last, word):
     assert ("bracket" in why) == (best == 8e-4)
 
 
-@pytest.mark.parametrize(("small_gap", "large_gap", "word"), [
-    (0.0, 0.1, "supported"), (0.1, 0.0, "contradicted"), (0.05, 0.0505, "undecided")])
-def test_claim_on_batch_size(small_gap, large_gap, word):
+@pytest.mark.parametrize(("small_gap", "large_gap", "word", "word_of_samples"), [
+    (0.0, 0.1, "supported", "supported"), (0.1, 0.0, "contradicted", "undecided"),
+    (0.05, 0.0505, "undecided", "supported")])
+def test_claim_on_batch_size(small_gap, large_gap, word, word_of_samples):
     """After equal steps and after equal samples, and of two ranks the higher counts."""
     runs = []
     for batch, gap in ((8, small_gap), (16, 0.0), (32, large_gap)):
@@ -241,7 +240,7 @@ def test_claim_on_batch_size(small_gap, large_gap, word):
     assert judged["r = 64 above full at batch 32, less that at 8, after 30 steps"][0] == word
     # batch 8 has seen 240 samples at most, batch 32 has seen 320 at its first evaluation
     judged = judge_claim(*verdicts.claim_batch_sizes(sweeps_of(*runs).equal_samples, {}))
-    assert judged.word == "supported" if small_gap == 0 else "undecided"
+    assert judged.word == word_of_samples
     pairs = sweep_of(*runs).pairs_by_batch()
     assert list(pairs) == [8, 16, 32]
     lora, full = pairs[16]
@@ -434,3 +433,25 @@ def test_the_tables_in_results_are_what_their_rows_give(name, n_rows):
     assert len(rows) == n_rows
     for cells in rows:
         assert any(set(cells) <= set(other) for other in computed), cells
+
+
+def test_an_end_that_the_grid_leaves_open_can_still_be_inside():
+    """Both neighbours of full's best diverged, so nobody knows how far above it r = 1 really is."""
+    assert verdicts.compare(0.1, math.inf, 0.02, math.inf) == "supported"
+    assert verdicts.compare(0.1, math.inf, -math.inf, 0.02) == "contradicted"
+    assert verdicts.compare(-math.inf, 0.01, -math.inf, 0.02) == "supported"
+    assert verdicts.compare(-math.inf, 0.1, 0.0, 0.02) == "undecided"
+
+
+def test_what_the_grid_leaves_open_is_of_the_seeds_that_are_compared():
+    """The third seed of r = 64 is at an edge, so full's dip in that seed says nothing."""
+    runs = make_grid(FULL, FULL_LR, 2e-5, 1.0, SEEDS[:2])
+    runs += make_grid(FULL, FULL_LR, 1.4e-5, 1.0, SEEDS[2:])        # halfway: a larger dip
+    runs += make_grid(R64, LORA_LR, 2e-4, 1.0, SEEDS[:2])
+    runs += make_grid(R64, LORA_LR, 1.0, 1.0, SEEDS[2:])
+    sweep = sweep_of(*runs)
+    lora, full = find_arm(sweep, R64), find_arm(sweep, FULL)
+    assert lora.counts.tolist() == [True, True, False] and full.counts.all()
+    claim = verdicts.claim_gap("", lora, full, {})
+    assert full.best.dip[2] > 2 * full.best.dip[0]
+    assert claim.above == pytest.approx(full.best.dip[:2].mean())
