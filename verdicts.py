@@ -1,13 +1,14 @@
 """What the sweeps say: claims -> intervals -> verdicts -> a Markdown table.
 
-Plain Python and numpy. arms.py reads the rows and says what an arm, a sweep and a best rate are.
+Plain Python and numpy. arms.py reads the rows and says what arms and sweeps are, rates.py what a
+best rate is.
 
     gap            lowest test NLL of one arm at the end minus that of another, taken within a seed.
                    With the same seed both arms saw the same samples in the same order, so a lucky
                    order cancels. On nano, r = 64 ends at 0.6052, 0.6270 and 0.6457 in three seeds,
                    and at -0.0012, 0.0050 and 0.0013 above full fine-tuning.
-    gain           what full fine-tuning wins over the base, in nats, in its best seed. Some gaps
-                   are judged as shares of it, so of the most that could be had
+    gain           by how much full fine-tuning lowers the base's NLL, in its best seed. Some gaps
+                   are judged as a share of it
 
 How a claim is judged. It says that a quantity lies in an interval: "at most 2% of the gain behind".
 S seeds measure it with mean d and standard deviation s. By the rule the quantity then lies between
@@ -16,7 +17,7 @@ S seeds measure it with mean d and standard deviation s. By the rule the quantit
 
     supported      all of this lies inside the claim's interval
     contradicted   all of it lies outside
-    undecided      everything else. The table then says how many seeds, or which rates, would decide
+    undecided      everything else. The table then says how many seeds, or which rates, could decide
 
 t s / sqrt(S) is what the seeds leave open. t is the 95 % point of Student's t with S - 1 degrees of
 freedom: 2.92 for three seeds, so that they leave 1.69 s open to either side. Each end is wrong for
@@ -25,12 +26,13 @@ claims exactly at their boundary, one is called supported by chance.) If differe
 normal, t is exact for two seeds and more, which no rule of thumb is: the mean of two values exceeds
 their distance by luck in 30 % of cases, half of them to either side.
 
-Fewer than three seeds say little or nothing of s: with two, t is 6.31. Then s is what other seeds
-have shown: those under results/ for the same model and data, with their degrees of freedom
-(known_noise). "Noise from results/" in the table says so.
+Two seeds tell little about s (t is 6.31), and one nothing. Then s is what other seeds have shown:
+those under results/ for the same model and data, with their degrees of freedom (known_noise).
+"Noise from results/" in the table says so.
 
-`below` and `above` are what no number of seeds shows, because all have the same grid of rates: how
-far the best rate may lie from the three rates around it (rates.fit_errors).
+More seeds do not help against a coarse grid, because all seeds have the same one. `below` and
+`above` are what it leaves open (rates.fit_errors): how much lower or higher the quantity may be
+than what was measured.
 
     a gap                   each arm's true minimum lies at most its dip below its lowest measured
                             NLL. So the gap can be smaller by the first arm's dip, and larger by
@@ -43,14 +45,16 @@ These are the means over seeds. Worked: the gaps above have d = 0.0017 and s = 0
 t s / sqrt(3) = 0.0052. The dips are 0.0149 of r = 64 and 0.0319 of full fine-tuning. So the gap is
 -0.0185 to 0.0388. Two percent of the gain are 0.0473: *supported*.
 
-results/rule.md has the rule's errors, by simulation, and the number of seeds that it needs. What is
-convention: 5 %; that 2 % of the gain is what one would hardly notice in use, 0.05 nats of nano's
-2.4; and a factor of two for "about", the step from rate to rate in the tutorial's grids.
+results/rule.md has the rule's errors, by simulation, and the number of seeds that it needs. They
+hold if the number of seeds was fixed beforehand. Whoever looks after each new seed and stops at a
+verdict errs two to three times as often. What is convention: 5 %; that 2 % of the gain is what one
+would hardly notice in use, 0.05 nats of nano's 2.4; and a factor of two for "about", the step from
+rate to rate in the tutorial's grids.
 
 The lowest NLL that was measured is compared, not the parabola's minimum. With rates a factor of
-three apart the parabola's is farther off, because the U is steep on one side: one seed's gap by
-0.023 nats instead of 0.018. With a factor of two both are off by 0.015. Either is chosen by the
-test NLL that is then compared, which flatters every arm by 0.001 nats or less.
+three apart the parabola's is farther off, because the U is steep on one side: in the simulation one
+seed's gap by 0.023 nats instead of 0.018. With a factor of two both are off by 0.015. Either is
+chosen by the test NLL that is then compared, which flatters every arm by 0.001 nats or less.
 
 The claims are those of "LoRA Without Regret" (Schulman et al., 2025); see "the claims" below.
 """
@@ -105,10 +109,10 @@ def student_t(df: int) -> float:
 def pool_noise(sweeps: list[Sweep], quantity) -> Noise | None:
     """The noise of one arm's quantity(arm), (S,), after what all arms of a seed have in common.
 
-    Y[a, s] is arm a in seed s. Without the means of its row and its column, R[a, s] remains, with
-    (A - 1) (S - 1) degrees of freedom. The variance of a difference between two arms is twice that
-    of R: the mean of s^2 over all pairs of arms. Arms of several batches or sweeps have no seed
-    effect in common, so each is a table of its own.
+    What is left of the (A, S) numbers after taking away the mean of each arm and of each seed. A
+    lucky seed helps all arms alike and cancels in a gap, so it must not count as noise. With A arms
+    and S seeds (A - 1) (S - 1) numbers are left free. A gap has twice this variance. Arms of
+    several batches or sweeps have no luck in common, so each is a table of its own.
     """
     squares, df = 0.0, 0
     for sweep in sweeps:
