@@ -10,7 +10,7 @@ from conftest import REPO
 # From the ground up. A room imports from floors below its own.
 FLOORS = [
     {"plumbing", "metrics"},
-    {"settings", "rates", "verdicts", "quant", "lora", "optim"},
+    {"settings", "rates", "verdicts", "quant", "lora", "optim", "subspaces"},
     {"model", "tokenizer", "dataset"},
     {"engine"},
     {"train"},
