@@ -227,6 +227,7 @@ def relate_to_weight(W, U, S, Vh) -> dict:
     """The columns that need no SVD of W. U (out, r) and Vh (r, in) may be fewer than S."""
     r, held = len(Vh), share_held(S)
     through = norm_through(W, U, Vh)
+    # of a full dW, ||dW|| of the same r directions is amplified, so S[:r]
     columns = {"W": W.norm(), "dW": S.norm(), "dW/W": S.norm() / W.norm(), "UWV_dW": through,
                "UWV_random": norm_through(W, *random_directions(*W.shape, r)),
                "amplification": S[:r].norm() / through, "effective_rank": effective_rank(S),
@@ -350,9 +351,9 @@ def range_of(numbers) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-COLUMNS = {"dW/W": "||dW||/||W||", "effective_rank": "effective rank", "held_by_8": "in the top 8",
-           "B/A": "||B||/||A||", "UWV_dW": "||U^T W V||", "UWV_random": "random U, V",
-           "amplification": "amplification"}
+COLUMNS = {"dW/W": "||dW||/||W||", "effective_rank": "effective rank",
+           "held_by_8": "share of top 8", "B/A": "||B||/||A||", "UWV_dW": "||U^T W V||",
+           "UWV_random": "random U, V", "amplification": "amplification"}
 
 
 def print_changes(rows: list[dict]):
