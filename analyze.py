@@ -476,7 +476,7 @@ def weight_figure(label: str, rows: list[dict]):
     for kind, of_kind in group_by("kind", rows).items():
         draw_depths(axes["a"], of_kind, "amplification", kind, KINDS.get(kind),
                     "o-" if kind in TARGETS["attention"] else "s--")
-    shares = [row | {key: row[key] / row["W"] for key in THROUGH} for row in rows]
+    shares = [row | {key: row[key] / (row["W"] or math.nan) for key in THROUGH} for row in rows]
     for key, (color, name) in THROUGH.items():
         draw_depths(axes["b"], shares, key, f"U, V: {name}", color)
     axes["a"].set(title="amplification", ylabel="||dW|| / ||U^T W V||")
