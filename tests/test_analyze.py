@@ -296,8 +296,18 @@ def test_phi_needs_no_base(tasks, tmp_path, monkeypatch, capsys):
         edit_json(tasks[name] / "adapter_config.json", base_model_name_or_path="owner/base")
     out = tmp_path / "out"
     said = run(capsys, tasks["sums"], tasks["tones"], "--out", out)
+    assert said.count("base        unknown: owner/base is not on this machine; --model") == 2
     assert "dW is not set next to W: " in said and "phi of sums and tones" in said
     assert [path.name for path in out.iterdir()] == ["phi_sums_tones.png"]
+
+
+def test_what_is_fetched(folder, tasks, tmp_path, unrendered, monkeypatch, capsys):
+    """Of the hub repository that --model names: config.json, and with --out the weights."""
+    asked = []
+    monkeypatch.setattr(analyze, "resolve", lambda *args: asked.append(args) or folder)
+    run(capsys, tasks["names"], "--model", "owner/base")
+    run(capsys, tasks["names"], "--model", "owner/base", "--out", tmp_path / "out")
+    assert asked == [("owner/base", ["config.json"]), ("owner/base",)]
 
 
 def test_an_adapter_that_was_not_trained(folder, tmp_path, capsys):
