@@ -370,7 +370,7 @@ def images(figure):
             for ax in figure.axes if ax.images}
 
 
-def test_what_the_figures_show(tasks, drawn):
+def test_what_the_figures_show(folder, tasks, drawn):
     rows, figures = drawn
     assert all(len(caption(figure).split("Against it: ")) == 2 for figure in figures.values())
     assert all(caption(figure).startswith("Look for: ") for figure in figures.values())
@@ -399,6 +399,17 @@ def test_what_the_figures_show(tasks, drawn):
     expected = [np.mean([float(row["UWV_dW"]) / float(row["W"]) for row in sums
                          if row["depth"] == depth]) for depth in "01"]
     assert list(means["U, V: dW's"]) == pytest.approx(expected)
+
+    # figure 8: W's top tenth, 4 of 32 directions, against dW's 4
+    f = read_adapter(tasks["sums"])[q["layer"]]
+    U, _, Vt = np.linalg.svd(f.B.numpy() @ f.A.numpy())
+    U_W, _, Vt_W = np.linalg.svd(weights_of(folder)[q["layer"] + ".weight"])
+    panels = images(figures["weight_sums.png"])
+    for title, V, V_W in (("phi: inputs of W (i) and of dW (j)", Vt.T, Vt_W.T),
+                          ("their outputs (q_proj of layer 1)", U, U_W)):
+        expected = [[np.linalg.norm(V_W[:, :i].T @ V[:, :j]) ** 2 / min(i, j)
+                     for j in range(1, 5)] for i in range(1, 5)]
+        np.testing.assert_allclose(panels[title], expected, atol=1e-5)
 
     change = images(figures["change_tones.png"])
     expected = [[float(row["dW/W"]) for row in rows
