@@ -1,49 +1,314 @@
-"""What an adapter is: its rank, its targets, its size next to its base, and how far it moves W.
+"""What an adapter is, and what it learned: from its files alone, nothing is trained.
 
-    python analyze.py out/3f087d1874
+    python analyze.py out/3f087d1874                        # rank, size, what dW does to W
+    python analyze.py r8 r64 r64_seed43 --out inside        # and phi of each two, figures, a table
+    python analyze.py r8 --tuned full --out inside          # and full fine-tuning's dW
+
+subspaces.py has the mathematics, and says what to beware of. Under each figure stand what to look
+for, the paper's number and ours, and what would speak against it:
+
+    phi_ONE_TWO.png         what two adapters share             Hu et al., 7.2, figures 3 and 4
+    weight_ONE.png          what dW does to W, by depth         7.3, table 7, figure 8
+    change_ONE.png          where dW is large, how low its      2410.21228 for the intruders
+                            rank is, intruders, by depth
+    spectrum_TUNED.png      how much of full fine-tuning's dW
+                            its top r directions hold
+
+and in layers.csv a row for each adapter and layer. Most of the time goes into one SVD per W and one
+per W + dW: 0.8 s for a layer 896 -> 4864 on one core, so some minutes for Qwen2.5-0.5B.
+
+A tuned checkpoint in bfloat16 is rounded, each weight by up to 2^-9 of itself. dW contains that
+noise: its rank is full and its norm about 0.0017 ||W||. train.py writes float32 and adds none.
 """
+import csv
 import math
 import os
+import re
+import statistics
+import textwrap
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
 
 from engine import base_of
-from lora import Factors, check_fit, last_name, read_adapter
+from lora import TARGETS, Factors, check_fit, find_targets, last_name, read_adapter
 from model import ModelConfig, Transformer
+from plumbing import checkpoint
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.errors import UserError, errors_in_one_line
-from plumbing.files import cached_folder, resolve
+from plumbing.files import cached_folder, make_folder, replacing, resolve
+from quant import NF4Tensor
+from subspaces import (TOP, count_intruders, effective_rank, norm_through, overlap, phi,
+                       random_directions, random_phi, random_spectrum, share_held, svd_of_product)
+
+SHOWN = ("q_proj", "v_proj")    # the kinds that Hu et al. draw; of a layer in the middle
+FIELDS = ("source", "layer", "depth", "kind", "rank", "W", "dW", "dW/W", "UWV_dW", "UWV_W",
+          "UWV_random", "amplification", "effective_rank", "held_by_1", "held_by_8", "B/A",
+          "intruders")          # of layers.csv. W, dW: norms; UWV: ||U^T W V||
 
 
 @dataclass
 class Settings:
-    adapter: str = flag(None, "folder of the adapter", positional=True)
+    adapters: list[str] = flag(
+        None, "folders of adapters; each two of them are compared", positional=True, nargs="*",
+        type=str, metavar="adapter")
     model: str = flag(
         None, "the base, where the adapter does not say it; a hub repository's config.json is "
-        "fetched")
+        "fetched, and with --out or --tuned its weights")
+    tuned: str = flag(None, "a checkpoint of full fine-tuning of the same base")
+    out: str = flag(None, "folder for the figures and layers.csv")
 
 
-def print_adapter(settings: Settings):
-    """Print what the adapter is. The network is used only if --model names a hub repository."""
-    adapter = read_adapter(settings.adapter)
+def analyze(settings: Settings):
+    """Print what each adapter is, what it does to W, and what each two share; --out: draw it."""
+    paths = [*settings.adapters, *([settings.tuned] if settings.tuned else [])]
+    if not paths:
+        raise UserError("the following arguments are required: adapter, or --tuned and --model")
+    labels = short_names(paths)
+    adapters = {labels[path]: read_adapter(path) for path in settings.adapters}
+
+    # ----- what each adapter is -----
+    bases = []
+    for path in settings.adapters:
+        if bases:
+            print()
+        bases.append(print_adapter(path, adapters[labels[path]], settings))
+        refuse_infinite(path, adapters[labels[path]])
+    if settings.out:
+        make_folder(settings.out)       # now: what follows may take minutes
+
+    # ----- each dW next to its W -----
+    rows = []
+    try:
+        base = common_base(bases, settings)
+        sources = adapters | tuned_source(settings.tuned, labels, base)
+        rows = measure_layers(sources, base, with_svd=bool(settings.out))
+    except UserError as e:
+        if settings.tuned or settings.out and (settings.model or len(adapters) < 2):
+            raise
+        print(f"\ndW is not set next to W: {e}")       # phi needs no W
+    print_changes(rows)
+
+    # ----- each two adapters -----
+    overlaps = {}
+    for one, two in combinations(adapters, 2):
+        overlaps[one, two] = measure_overlaps(adapters[one], adapters[two])
+        print_overlaps(one, two, overlaps[one, two])
+
+    # ----- drawn -----
+    if settings.out:
+        figures = make_figures(rows, overlaps, labels.get(settings.tuned))
+        if not figures:
+            raise UserError("there is nothing to draw: every dW is zero, nothing was trained")
+        save_results(rows, figures, Path(settings.out))
+
+
+def short_names(paths: list[str]) -> dict[str, str]:
+    """{path: its last part}, or the whole path with _ for / where the last parts are alike."""
+    names = {path: Path(path).resolve().name for path in paths}
+    if len(set(names.values())) < len(names):
+        names = {path: re.sub(r"[^\w.-]+", "_", path) for path in paths}
+    return names
+
+
+def refuse_infinite(path: str, adapter: dict):
+    for name, f in adapter.items():
+        if not (f.A.isfinite().all() and f.B.isfinite().all()):
+            raise UserError(f"{path}: {name} holds a number that is infinite or not a number; did "
+                            "its run diverge?")
+
+
+# ----- the base -----------------------------------------------------------------------------------
+
+class Base(NamedTuple):
+    name: str
+    folder: Path
+    model: Transformer          # without storage: names and shapes
+    bytes: int                  # of its weights on disk; 0 if they are not on this machine
+
+    def size(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def look_up_base(base_name: str, settings: Settings) -> Base:
+    """The base called `base_name`. The network is used only if --model names a hub repository.
+
+    Raises UserError if its config.json is not on this machine.
+    """
+    if settings.model and (settings.out or settings.tuned):
+        folder = resolve(base_name)
+    elif settings.model or base_name == "nano" or os.path.isdir(base_name):
+        folder = resolve(base_name, ["config.json"])
+    else:
+        folder = cached_folder(base_name)
+    model = Transformer.empty(ModelConfig.from_pretrained(folder, quantized=True))
+    base_bytes = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    return Base(base_name, folder, model, base_bytes)
+
+
+def common_base(bases: list[Base | None], settings: Settings) -> Base:
+    """The one base of all adapters, or what --model says if there are none."""
+    if not bases and settings.model:
+        return look_up_base(settings.model, settings)
+    if not bases or None in bases or len({base.name for base in bases}) > 1:
+        raise UserError("the base is unknown, or the adapters have different ones; give --model")
+    return bases[0]
+
+
+def tuned_source(tuned: str | None, labels: dict, base: Base) -> dict:
+    """--tuned as a source of `measure_layers`: each linear layer of it is a change."""
+    if not tuned:
+        return {}
+    return {labels[tuned]: dict.fromkeys(find_targets(base.model, "all-linear"), resolve(tuned))}
+
+
+def read_layer(folder: Path, name: str, shape) -> torch.Tensor:
+    """W (out, in) of one layer in float32; four bits are dequantized."""
+    key = f"{name}.weight"
+    parts = checkpoint.read_parts(folder, key)
+    try:
+        quantized = checkpoint.unpack_bnb(parts, key)
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{folder}: {name} is not in bitsandbytes' form ({e})") from None
+    W = NF4Tensor(**quantized).dequantize(torch.float32) if quantized else parts[key]
+    if not W.is_floating_point() or len(parts) > 1 and not quantized:
+        raise UserError(f"{folder}: of quantized checkpoints only bitsandbytes' NF4 is read; give "
+                        "the one that it was made from")
+    if W.shape != shape:
+        raise UserError(f"{folder}: {name} has shape {tuple(W.shape)}, the base has "
+                        f"{tuple(shape)}")
+    if not W.isfinite().all():
+        raise UserError(f"{folder}: {name} holds a number that is infinite or not a number")
+    return W.float()
+
+
+# ----- measured: a row per change and layer -------------------------------------------------------
+
+def measure_layers(sources: dict, base: Base, with_svd: bool) -> list[dict]:
+    """A row for each layer that each source changes; none where dW is zero.
+
+    sources: {label: {name of a layer: Factors, or the folder of a tuned checkpoint}}.
+    with_svd: also what needs the SVD of W and of W + dW.
+    """
+    rows = []
+    names = sorted({name for source in sources.values() for name in source}, key=depth_and_kind)
+    for name in tqdm(names, unit="layer", leave=False, disable=None):
+        W = read_layer(base.folder, name, base.model.get_submodule(name).weight.shape)
+        W_svd = torch.linalg.svd(W, full_matrices=False) if with_svd else None
+        for label, source in sources.items():
+            row = measure_layer(name, source[name], W, W_svd) if name in source else None
+            if row:
+                rows.append({"source": label} | row)
+    return rows
+
+
+def measure_layer(name: str, change: Factors | Path, W, W_svd) -> dict | None:
+    """The row of one change of one layer."""
+    if isinstance(change, Factors):
+        U, S, Vh = svd_of_product(change.A, change.B, change.scale)
+        r, row = len(S), {"B/A": (change.B.norm() / change.A.norm()).item()}
+    else:
+        dW = read_layer(change, name, W.shape) - W
+        U, S, Vh = torch.linalg.svd(dW, full_matrices=False)
+        r, row = TOP, {}        # all directions together would be all of W
+    if S[0] == 0:
+        return None
+    depth, _, kind = depth_and_kind(name)
+    row |= {"layer": name, "depth": depth, "kind": kind, "shape": tuple(W.shape), "S": S}
+    row |= relate_to_weight(W, U[:, :r], S, Vh[:r])
+    return row | compare_with_svd(W, W_svd, U, S, Vh, r) if W_svd else row
+
+
+def relate_to_weight(W, U, S, Vh) -> dict:
+    """The columns that need no SVD of W. U (out, r) and Vh (r, in) may be fewer than S."""
+    r, held = len(Vh), share_held(S)
+    through = norm_through(W, U, Vh)
+    # of a full dW, ||dW|| of the same r directions is amplified, so S[:r]
+    columns = {"W": W.norm(), "dW": S.norm(), "dW/W": S.norm() / W.norm(), "UWV_dW": through,
+               "UWV_random": norm_through(W, *random_directions(*W.shape, r)),
+               "amplification": S[:r].norm() / through, "effective_rank": effective_rank(S),
+               "held_by_1": held[0], "held_by_8": held[:8][-1]}
+    return {"rank": r} | {key: value.item() for key, value in columns.items()}
+
+
+def compare_with_svd(W, W_svd, U, S, Vh, r: int) -> dict:
+    """The columns that need W's own directions, and those of W + dW."""
+    U_W, S_W, Vh_W = W_svd
+    tenth = math.ceil(len(S_W) / 10)
+    U_sum = torch.linalg.svd(W + U * S @ Vh, full_matrices=False).U         # U S Vh is dW
+    return {"UWV_W": S_W[:r].norm().item(),             # with its own U and V, U^T W V is diagonal
+            "phi_in": overlap(Vh_W[:tenth], Vh[:r]), "phi_out": overlap(U_W.T[:tenth], U.T[:r]),
+            "intruders": count_intruders(U_W, U_sum).item()}
+
+
+def measure_overlaps(one: dict, two: dict) -> list[dict]:
+    """phi of A and of B, in a row for each layer that both adapters changed.
+
+    "A top" is phi(1, 1), by chance 1 / in. "A all" is phi(r1, r2), by chance max(r1, r2) / in.
+    """
+    rows = []
+    for name in sorted(one.keys() & two.keys(), key=depth_and_kind):
+        f, g = one[name], two[name]
+        if f.A.shape[1] != g.A.shape[1] or f.B.shape[0] != g.B.shape[0]:
+            raise UserError(f"the adapters are for different bases: {name} differs in shape")
+        depth, _, kind = depth_and_kind(name)
+        row = {"depth": depth, "kind": kind, "A": phi(f.A, g.A), "B": phi(f.B.T, g.B.T)}
+        for side, d in (("A", f.A.shape[1]), ("B", f.B.shape[0])):
+            row |= {f"{side} top": row[side][0, 0].item(), f"{side} top by chance": 1 / d,
+                    f"{side} all": row[side][-1, -1].item(),
+                    f"{side} all by chance": min(1, max(f.rank, g.rank) / d), f"{side} size": d}
+        if f.B.any() and g.B.any():         # B = 0 has no directions
+            rows.append(row)
+    return rows
+
+
+def depth_and_kind(name: str) -> tuple[int, int, str]:
+    """model.layers.3.self_attn.v_proj -> (3, 2, "v_proj"); sorts from below, and q before k."""
+    number, kind = re.search(r"\.(\d+)\.", name), last_name(name)
+    known = [*TARGETS["attention"], *TARGETS["mlp"], kind]
+    return int(number[1]) if number else 0, known.index(kind), kind
+
+
+def group_by(key: str, rows: list[dict]) -> dict:
+    groups = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return groups
+
+
+def mean_of(rows: list[dict], key: str) -> float:
+    return sum(row[key] for row in rows) / len(rows)
+
+
+# ----- printed ------------------------------------------------------------------------------------
+
+def print_adapter(path: str, adapter: dict, settings: Settings) -> Base | None:
+    """Print what the adapter is, next to its base -> the base, if its config is on this machine."""
     factors = adapter.values()
     size = count_numbers(factors)
-    n_bytes = (Path(settings.adapter) / "adapter_model.safetensors").stat().st_size
+    n_bytes = (Path(path) / "adapter_model.safetensors").stat().st_size
 
     # ----- next to the base, if its files are on this machine -----
     share = share_on_disk = ""
-    print(f"adapter     {settings.adapter}")
+    base = None
+    print(f"adapter     {path}")
     try:
-        base_name, base_size, base_bytes = look_up_base(adapter, settings)
+        base = look_up_base(settings.model or base_of(path), settings)
+        check_fit(base.model, adapter, path)
     except UserError as e:
         if settings.model:
             raise
         print(f"base        unknown: {e}")
+        base = None
     else:
-        print(f"base        {base_name}")
-        share = f", {size / base_size:.3g} of the base's {base_size:,}"
-        if base_bytes:
-            share_on_disk = f", {n_bytes / base_bytes:.3g} of the base's {base_bytes / 1e6:,.2f}"
+        print(f"base        {base.name}")
+        share = f", {size / base.size():.3g} of the base's {base.size():,}"
+        if base.bytes:
+            share_on_disk = f", {n_bytes / base.bytes:.3g} of the base's {base.bytes / 1e6:,.2f}"
     alphas = range_of(f.alpha for f in factors)
     print(f"rank        {range_of(f.rank for f in factors)}")
     print(f"alpha       {alphas}: B A is scaled by {range_of(f.scale for f in factors)}")
@@ -62,6 +327,7 @@ def print_adapter(settings: Settings):
         mean_square = sum(map(squared_norm, layers)) / len(layers)
         print(f"{kind:<12}{len(layers):>7}{f'{n_in} -> {n_out}':>16}{count_numbers(layers):>14,}"
               f"{math.sqrt(mean_square):>10.4g}")
+    return base
 
 
 def count_numbers(factors) -> int:
@@ -85,27 +351,263 @@ def range_of(numbers) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def look_up_base(adapter, settings: Settings) -> tuple[str, int, int]:
-    """The base's name, its number of parameters, and the bytes of its weights on disk.
+COLUMNS = {"dW/W": "||dW||/||W||", "effective_rank": "effective rank",
+           "held_by_8": "share of top 8", "B/A": "||B||/||A||", "UWV_dW": "||U^T W V||",
+           "UWV_random": "random U, V", "amplification": "amplification"}
 
-    The bytes are 0 if the weights are not on this machine. Raises UserError if its config.json is
-    not here either, and if the adapter is for another base.
+
+def print_changes(rows: list[dict]):
+    """What each source does to W: medians for each kind of layer.
+
+    Not means: where ||U^T W V|| happens to be near zero, one amplification outweighs all others.
     """
-    base_name = settings.model or base_of(settings.adapter)
-    if settings.model or base_name == "nano" or os.path.isdir(base_name):
-        folder = resolve(base_name, ["config.json"])
-    else:
-        folder = cached_folder(base_name)
-    base = Transformer.empty(ModelConfig.from_pretrained(folder, quantized=True))
-    check_fit(base, adapter, settings.adapter)
-    base_size = sum(p.numel() for p in base.parameters())
-    base_bytes = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
-    return base_name, base_size, base_bytes
+    for label, changes in group_by("source", rows).items():
+        shown = [key for key in COLUMNS if key in changes[0]]
+        print(f"\nmedians over layers: what {label} does to W")
+        print(f"{'target':<12}" + "".join(f"{COLUMNS[key]:>16}" for key in shown))
+        for kind, of_kind in {**group_by("kind", changes), "all": changes}.items():
+            medians = [statistics.median(row[key] for row in of_kind) for key in shown]
+            print(f"{kind:<12}" + "".join(f"{median:>16.4g}" for median in medians))
+
+
+def print_overlaps(one: str, two: str, rows: list[dict]):
+    """phi of the top directions alone, and of all."""
+    print(f"\nmeans over layers: phi of {one} and {two} (in brackets: by chance)")
+    if not rows:
+        print("there is no layer that both have changed")
+        return
+    keys = ("A top", "A all", "B top", "B all")
+    print(f"{'target':<12}" + "".join(f"{key:>16}" for key in keys))
+    for kind, of_kind in {**group_by("kind", rows), "all": rows}.items():
+        print(f"{kind:<12}" + "".join(f"{next_to_chance(of_kind, key):>16}" for key in keys))
+
+
+def next_to_chance(rows: list[dict], key: str) -> str:
+    """The mean of a column of phi and of what random directions have -> 0.43 (0.33)"""
+    return f"{mean_of(rows, key):.2f} ({mean_of(rows, f'{key} by chance'):.2f})"
+
+
+# ----- drawn: each function returns a figure that says what to look for ---------------------------
+
+STYLE = {"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 13, "legend.fontsize": 9.5,
+         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+         "figure.constrained_layout.use": True}
+# Okabe and Ito's colours, which the colour-blind tell apart
+KINDS = {"q_proj": "#0072B2", "k_proj": "#56B4E9", "v_proj": "#009E73", "o_proj": "#000000",
+         "gate_proj": "#E69F00", "up_proj": "#D55E00", "down_proj": "#CC79A7"}
+
+
+def captioned_figure(title: str, height: float, *caption: str):
+    """A figure with the lines of `caption` below its panels."""
+    from matplotlib.figure import Figure            # takes half a second, so only for --out
+    figure = Figure(figsize=(12.5, height))
+    figure.suptitle(title)
+    lines = [textwrap.fill(line, 145, subsequent_indent="    ", break_on_hyphens=False)
+             for line in caption]
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def middle_rows(rows: list[dict]) -> list[dict]:
+    """The rows that are drawn: W_q and W_v of the middle layer, or the first two kinds."""
+    kinds = group_by("kind", rows)
+    shown = [kind for kind in SHOWN if kind in kinds] or list(kinds)[:2]
+    return [kinds[kind][len(kinds[kind]) // 2] for kind in shown]
+
+
+def draw_phi(ax, matrix, title: str, zoom=0):
+    """A heat map of phi, 0 to 1. zoom: only the lower left triangle, j <= i <= zoom."""
+    if zoom:
+        matrix = matrix[:zoom, :zoom]
+        matrix = matrix.where(torch.ones_like(matrix).tril() > 0, math.nan)
+    n_rows, n_columns = matrix.shape
+    ax.set(title=title, xlabel="j", ylabel="i")
+    image = ax.imshow(matrix.numpy(), vmin=0, vmax=1, aspect="auto", interpolation="nearest",
+                      extent=(0.5, n_columns + 0.5, n_rows + 0.5, 0.5))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    return image
+
+
+def overlap_figure(one: str, two: str, rows: list[dict]):
+    """Figures 3 and 4: phi of A and of B, with the zoom, next to Gaussian matrices."""
+    ours = [f"{key}: {next_to_chance(rows, key)}" for key in ("A top", "A all", "B top", "B all")]
+    figure = captioned_figure(
+        f"what they share: phi of the top i directions of {one} and the top j of {two}", 6.6,
+        "Look for: bright at the left and in the corner. The top directions are shared, the others "
+        "are not.",
+        "GPT-3, A of r = 8 and r = 64 (Hu et al., figure 3): above 0.5 for the top direction, near "
+        "0 for random ones. Two seeds at r = 64 share more of W_q than of W_v (figure 4). Here, as "
+        f"means over layers, in brackets by chance: {', '.join(ours)}.",
+        "Against it: no more than the Gaussian panel. But a short run leaves A as it started, so "
+        "look at B; and with one seed the first layer's A starts alike.")
+    shown = middle_rows(rows)
+    axes = figure.subplots(len(shown), 6, squeeze=False, width_ratios=(3, 2, 3) * 2)
+    for row, line in zip(shown, axes):
+        zoom = min(8, *row["A"].shape, *row["B"].shape)
+        for side, (ax, corner, gaussian) in (("A", line[:3]), ("B", line[3:])):
+            draw_phi(ax, row[side], f"{side} of {row['kind']}, layer {row['depth']}")
+            draw_phi(corner, row[side], "j <= i", zoom)
+            random = random_phi(*row[side].shape, row[f"{side} size"])
+            image = draw_phi(gaussian, random, f"Gaussian {side}")
+    for ax in axes[:, 1:].flat:
+        ax.set_ylabel("")
+    figure.colorbar(image, ax=axes, label="phi", pad=0.01)
+    return figure
+
+
+def weight_figure(label: str, rows: list[dict]):
+    """Table 7 over depth, and figure 8: the overlap of dW's directions with W's."""
+    row = middle_rows(rows)[0]
+    where, four = f"{row['kind']} of layer {row['depth']}", min(4, row["rank"]) - 1
+    figure = captioned_figure(
+        f"what dW does to W: {label}", 9.4,
+        "Look for: the orange line between the others. dW takes directions in which W does little, "
+        "but more than by chance, and amplifies them. And dark maps: they are not W's top ones.",
+        "GPT-3, W_q of layer 48 (Hu et al., table 7), ||U^T W V|| for U, V of dW, of W, random: "
+        "0.32, 21.67, 0.02 at r = 4, amplification 21.6; 1.90, 37.71, 0.33 at r = 64, "
+        f"amplification 1.9. Here {where}, r = {row['rank']}: {row['UWV_dW']:.3g}, "
+        f"{row['UWV_W']:.3g}, {row['UWV_random']:.3g}, amplification {row['amplification']:.3g}.",
+        "phi of the top 4 of dW and the top tenth of W: hardly above 0.2 (figure 8). Here "
+        f"{row['phi_in'][-1, four]:.2f} for inputs, {row['phi_out'][-1, four]:.2f} for outputs.",
+        "Against it: the orange line on the grey one, so dW ignores W; on the black one, or bright "
+        "maps, so dW repeats what W does most.")
+    axes = figure.subplot_mosaic("aaabbb;ccddee", height_ratios=(5, 4))
+    for kind, of_kind in group_by("kind", rows).items():
+        draw_depths(axes["a"], of_kind, "amplification", kind, KINDS.get(kind),
+                    "o-" if kind in TARGETS["attention"] else "s--")
+    shares = [row | {key: row[key] / (row["W"] or math.nan) for key in THROUGH} for row in rows]
+    for key, (color, name) in THROUGH.items():
+        draw_depths(axes["b"], shares, key, f"U, V: {name}", color)
+    axes["a"].set(title="amplification", ylabel="||dW|| / ||U^T W V||")
+    axes["b"].set(title="mean over kinds", ylabel="||U^T W V|| / ||W||")
+    draw_phi(axes["c"], row["phi_in"], "phi: inputs of W (i) and of dW (j)")
+    draw_phi(axes["d"], row["phi_out"], f"their outputs ({where})")
+    random = random_phi(*row["phi_in"].shape, row["shape"][1])
+    image = draw_phi(axes["e"], random, "Gaussian, as inputs")
+    figure.colorbar(image, ax=axes["e"], label="phi")
+    return figure
+
+
+THROUGH = {"UWV_W": ("#000000", "W's own"), "UWV_dW": ("#D55E00", "dW's"),
+           "UWV_random": ("#999999", "random")}
+
+
+def draw_depths(ax, rows: list[dict], key: str, label: str, color, style="o-"):
+    """The mean of a column in each layer, logarithmic."""
+    by_depth = group_by("depth", rows)
+    ax.plot(list(by_depth), [mean_of(at, key) for at in by_depth.values()], style, color=color,
+            label=label)
+    ax.set(xlabel="layer", yscale="log")
+    ax.margins(y=0.25)          # room for the legend
+    ax.grid(alpha=0.3)
+    ax.legend(ncols=4, loc="upper center")
+
+
+PANELS = {"dW/W": "||dW|| / ||W||", "effective_rank": "effective rank of dW",
+          "intruders": f"intruders among the top {TOP} of W + dW", "B/A": "||B|| / ||A||"}
+
+
+def change_figure(label: str, rows: list[dict]):
+    """Where the change is: maps over depth and kind."""
+    figure = captioned_figure(
+        f"where the change is: {label}", 7.4,
+        "Look for: bright rows and columns, the kinds and depths that training moved most; an "
+        "effective rank near r, so that all directions are used.",
+        "GPT-3, W_q of layer 48 (Hu et al., table 7): ||dW|| / ||W|| is 0.11 at r = 4, 0.06 at "
+        "r = 64. LoRA has intruders at low ranks, full fine-tuning hardly any (2410.21228). Here "
+        f"the means are {mean_of(rows, 'dW/W'):.2g}, {mean_of(rows, 'intruders'):.2g} intruders "
+        f"per layer, and an effective rank of {mean_of(rows, 'effective_rank'):.3g} of "
+        f"{range_of(len(row['S']) for row in rows)}.",
+        "Against it: even colours, so no place matters more; intruders in full fine-tuning.")
+    panels = {key: title for key, title in PANELS.items() if key in rows[0]}    # full has no B / A
+    axes = figure.subplots(2, 2)
+    for ax, (key, title) in zip(axes.flat, panels.items()):
+        image = draw_map(ax, rows, key, title)
+        figure.colorbar(image, ax=ax)
+    if len(panels) < 4:
+        axes[1, 1].remove()
+    return figure
+
+
+def draw_map(ax, rows: list[dict], key: str, title: str):
+    """A column of `rows` as colours over depth and kind; white where no layer has a row."""
+    kinds, depths = list(group_by("kind", rows)), list(group_by("depth", rows))
+    cells = torch.full((len(kinds), max(depths) + 1), math.nan)
+    for row in rows:
+        cells[kinds.index(row["kind"]), row["depth"]] = row[key]
+    ax.set(title=title, xlabel="layer")
+    ax.set_yticks(range(len(kinds)), kinds)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    highest = TOP if key == "intruders" else None
+    return ax.imshow(cells.numpy(), vmin=0, vmax=highest, aspect="auto", interpolation="nearest")
+
+
+def spectrum_figure(label: str, rows: list[dict]):
+    """Full fine-tuning's singular values, and the share of ||dW||^2 that rank r holds."""
+    figure = captioned_figure(
+        f"how low is the rank of full fine-tuning's dW? {label}", 6.2,
+        "Look for: lines far from the dotted ones. Then few directions hold most of dW.",
+        "Hu et al. suppose a low intrinsic rank, and only results speak for it: r = 1 does about "
+        f"as well as r = 64 (table 6). Here, of ||dW||^2, one direction holds "
+        f"{mean_of(rows, 'held_by_1'):.0%} and eight hold {mean_of(rows, 'held_by_8'):.0%}, as "
+        "means over layers.",
+        "Against it: lines on the dotted ones, so that dW is like noise. A checkpoint in bfloat16 "
+        "adds noise of its own.")
+    left, right = figure.subplots(1, 2)
+    for kind, of_kind in group_by("kind", rows).items():
+        middle = of_kind[len(of_kind) // 2]
+        S, noise = middle["S"], random_spectrum(*middle["shape"])
+        ranks, color = range(1, len(noise) + 1), KINDS.get(kind)
+        share = torch.stack([share_held(row["S"]) for row in of_kind]).mean(0)
+        left.plot(ranks, (S / S[0]).numpy(), color=color, label=kind)
+        left.plot(ranks, (noise / noise[0]).numpy(), ":", color=color)
+        right.plot(ranks, share.numpy(), color=color)
+        right.plot(ranks, share_held(noise).numpy(), ":", color=color)
+    left.set(title=f"layer {middle['depth']} (dotted: Gaussian matrices)", xlabel="i", yscale="log",
+             ylim=(1e-3, 1.5), ylabel="S_i / S_1")
+    right.set(title="mean over layers", xlabel="r", ylabel="share of ||dW||^2 in the top r")
+    for ax in (left, right):
+        ax.set_xscale("log")
+        ax.grid(alpha=0.3)
+    left.legend(ncols=2)
+    return figure
+
+
+def make_figures(rows: list[dict], overlaps: dict, tuned: str | None) -> dict:
+    """{file name: figure} of what was measured."""
+    import matplotlib
+    figures = {}
+    with matplotlib.rc_context(STYLE):
+        for (one, two), shared in overlaps.items():
+            if shared:
+                figures[f"phi_{one}_{two}.png"] = overlap_figure(one, two, shared)
+        for label, changes in group_by("source", rows).items():
+            figures[f"weight_{label}.png"] = weight_figure(label, changes)
+            figures[f"change_{label}.png"] = change_figure(label, changes)
+            if label == tuned:
+                figures[f"spectrum_{label}.png"] = spectrum_figure(label, changes)
+    return figures
+
+
+def save_results(rows: list[dict], figures: dict, folder: Path):
+    """Write the figures and layers.csv, each whole or not at all."""
+    import matplotlib
+    with matplotlib.rc_context(STYLE):      # the layout is made here
+        for name, figure in figures.items():
+            with replacing(folder / name) as part:
+                figure.savefig(part, format="png", dpi=130)
+    if rows:
+        with replacing(folder / "layers.csv") as part, part.open("w", newline="") as file:
+            table = csv.DictWriter(file, FIELDS, extrasaction="ignore")
+            table.writeheader()
+            table.writerows(rows)
+    print(f"\n{folder}: {', '.join([*figures, *(['layers.csv'] if rows else [])])}")
 
 
 def main(argv=None):
     with errors_in_one_line():
-        print_adapter(parse_flags(Settings, "analyze.py", __doc__, argv))
+        analyze(parse_flags(Settings, "analyze.py", __doc__, argv))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,23 @@ def read_weights(folder: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
             raise UserError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
 
 
+def read_parts(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """The tensor called `name` and those that begin with this name, which four bits have.
+
+    No other tensor is read. Raises UserError if there is none.
+    """
+    parts = {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as f:
+                parts |= {key: f.get_tensor(key) for key in f.keys() if key.startswith(name)}
+        except SafetensorError as e:
+            raise UserError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
+    if name not in parts:
+        raise UserError(f"{folder} has no tensor {name}; is it the right checkpoint?")
+    return parts
+
+
 def write_checkpoint(folder, tensors: dict[str, torch.Tensor], hf: dict):
     """Write model.safetensors and config.json: `hf`, with the type that the embedding has."""
     if any(".lora_" in name or ".base." in name for name in tensors):
