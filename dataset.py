@@ -116,6 +116,8 @@ def parse_line(line: bytes) -> list[dict]:
         if not is_message or m.get("role") not in ROLES:
             raise ValueError(f'a message must be {{"role": one of {", ".join(ROLES)}, "content": '
                              f"text}}, not {str(m)[:60]}")
+    if any(m["role"] == "system" for m in messages[1:]):
+        raise ValueError("a system message must come first, where chat templates expect it")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise ValueError("the last message must be the assistant's answer to one before it, "
                          "because it is what is learned")

@@ -59,7 +59,8 @@ from plumbing.checkpoint import weight_files
 from plumbing.cli import check_ranges, flag, parse_flags, run_command
 from plumbing.device import DTYPES, choose_device
 from plumbing.errors import UserError, errors_in_one_line
-from plumbing.files import NANO_BASE, make_folder, read_json, replacing, resolve, write_json
+from plumbing.files import (NANO_BASE, describe_missing_file, make_folder, read_json, replacing,
+                            resolve, write_json)
 from plumbing.records import read_rows
 from plumbing.text import markdown_table
 
@@ -361,7 +362,7 @@ def hash_file(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}; is it the right folder?") from None
+        raise UserError(describe_missing_file(path)) from None
 
 
 def read_earlier_result(out: Path, identity: dict) -> dict:
@@ -486,7 +487,7 @@ def read_finished_results(paths: list[str]) -> list[dict]:
     results = []
     for path in map(Path, paths):
         result = read_json(path)
-        if "settings" not in result or "finished" not in result:
+        if "test_nll" not in result and result.get("finished", True):      # run.json, for instance
             raise UserError(f"{path} is not the result of an evaluation; --table takes the .json "
                             "next to the .jsonl")
         if result["finished"]:

@@ -47,12 +47,21 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UserError(f"{path.parent} has no {path.name}; is it the right folder?") from None
+        raise UserError(describe_missing_file(path)) from None
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not valid JSON: {e}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object, and holds a {type(content).__name__}")
     return content
+
+
+def describe_missing_file(path: Path) -> str:
+    if (path.parent / "state").is_dir():
+        return (f"{path.parent} holds a run that is not finished, and has no {path.name} yet; "
+                "finish it: the command that began it, with --resume")
+    if not path.parent.exists():
+        return f"{path.parent}: no such folder"
+    return f"{path.parent} has no {path.name}; is it the right folder?"
 
 
 def write_json(path: Path, content: dict):

@@ -74,6 +74,11 @@ def test_json_that_is_not_there_is_asked_for_in_one_line(tmp_path, make):
     make(tmp_path / "x")
     with pytest.raises(UserError, match="has no x.json; is it the right folder"):
         read_json(tmp_path / "x" / "x.json")
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        read_json(tmp_path / "nowhere" / "x.json")
+    (tmp_path / "run" / "state").mkdir(parents=True)
+    with pytest.raises(UserError, match="a run that is not finished, and has no x.json yet"):
+        read_json(tmp_path / "run" / "x.json")
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(UserError, match="has no folder.json"):
         read_json(tmp_path / "folder.json")

@@ -487,8 +487,10 @@ def test_a_task_that_is_none(checkpoint, tmp_path, fails):
     assert "task.json is not valid JSON" in fails(model=checkpoint(), data=data)
 
 
-def test_a_table_of_something_else(tmp_path, fails):
-    (tmp_path / "some.json").write_text('{"a": 1}')
+@pytest.mark.parametrize("content", ['{"a": 1}', '{"settings": {}, "finished": true}'])
+def test_a_table_of_something_else(tmp_path, fails, content):
+    """The second is what a run.json holds."""
+    (tmp_path / "some.json").write_text(content)
     assert "is not the result of an evaluation" in fails(table=tmp_path / "some.json")
 
 

@@ -350,6 +350,8 @@ LINES = {
     "unknown role": (line_of(HI | {"role": "human"}, YES), "a message must be"),
     "message no table": (line_of("hi", YES), "a message must be"),
     "empty answer": (line_of(HI, YES | {"content": ""}), "the assistant's answer is empty"),
+    "system message in the middle": (
+        line_of(HI, {"role": "system", "content": "Be brief."}, YES), "a system message must"),
 }
 
 
