@@ -31,8 +31,9 @@ from optim import restore_tensor, state_tensors  # noqa: E402
 from plumbing.state import load_state, save_state  # noqa: E402
 from train import optimizer_step  # noqa: E402
 
-STEPS, BATCH, BLOCK = 6000, 16, 256         # 24.6M tokens
-LR, WARMUP, WEIGHT_DECAY = 3e-3, 200, 0.1
+STEPS, BATCH, BLOCK = 12_000, 8, 256        # 24.6M tokens
+LR, WARMUP, DECAY, WEIGHT_DECAY = 3e-3, 200, 0.3, 0.1
+SAVE_EVERY = 200                            # steps; then the held-out NLL is measured, too
 SEED, HELD_OUT_SEED = 1, 2
 VOCAB = 1792
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -173,8 +174,8 @@ def autocast():
 
 
 def schedule_lr(step: int) -> float:
-    """Linear warm-up to LR, then a straight line down to 0."""
-    return LR * min((step + 1) / WARMUP, (STEPS - step) / (STEPS - WARMUP))
+    """Linear warm-up, then LR, and over the last DECAY of the steps a straight line down to 0."""
+    return LR * min(1, (step + 1) / WARMUP, (STEPS - step) / (DECAY * STEPS))
 
 
 @torch.no_grad()
@@ -189,28 +190,35 @@ def measure_held_out_nll(model, tokenizer) -> float:
     return total / tokens
 
 
-def main(out: Path, resume: bool):
-    # ----- tokenizer, model, optimizer -----
-    out.mkdir(parents=True, exist_ok=True)
-    state = out / "state.safetensors"
-    resume = resume and state.exists()
-    if not resume:
-        make_tokenizer(out)
-    tokenizer = Tokenizer.from_pretrained(out)
+def begin_or_resume(state: Path) -> tuple[Transformer, torch.optim.Optimizer, dict]:
+    """The model, its optimizer and how far they are: as in the file `state`, if it exists."""
     torch.manual_seed(SEED)
     model = Transformer(ModelConfig.from_hf(CONFIG))
     initialize_weights(model)
     trained = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(
         trained.values(), LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
     progress = {"step": 0, "seconds": 0.0}
-    if resume:
+    if state.exists():
         needed = [f"{name}/weight" for name in trained]
         progress = load_state(state, needed, partial(restore_tensor, trained, optimizer))
     parameters = sum(p.numel() for p in trained.values())
-    print(f"{parameters:,} parameters, {STEPS * BATCH * BLOCK / 1e6:.1f}M tokens, "
-          f"bfloat16: {has_bfloat16()}", flush=True)
+    print(f"{parameters:,} parameters, {STEPS * BATCH * BLOCK / 1e6:.1f}M tokens, after step "
+          f"{progress['step']}, bfloat16: {has_bfloat16()}", flush=True)
+    return model, optimizer, progress
+
+
+def main(out: Path, resume: bool):
+    # ----- tokenizer, model, optimizer -----
+    out.mkdir(parents=True, exist_ok=True)
+    state = out / "state.safetensors"
+    if not resume:
+        state.unlink(missing_ok=True)
+    if not state.exists():
+        make_tokenizer(out)
+    tokenizer = Tokenizer.from_pretrained(out)
+    model, optimizer, progress = begin_or_resume(state)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
 
     # ----- train -----
     for ids in islice(cut_batches(tokenizer, SEED), progress["step"], STEPS):
@@ -220,11 +228,11 @@ def main(out: Path, resume: bool):
             grad_clip=1.0)
         progress["step"] += 1
         progress["seconds"] += time.perf_counter() - start
-        if progress["step"] % 200 == 0 or progress["step"] == STEPS:
+        if progress["step"] % SAVE_EVERY == 0 or progress["step"] == STEPS:
             held_out = measure_held_out_nll(model, tokenizer)
             print(f"step {progress['step']:>5}  train NLL {nll / tokens:.4f}  "
                   f"held-out NLL {held_out:.4f}  {progress['seconds']:.0f} s", flush=True)
-            save_state(state, state_tensors(trained, optimizer), progress)
+            save_state(state, state_tensors(dict(model.named_parameters()), optimizer), progress)
 
     # ----- save -----
     raise_gains(model)
