@@ -84,10 +84,10 @@ def test_raised_gains_are_the_same_function():
 
 
 def test_it_starts_near_the_task_and_learns_it(problems, tmp_path: Path):
-    """Answers cost 1 to 3 nats per token at step 0. 20 steps of LoRA more than halve that."""
+    """Answers cost 2 to 5 nats per token at step 0. 20 steps of LoRA more than halve that."""
     model = Transformer.from_pretrained("nano", torch.float32)
     base = mean_nll(model, dataset.micro_batches(problems, 16), contextlib.nullcontext)
-    assert 1 < base < 3.2
+    assert 2 < base < 5
     rows = train.train(Config(max_steps=20, eval_samples=64, eval_steps=20, device="cpu",
                               out=str(tmp_path / "run")))
     assert rows[-1]["test_nll"] < rows[0]["test_nll"] / 2
