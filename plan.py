@@ -600,8 +600,8 @@ def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:
     trained on (Allen-Zhu and Li, Physics of Language Models 3.3, arXiv 2404.05405). 1 bit per token
     is what LoRA Without Regret takes: memorizing a token takes at most as many bits as its loss
     has, and the loss of typical data is of the order of 0.69 nats, which is 1 bit (nano's base has
-    4.3). Both are orders of magnitude, and so is the rank. Data of nano: 290,248 tokens, 20,352
-    parameters per rank, 290,248 / (2 x 20,352) = 7.1, so rank 8. Capacity is not all: on nano r = 1
+    6.0). Both are orders of magnitude, and so is the rank. Data of nano: 317,143 tokens, 20,352
+    parameters per rank, 317,143 / (2 x 20,352) = 7.8, so rank 8. Capacity is not all: on nano r = 1
     was behind long before it was full (results/findings_nano.md).
     """
     return max(1, math.ceil(tokens / (2 * adapter_parameters(c, 1, targets))))

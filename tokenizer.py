@@ -7,7 +7,7 @@ A text becomes ids in four steps. tokenizer.json describes each. With the embedd
     normalizer      a + accent becomes á                one code point if there is one (NFC)
     pre_tokenizer   "2" | " quả" | " táo"               words, by a regular expression
     model           " táo" -> one token                 the bytes of each word are merged
-    ids             20 319 1002 2
+    ids             20 296 544 2
 
 The model is a byte-pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909), here on
 bytes (GPT-2). Its training began with 256 tokens, one per byte. Again and again it took the two
@@ -16,10 +16,10 @@ The vocabulary is the 256 bytes and the results of the merges. To encode a word,
 and do the merges again, in the order in which they were learned:
 
     20  74  C3  A1  6F      " táo" in UTF-8; á has two bytes
-    20+74   C3  A1  6F      merge   3: " t"         token  262
-    20+74   C3+A1   6F      merge  37: "á"          token  296
-    20+74   C3+A1+6F        merge 278: "áo"         token  537
-    20+74+C3+A1+6F          merge 743: " táo"       token 1002
+    20+74   C3  A1  6F      merge   3: " t"         token 262
+    20+74   C3+A1   6F      merge   6: "á"          token 265
+    20+74   C3+A1+6F        merge 164: "áo"         token 423
+    20+74+C3+A1+6F          merge 285: " táo"       token 544
 
 No character can fail here, because every text is bytes and every byte is a token. nano has never
 seen 👍 and has no merge for its bytes F0 9F 91 8D, so it becomes four tokens. The price is length:

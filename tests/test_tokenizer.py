@@ -85,7 +85,7 @@ def learn_tokens(style, folder, size=1500):
         vocab_size=size, special_tokens=[] if special_last else SPECIAL, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     lines = []
-    for name in ("model.py", "data/nano/phrases.py"):
+    for name in ("model.py", "data/nano/templates.py"):
         lines += (REPO / name).read_text(encoding="utf-8").splitlines(keepends=True)
     peer.train_from_iterator(lines + HARD * 3, trainer)
     peer.pre_tokenizer = pre_tokenizer
@@ -147,12 +147,12 @@ def gsm8k_texts():
 
 def test_the_worked_example_of_the_docstring():
     nano = Tokenizer.from_pretrained("nano")
-    assert nano.encode("2 quả táo<|im_end|>") == [20, 319, 1002, 2]
-    assert nano.encode(unicodedata.normalize("NFD", "2 quả táo")) == [20, 319, 1002]
+    assert nano.encode("2 quả táo<|im_end|>") == [20, 296, 544, 2]
+    assert nano.encode(unicodedata.normalize("NFD", "2 quả táo")) == [20, 296, 544]
     learned = [" t", "á", "áo", " táo"]
-    assert [nano.encode(token) for token in learned] == [[262], [296], [537], [1002]]
-    ranks = [nano.to_id.index(id) for id in (262, 296, 537, 1002)]
-    assert [rank - 256 for rank in ranks] == [3, 37, 278, 743]          # the numbers of the merges
+    assert [nano.encode(token) for token in learned] == [[262], [265], [423], [544]]
+    ranks = [nano.to_id.index(id) for id in (262, 265, 423, 544)]
+    assert [rank - 256 for rank in ranks] == [3, 6, 164, 285]           # the numbers of the merges
     assert nano.to_id == [rank + 3 for rank in range(len(nano.to_id))]
     assert [nano.to_bytes[id] for id in nano.encode("👍")] == [b"\xf0", b"\x9f", b"\x91", b"\x8d"]
 

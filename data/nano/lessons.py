@@ -9,6 +9,12 @@ not in the form that the task asks for: these are other scenarios in other words
 """
 
 LESSONS = """
+{A} có {a:5-60} {sweet}, {A} ăn {b:2-40}. {A} còn mấy {sweet}?
+Số {sweet} còn lại là {a - b = c}. => {c} {sweet}
+
+{A} có {a:12-90} {fruit}, cho em {b:2-70} {fruit}. {A} còn mấy {fruit}?
+Số {fruit} {A} còn là {a - b = c} {fruit}. => {c} {fruit}
+
 Em gấp được {a:5-40} con thuyền giấy, chị gấp được {b:5-40} con.
     Hai chị em gấp được mấy con thuyền giấy?
 Số thuyền giấy của hai chị em là {a + b = c} con. => {c} con
@@ -48,7 +54,7 @@ Bà giữ lại {a - b = c} cái chén. Mỗi chồng có {c / k = d} cái chén
 {A} chụp {a:10-50} tấm ảnh ở biển và {b:10-50} tấm ảnh ở núi. {A} chụp tất cả mấy tấm ảnh?
 {A} chụp tất cả {a + b = c} tấm ảnh. => {c} tấm ảnh
 
-Một vòng hồ dài {m:10-90/10} mét, {A} bơi {n:2-9} vòng. {A} bơi mấy mét?
+Hồ bơi nhỏ dài {m:3-12} mét, {A} bơi {n:2-9} lượt. {A} bơi mấy mét?
 Quãng {A} bơi dài {m x n = c} mét. => {c} mét
 
 {A} nặng {a:20-40} ki-lô-gam, {B} nhẹ hơn {A} {b:2-9} ki-lô-gam. Cả hai bạn cân nặng mấy ki-lô-gam?

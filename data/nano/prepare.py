@@ -4,12 +4,12 @@
 
 GSM8K (https://arxiv.org/abs/2110.14168) in Vietnamese is too hard for a model of three million
 parameters. This set keeps its form (question, explanation in one to four steps, answer) and its
-size, and asks for less: numbers mostly below 100, products from the multiplication table,
-divisions without a remainder. Its scenarios are in templates.py. A problem:
+size, and asks for less: numbers up to 150, products from the 12 x 12 table, divisions without a
+remainder. Its scenarios are in templates.py. A problem:
 
     Năm nay Lan 8 tuổi, tuổi của mẹ Lan gấp 4 lần tuổi Lan. Hỏi mẹ hơn Lan bao nhiêu tuổi?
-    <think>Mẹ của Lan 8 x 4 = 32 tuổi.
-    Mẹ hơn Lan 32 - 8 = 24 tuổi.</think>
+    <think>Mẹ của Lan 8x4=32 tuổi.
+    Mẹ hơn Lan 32-8=24 tuổi.</think>
     24
 
 No two problems are alike even with the names taken out, so no test problem is a renamed training
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import lexicon
+from lexicon import LISTS, PEOPLE
 from templates import SCENARIOS
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -34,16 +34,10 @@ from common import fail, make_sample, write_splits
 HERE = Path(__file__).resolve().parent
 SEED = 1337
 SIZES = {"train": 7470, "test": 1322}       # those of vi_gsm8k
-SHA256 = {"train": "194c760fec5cd616bbaa97488a6c46085148069fab80edc33798e8727059431a",
-          "test": "6c7e6787a884a8eea36d365d619a1a56ff10b298407d00787efbb898d7c75e41"}
+SHA256 = {"train": "9d720baa701c20d69385b0bd9084b4c67cd9900322670263f27d200148b1a6f7",
+          "test": "706a9f07557e3fb1ece0d6c8518b930e538bbd59657e6ae905a49a84efb177cd"}
 SYSTEM = ("Bạn là trợ lý AI chuyên giải toán. Hãy giải bài toán từng bước một cách rõ ràng, "
           "kiểm tra lại phép tính, và kết thúc bằng đáp án cuối cùng.")
-WORD_LISTS = {          # slot of templates.py: its rows in the lexicon, Vietnamese first
-    "family": lexicon.FAMILY, "fruit": lexicon.FRUIT, "pen": lexicon.STATIONERY,
-    "toy": lexicon.TOYS, "sweet": lexicon.SWEETS, "animal": lexicon.ANIMALS,
-    "colour": lexicon.COLOURS,
-}
-PEOPLE = ("A", "B", "C")
 OPERATIONS = {"+": operator.add, "-": operator.sub, "x": operator.mul, "/": operator.floordiv}
 
 
@@ -79,13 +73,6 @@ def parse_choices(choices: str) -> list:
     return [int(word) if word.isdigit() else word for word in choices.split("|")]
 
 
-def list_words(slot: str) -> list[str]:
-    """The words for a slot that has no list of its own: {A}, {fruit}, {fruit2}."""
-    if slot in PEOPLE:
-        return lexicon.NAMES
-    return [vietnamese for vietnamese, *_ in WORD_LISTS[slot.rstrip("23")]]
-
-
 def parse_scenario(paragraph: str) -> Scenario:
     """A slot says once what it is drawn from, {a:8-60}, and is repeated without that, {a}."""
     words, numbers, steps = {}, {}, []
@@ -100,7 +87,7 @@ def parse_scenario(paragraph: str) -> Scenario:
         elif choices:
             words[slot] = parse_choices(choices)
         elif not is_number and slot not in words:
-            words[slot] = list_words(slot)
+            words[slot] = LISTS[slot.rstrip("23")]         # {fruit}, {fruit2}
     text = re.sub(":[^{}]*}", "}", " ".join(paragraph.split()))     # {box:túi|giỏ} -> {box}
     *questions, explanation = re.split(r"(?<=\?) ", text)
     return Scenario(questions, explanation, words, numbers, steps)
@@ -111,20 +98,16 @@ def parse_scenario(paragraph: str) -> Scenario:
 def is_easy(x: int, op: str, y: int, z: int) -> bool:
     """Is `x op y = z` true and within reach of a small model?
 
-    Within reach are sums up to 120, or of tens up to 990; the 12 x 12 table, doubles of numbers up
-    to 50, and a digit times tens up to 990. A difference counts as the sum that it undoes
-    (x - y = z says z + y = x), a quotient as the product (x / y = z says z x y = x).
+    Within reach are sums up to 150, the 12 x 12 table, and doubles of numbers up to 50. A
+    difference counts as the sum that it undoes (x - y = z says z + y = x), a quotient as the
+    product (x / y = z says z x y = x).
     """
     if op in "-/":
         x, z = z, x
     if op in "+-":
-        are_tens = x % 10 == 0 and y % 10 == 0
-        return x > 0 and x + y == z and (z <= 120 or are_tens and z <= 990)
+        return x > 0 and x + y == z <= 150
     low, high = min(x, y), max(x, y)
-    in_table = high <= 12
-    is_double = low == 2 and high <= 50
-    is_digit_times_tens = low <= 9 and high % 10 == 0 and z <= 990
-    return low > 1 and x * y == z and (in_table or is_double or is_digit_times_tens)
+    return low > 1 and x * y == z and (high <= 12 or low == 2 and high <= 50)
 
 
 def compute_step(step: Step, values: dict[str, int]) -> bool:
@@ -156,9 +139,9 @@ def choose_wordings(rng, text: str) -> str:
 
 
 def fill_slots(text: str, values: dict) -> str:
-    """'{a x 7 = c} {fruit}.' -> '5 x 7 = 35 quả táo.', with a capital letter in every sentence."""
+    """'{a x 7 = c} {fruit}.' -> '5x7=35 quả táo.', with a capital letter in every sentence."""
     def fill_slot(slot):
-        return " ".join(str(values.get(word, word)) for word in slot[1].split())
+        return "".join(str(values.get(word, word)) for word in slot[1].split())
 
     text = re.sub("{(.+?)}", fill_slot, text)
     text = " ".join(text.split())               # an empty wording leaves two spaces,
