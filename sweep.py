@@ -120,8 +120,8 @@ TUTORIAL_GRIDS = {
 # The same questions for the embedded model, which is 192 wide: rank 64 is a third of that. Each arm
 # has rates on both sides of its best one, a factor of about 3 apart: five of them reach over two
 # decades, and a parabola finds the best rate between them. With alpha = r the best rate falls as
-# the rank grows (measured: 3e-3 at r = 1, 1e-3 at r = 8, 3e-4 at r = 64; full: 3e-5), so each rank
-# has rates of its own.
+# the rank grows (lowest of these on nano's first edition: 3e-3 at r = 1, 1e-3 at r = 8, 3e-4 at
+# r = 64; full: 3e-5), so each rank has rates of its own.
 NANO_RATES = [
     {"method": "full", "lr": [3e-6, 1e-5, 3e-5, 1e-4, 3e-4]},
     {"method": "lora", "rank": 1, "lr": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]},
