@@ -105,7 +105,7 @@ def draw_curve(ax, x, values: np.ndarray, **style):
                         linewidth=0)
 
 
-def scale_nll_axis(ax, label: str = "test NLL, nats a token"):
+def scale_nll_axis(ax, label: str = "test NLL, nats per token"):
     """Label the axis, and make it logarithmic if it covers more than a factor of two."""
     low, high = ax.dataLim.intervaly
     if 0 < 2 * low < high:      # a label at 1, 1.5, 2, 3 ... of each decade
@@ -132,7 +132,7 @@ def finish_gap_axis(ax, **labels):
     """The axis of gaps to full fine-tuning: its line at 0, and signs."""
     ax.axhline(0, color=BLACK, linewidth=1.8)
     ax.yaxis.set_major_formatter(lambda y, _: f"{y:+g}" if y else "0")
-    ax.set(ylabel="nats a token above full fine-tuning", **labels)
+    ax.set(ylabel="nats per token above full fine-tuning", **labels)
 
 
 def curves_figure(head: str, sweep, arms: list[Arm], choose_style=style_of):
@@ -166,7 +166,7 @@ def rates_figure(head: str, sweep, panels: dict[str, list[Arm]]):
         ax.sharey(axes[0])
         for i, arm in enumerate(arms):
             draw_rates(ax, arm, full, cross_height=0.97 - 0.035 * i)
-        scale_nll_axis(ax, f"test NLL after {sweep.steps[-1]:g} steps, nats a token")
+        scale_nll_axis(ax, f"test NLL after {sweep.steps[-1]:g} steps, nats per token")
         ax.set(xscale="log", title=title, xlabel="learning rate (ring: the lowest; cross: diverged;"
                "\ntriangles: each seed's best by a parabola, and in the legend their mean)")
         ax.set_ymargin(0.25)        # room for the crosses
@@ -343,7 +343,7 @@ def plot_capacity(sweeps, supervised: float = 1.0):
     more than it can hold. supervised: the share of the tokens that are supervised. The rows do not
     tell it; with 1 the lines are as early as they could be.
 
-    Worked: r = 1 on nano has 20,352 parameters, which hold 40,704 bits. Of 2,170 tokens a step
+    Worked: r = 1 on nano has 20,352 parameters, which hold 40,704 bits. Of 2,170 tokens per step
     0.29 are supervised, so that is step 65.
     """
     long = sweeps.long

@@ -476,7 +476,7 @@ def arm_table(sweep, arms: list[Arm]) -> str:
     rows = [arm_row(arm, sweep.full_arm(arm.batch)) for arm in arms]
     return "\n\n".join([
         f"## {sweep.describe(arms)}",
-        f"Test NLL in nats a token after {sweep.end}, at the best rate. With several "
+        f"Test NLL in nats per token after {sweep.end}, at the best rate. With several "
         "seeds: mean ± spread (the largest minus the smallest); of rates, the geometric mean "
         "(smallest to largest).",
         markdown_table(ARM_HEADER, rows, left=1)])

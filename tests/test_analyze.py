@@ -491,7 +491,7 @@ def broken(tasks, folder, tmp_path):
 MISTAKES = {
     "no adapter": ([], "the following arguments are required: adapter"),
     "an unknown setting": (["sums", "--rank", "4"], "unrecognized arguments: --rank 4"),
-    "no such adapter": (["nowhere"], "nowhere has no adapter_config.json"),
+    "no such adapter": (["nowhere"], "nowhere: no such folder"),
     "another base": (["sums", "--model", "nano"], "sums: the adapter is for another base"),
     "a relative of LoRA": (["sums", "dora"], "dora: only plain LoRA adapters are read"),
     "a run that diverged": (["diverged"], "diverged: model.layers.0.mlp.down_proj holds a number"),

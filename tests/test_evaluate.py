@@ -438,7 +438,7 @@ MISTAKES = {
     "--out=answers.txt": "must end in .jsonl",
     "--data=nowhere": "--data nowhere: no folder with train.jsonl",
     "--model=nowhere": "nowhere: no such folder",
-    "--adapter=nowhere": "nowhere has no adapter_model.safetensors",
+    "--adapter=nowhere": "nowhere: no such folder",
     "--metric=accuracy": "accuracy needs at least two labels",
     "--metric=accuracy --labels=one": "at least two labels",
     "--metric=accuracy --labels=1,2": "line 1: the answer",

@@ -172,7 +172,7 @@ def test_damaged_files_are_named(tmp_path, capsys):
     assert infinite_rank != text
     for damaged in (text[:-30], text.replace("1e-05", "rate"), infinite_rank):
         (folder / "0.csv").write_text(damaged)
-        assert "0.csv is damaged; delete it" in error_of(capsys, folder)
+        assert "0.csv is damaged (" in error_of(capsys, folder)
 
 
 # ----- what is drawn ------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_colours_keep_their_meaning_in_every_figure(sweeps, sweep, long):
 
 def test_capacity_marks_where_a_rank_leaves_the_curve_and_where_theory_has_it_full(sweeps, long):
     """It leaves at the mean over seeds of steps 100, 100 and 160. Its 1,000 parameters hold 2,000
-    bits: at 20 tokens a step of which half are supervised, 200 steps."""
+    bits: at 20 tokens per step of which half are supervised, 200 steps."""
     _, right = plot.plot_capacity(sweeps).axes
     assert legend_of(right.get_legend()) == ["r = 1 leaves at step 120"]
     assert curve_of(right, "r = 1 leaves").get_xdata() == [120, 120]

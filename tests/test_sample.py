@@ -526,7 +526,7 @@ def fails(run, capsys):
 
 
 MISTAKES = {
-    "--adapter nowhere hi": "nowhere has no adapter_config.json",
+    "--adapter nowhere hi": "nowhere: no such folder",
     "--model nowhere hi": "nowhere: no such folder",
     "--adapter a,a=b hi": "a=b: the name a is taken",
     "--adapter base=a hi": "base=a: the name base is taken",
