@@ -118,15 +118,14 @@ TUTORIAL_GRIDS = {
 }
 
 # The same questions for the embedded model, which is 192 wide: rank 64 is a third of that. Each arm
-# has rates on both sides of its best one, a factor of about 3 apart: five of them reach over two
-# decades, and a parabola finds the best rate between them. With alpha = r the best rate falls as
-# the rank grows (lowest of these on nano's first edition: 3e-3 at r = 1, 1e-3 at r = 8, 3e-4 at
-# r = 64; full: 3e-5), so each rank has rates of its own.
+# has rates on both sides of its best one, a factor of two apart: what three such rates leave open
+# is a sixth of what rates a factor of three apart do (rates.fit_errors). With alpha = r the best
+# rate falls as the rank grows, so each rank has rates of its own.
 NANO_RATES = [
-    {"method": "full", "lr": [3e-6, 1e-5, 3e-5, 1e-4, 3e-4]},
-    {"method": "lora", "rank": 1, "lr": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]},
-    {"method": "lora", "rank": 8, "lr": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]},
-    {"method": "lora", "rank": 64, "lr": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]}]
+    {"method": "full", "lr": [2e-5, 4e-5, 8e-5, 1.6e-4]},
+    {"method": "lora", "rank": 1, "lr": [1e-3, 2e-3, 4e-3, 8e-3]},
+    {"method": "lora", "rank": 8, "lr": [4e-4, 8e-4, 1.6e-3, 3.2e-3]},
+    {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4, 8e-4]}]
 NANO_LONG = {"max_steps": 400, "eval_steps": 20}        # long runs want lower rates
 NANO_BATCHES = [        # of 4 to 128 samples; all are evaluated at step 40 and after 640 samples
     {"grad_accum": 1, "max_steps": 160, "eval_steps": 40},
@@ -139,27 +138,27 @@ NANO_GRIDS = {
     "finding1": NANO_RATES,
     "finding2": NANO_RATES,
     "finding3": [
-        {"method": "full", "lr": [1e-5, 3e-5, 1e-4, 3e-4], "grad_accum": [2, 4, 8]},
-        {"method": "lora", "rank": 64, "lr": [3e-5, 1e-4, 3e-4, 1e-3], "grad_accum": [2, 4, 8]}],
+        {"method": "full", "lr": [2e-5, 4e-5, 8e-5, 1.6e-4], "grad_accum": [2, 4, 8]},
+        {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4, 8e-4], "grad_accum": [2, 4, 8]}],
     "finding4": [
         {"method": "lora", "targets": ["all-linear", "attention", "mlp"], "rank": 64,
-         "lr": [1e-4, 3e-4, 1e-3, 3e-3]},
-        {"method": "lora", "lr": [1e-4, 3e-4, 1e-3, 3e-3],
+         "lr": [1e-4, 2e-4, 4e-4, 8e-4]},
+        {"method": "lora", "lr": [1e-4, 2e-4, 4e-4, 8e-4],
          "match": {"attention": [32, 48, 64, 80, 96, 128], "mlp": [16, 24, 32, 48, 64, 80],
                    "all-linear": [16, 20, 24, 28, 30, 32, 40]}}],
-    # the same question over batches of 4 to 128, with rates a factor of two apart
+    # the same question over batches of 4 to 128
     "batches": [arm | batch for batch in NANO_BATCHES for arm in (
         {"method": "full", "lr": [2e-5, 4e-5, 8e-5]},
         {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4]})],
     "alpha": [
         *NANO_RATES,
-        {"method": "lora", "rank": [1, 8, 64], "alpha": 32, "lr": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]}],
+        {"method": "lora", "rank": [1, 8, 64], "alpha": 32, "lr": [1e-4, 2e-4, 4e-4, 8e-4]}],
     "capacity": [
-        {"method": "full", "lr": [1e-5, 3e-5, 1e-4], **NANO_LONG},
-        {"method": "lora", "rank": 1, "lr": [1e-3, 3e-3, 1e-2], **NANO_LONG},
-        {"method": "lora", "rank": 4, "lr": [3e-4, 1e-3, 3e-3], **NANO_LONG},
-        {"method": "lora", "rank": 16, "lr": [1e-4, 3e-4, 1e-3], **NANO_LONG},
-        {"method": "lora", "rank": 64, "lr": [3e-5, 1e-4, 3e-4], **NANO_LONG}],
+        {"method": "full", "lr": [2e-5, 4e-5, 8e-5], **NANO_LONG},
+        {"method": "lora", "rank": 1, "lr": [1e-3, 2e-3, 4e-3], **NANO_LONG},
+        {"method": "lora", "rank": 4, "lr": [4e-4, 8e-4, 1.6e-3], **NANO_LONG},
+        {"method": "lora", "rank": 16, "lr": [2e-4, 4e-4, 8e-4], **NANO_LONG},
+        {"method": "lora", "rank": 64, "lr": [5e-5, 1e-4, 2e-4], **NANO_LONG}],
 }
 
 PRESETS = {"tutorial": TUTORIAL_GRIDS, "nano": NANO_GRIDS}
