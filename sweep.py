@@ -118,9 +118,9 @@ TUTORIAL_GRIDS = {
 }
 
 # The same questions for the embedded model, which is 192 wide: rank 64 is a third of that. Each arm
-# has rates on both sides of its best one, a factor of two apart: what three such rates leave open
-# is a sixth of what rates a factor of three apart do (rates.fit_errors). With alpha = r the best
-# rate falls as the rank grows, so each rank has rates of its own.
+# has rates on both sides of its best one, a factor of two apart: they leave open about a third of
+# what rates a factor of three apart do (rates.fit_errors). With alpha = r the best rate falls as
+# the rank grows, so each rank has rates of its own.
 NANO_RATES = [
     {"method": "full", "lr": [2e-5, 4e-5, 8e-5, 1.6e-4]},
     {"method": "lora", "rank": 1, "lr": [1e-3, 2e-3, 4e-3, 8e-3]},
