@@ -207,6 +207,21 @@ class Sweep:
                 and arm.batch == batch and arm.alpha == (alpha or arm.rank)]
         return sorted(arms, key=lambda arm: arm.rank)
 
+    def method_arms(self) -> list[Arm]:
+        """LoRA's relatives and rivals at the most common batch size, by name."""
+        arms = [arm for arm in self.arms
+                if arm.method not in ("full", "lora", "qlora") and arm.batch == self.batch]
+        return sorted(arms, key=str)
+
+    def lora_of_size(self, arm) -> Arm | None:
+        """LoRA on all layers with a number of parameters as close to that of `arm` as there is."""
+        return min(self.lora_arms(), key=lambda lora: size_ratio(lora, arm), default=None)
+
+    def arms_by_targets(self) -> dict[str, list[Arm]]:
+        """{targets: LoRA on them by ascending rank}."""
+        targets = sorted({arm.targets for arm in self.arms if arm.method == "lora"})
+        return {name: arms for name in targets if (arms := self.lora_arms(name))}
+
     def fixed_alpha_arms(self) -> list[Arm]:
         """LoRA on all layers at several ranks and one alpha, the one with the most ranks."""
         alphas = {arm.alpha for arm in self.arms if arm.alpha != arm.rank}
@@ -334,11 +349,14 @@ def mark_divergence(rows: list[dict]) -> list[dict]:
 def refuse_other_test_sets(runs: list[list[dict]]):
     """Raise UserError for runs that start from one base, but at different test NLLs.
 
-    Rounding explains less than 1%. If it is more, their test sets differ.
+    Rounding explains less than 1%. If it is more, their test sets differ. Methods that put virtual
+    tokens in front of the text are left out, because they do not begin as their base.
     """
     starts = defaultdict(list)              # base -> [(test NLL, run)]
     for rows in runs:
         first = rows[0]
+        if first["method"].startswith("prefix"):
+            continue
         quantized = first["method"] == "qlora"          # a base of its own
         starts[first["model"], first["data"], quantized].append((first["test_nll"], first["run"]))
     for some in starts.values():

@@ -1,7 +1,7 @@
 """A model ready to answer: a base in 16, 32 or four bits, its tokenizer, and answers from it.
 
     model, tokenizer = open_model("Qwen/Qwen2.5-0.5B-Instruct")
-    load_adapter(model, "out/3f087d1874")                           # lora.py
+    switch_adapter(model, open_adapter("out/3f087d1874"))           # methods/
     messages = [{"role": "user", "content": "How many legs do three cats have?"}]
     prompt = tokenizer.encode(prompt_of(messages, tokenizer))       # dataset.py
     generate_answers(model, tokenizer, [prompt], max_new_tokens=160)[0].text

@@ -52,9 +52,9 @@ from tqdm import tqdm
 
 import dataset
 from engine import default_base, generate_answers, mean_nll, open_model, room_for_prompt
-from lora import load_adapter, merge_lora, read_tensors, remove_lora
+from lora import read_tensors, remove_lora
+from methods import method_that_reads, open_adapter, switch_adapter
 from metrics import Task, judge_answer, summarize_answers
-from model import start_cache
 from plumbing.checkpoint import weight_files
 from plumbing.cli import check_ranges, flag, parse_flags, run_command
 from plumbing.device import DTYPES, choose_device
@@ -255,7 +255,7 @@ def label_nll(model, prompts: list[list[int]], answers: list[list[list[int]]]) -
     in the cache, in the place of the answer before.
     """
     room = max(len(answer) for some in answers for answer in some)
-    ids, cache = start_cache(prompts, room, model.device)                       # (B, P)
+    ids, cache = model.start_cache(prompts, room)                               # (B, P)
     last = model.hidden_after(ids, cache)[:, -1:]       # (B, 1, C): predicts an answer's first
     cache.used = ids.shape[1]
     nlls = []
@@ -322,10 +322,9 @@ def open_adapted_model(settings):
     """
     model, tokenizer = open_model(settings.model, settings.device, settings.dtype, settings.nf4)
     if settings.adapter:
-        load_adapter(model, settings.adapter)
+        switch_adapter(model, open_adapter(settings.adapter), merge=not settings.nf4)
         if not settings.nf4:
-            merge_lora(model)
-            remove_lora(model)
+            remove_lora(model)          # the bases of merged layers need no memory any more
     return model, tokenizer
 
 
@@ -408,8 +407,8 @@ def describe_weights(model: str, adapter: str | None) -> dict:
     result = {"model": name, "method": "pretrained", "rank": None, "trainable": 0,
               "bytes": sum(file.stat().st_size for file in files)}
     if adapter:
-        tensors = read_tensors(files[0])
-        result |= {"method": "lora", "rank": read_json(folder / "adapter_config.json").get("r"),
+        tensors, config = read_tensors(files[0]), read_json(folder / "adapter_config.json")
+        result |= {"method": method_that_reads(config, folder).name, "rank": config.get("r"),
                    "trainable": sum(tensor.numel() for tensor in tensors.values())}
     if (folder / "run.json").exists() and (folder / "log.csv").exists():
         last = read_rows(folder / "log.csv")[-1]

@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 
 from engine import base_of, load_base
-from lora import dense_linear, load_adapter, merge_lora, remove_lora
+from lora import dense_linear, merge_lora, remove_lora
+from methods import open_adapter, switch_adapter
+from model import Transformer
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.device import DTYPES, dtype_name
 from plumbing.errors import UserError, errors_in_one_line
@@ -47,6 +49,10 @@ def merge_to_checkpoint(settings: Settings):
         raise UserError(f"--out {folder} exists and is not empty; give another one, or delete it")
 
     # ----- the base -----
+    adapter = open_adapter(settings.adapter)
+    if adapter.method.unmergeable:
+        raise UserError(f"{settings.adapter}: {adapter.method.name} cannot be merged into W: "
+                        f"{adapter.method.unmergeable}")
     base_name = settings.model or base_of(settings.adapter)
     model = load_base(base_name, DTYPES.get(settings.dtype), nf4=settings.nf4)
     for name, layer in list(model.named_modules()):     # all: the checkpoint has plain weights
@@ -57,11 +63,15 @@ def merge_to_checkpoint(settings: Settings):
 
     # ----- the merge, with a look at the logits before and after -----
     ids = torch.tensor([tokenizer.encode(PROBE)])                           # (1, T)
-    load_adapter(model, settings.adapter).eval()
+    switch_adapter(model, adapter, merge=False).eval()
     before = model(ids)[0].float()                                          # (T, V)
     merge_lora(model)
     remove_lora(model)
     after = model(ids)[0].float()
+    known = dict(Transformer.empty(model.config).named_parameters())
+    if extra := [name for name, _ in model.named_parameters() if name not in known]:
+        raise UserError(f"{settings.adapter}: a checkpoint of {model.config.hf['model_type']} has "
+                        f"no {extra[0]} that could be written")
 
     # ----- the checkpoint -----
     model.save_pretrained(folder, stop_ids(tokenizer))

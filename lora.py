@@ -58,21 +58,53 @@ TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
            "mlp": ("gate_proj", "up_proj", "down_proj")}
 
 
-class LoRALinear(nn.Module):
-    """h = base(x) + s B A x. base: a linear layer, in float32, 16 or four bits.
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer, in float32, 16 or four bits, and something trained next to it.
+
+    LoRA and its relatives (methods/) are subclasses. Each says what is trained (`__init__`), what
+    it computes (`adapted`), and the dW that this amounts to (`delta`). These are one equation, so
+    they must agree. Merging works for all of them.
+    """
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+        self.merged = None      # after merge_lora: a plain layer with W + dW, which answers
+
+    def forward(self, x):
+        return self.adapted(x) if self.merged is None else self.merged(x)
+
+    def base_weight(self):
+        """W, (out, in); of a base in four bits, dequantized."""
+        W = self.base.weight
+        return W if torch.is_tensor(W) else W.dequantize()
+
+    @property
+    def weight(self):
+        """W + dW, (out, in), in W's dtype: for code that reads a weight and calls no layer.
+
+        nn.TransformerEncoderLayer does so in .eval(), and so does a loss with the unembedding built
+        in. Each read costs what dW costs, for LoRA the product B A.
+        """
+        if self.merged is not None:
+            return self.merged.weight
+        W = self.base_weight()
+        return (W.float() + self.delta()).to(W.dtype)
+
+    @property
+    def bias(self):
+        return self.base.bias
+
+
+class LoRALinear(AdaptedLinear):
+    """h = base(x) + s B A x.
 
     A and B are float32 and are cast to x's dtype where they are used. In bfloat16, which has 8
     significant bits, adding a thousandth of a weight to it would change nothing.
-
-    A relative of LoRA changes these places: `__init__` (what is trained, and how it starts),
-    `forward` and `delta` (one equation, so they must agree), what the files say about it
-    (`peft_config`, `refuse_relatives`, `read_adapter`, `Factors`), and who makes the layer
-    (`apply_lora`, `wrap_layer`, `set_adapter`).
     """
 
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout=0.0, rslora=False):
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self.rank, self.alpha, self.rslora = rank, alpha, rslora
         self.scale = scaling_factor(rank, alpha, rslora)
         self.dropout = nn.Dropout(dropout)
@@ -84,11 +116,8 @@ class LoRALinear(nn.Module):
         B = torch.zeros(base.out_features, rank, device=device)
         self.lora_A = nn.Parameter(A.to(device))                            # (r, in)
         self.lora_B = nn.Parameter(B)                                       # (out, r)
-        self.merged = None      # after merge_lora: a plain layer with W + s B A, which answers
 
-    def forward(self, x):
-        if self.merged is not None:
-            return self.merged(x)
+    def adapted(self, x):
         y = self.base(x)                                                    # (..., out)
         # dropout for LoRA's x alone: nothing of the base's output is dropped
         u = F.linear(self.dropout(x), self.lora_A.to(x.dtype))              # (..., r)
@@ -101,24 +130,6 @@ class LoRALinear(nn.Module):
     def delta(self):
         """dW = s B A, (out, in), in float32."""
         return self.scale * self.lora_B @ self.lora_A
-
-    @property
-    def weight(self):
-        """W + s B A, (out, in), in W's dtype: for code that reads a weight and calls no layer.
-
-        nn.TransformerEncoderLayer does so in .eval(), and so does a loss with the unembedding built
-        in. Each read costs the product B A, and dropout has no part in it.
-        """
-        if self.merged is not None:
-            return self.merged.weight
-        W = self.base.weight
-        if not torch.is_tensor(W):          # in four bits
-            W = W.dequantize()
-        return (W.float() + self.delta()).to(W.dtype)
-
-    @property
-    def bias(self):
-        return self.base.bias
 
 
 def scaling_factor(rank: int, alpha: float, rslora: bool) -> float:
@@ -142,7 +153,7 @@ def scaling_factor(rank: int, alpha: float, rslora: bool) -> float:
 
 # ----- wrap and unwrap ----------------------------------------------------------------------------
 
-def apply_lora(module, rank: int, alpha=None, targets="all-linear", dropout=0.0):
+def apply_lora(module, rank: int, alpha=None, targets="all-linear", dropout=0.0, rslora=False):
     """Wrap the target layers of `module` in place and freeze everything else. Returns `module`.
 
     alpha: None is alpha = rank, so s = 1.
@@ -157,13 +168,23 @@ def apply_lora(module, rank: int, alpha=None, targets="all-linear", dropout=0.0)
     """
     if rank < 1:
         raise UserError(f"rank {rank}: it must be at least 1")
-    if lora_layers(module):
+    alpha = rank if alpha is None else alpha
+    return wrap_targets(module, targets,
+                        lambda layer: LoRALinear(layer, rank, alpha, dropout, rslora))
+
+
+def wrap_targets(module, targets, wrap):
+    """Put wrap(layer) in the place of each target layer and freeze everything else.
+
+    Raises UserError as `apply_lora` does.
+    """
+    if adapted_layers(module):
         raise UserError("the model has LoRA layers already; remove_lora takes them off")
     names = find_targets(module, targets)
     refuse_unwrappable(module, names)
     module.requires_grad_(False)
     for name in names:
-        wrap_layer(module, name, rank, rank if alpha is None else alpha, dropout)
+        wrap_layer(module, name, wrap)
     return module
 
 
@@ -172,21 +193,26 @@ def remove_lora(module):
 
     So merge_lora and then remove_lora leave a plain model, ready to be saved as a checkpoint.
     """
-    for name, layer in lora_layers(module).items():
+    for name, layer in adapted_layers(module).items():
         module.set_submodule(name, layer.base if layer.merged is None else layer.merged)
     return module
 
 
-def wrap_layer(module, name: str, rank, alpha, dropout=0.0, rslora=False) -> LoRALinear:
-    """Put a LoRALinear in the place of the layer called `name`."""
+def wrap_layer(module, name: str, wrap) -> AdaptedLinear:
+    """Put wrap(layer) in the place of the layer called `name`."""
     base = module.get_submodule(name)
-    layer = LoRALinear(base, rank, alpha, dropout, rslora).train(base.training)
+    layer = wrap(base).train(base.training)
     module.set_submodule(name, layer)
     return layer
 
 
+def adapted_layers(module) -> dict[str, AdaptedLinear]:
+    """The wrapped layers, with their dotted paths: of LoRA and of its relatives."""
+    return {name: m for name, m in module.named_modules() if isinstance(m, AdaptedLinear)}
+
+
 def lora_layers(module) -> dict[str, LoRALinear]:
-    return {name: m for name, m in module.named_modules() if isinstance(m, LoRALinear)}
+    return {name: m for name, m in adapted_layers(module).items() if isinstance(m, LoRALinear)}
 
 
 def linear_layers(module) -> dict[str, nn.Module]:
@@ -240,8 +266,8 @@ def refuse_unwrappable(module, names):
 
 
 def unwrapped(layer):
-    """The layer itself, or the base of a LoRALinear."""
-    return layer.base if isinstance(layer, LoRALinear) else layer
+    """The layer itself, or the base of a wrapped one."""
+    return layer.base if isinstance(layer, AdaptedLinear) else layer
 
 
 # ----- merge and unmerge --------------------------------------------------------------------------
@@ -260,7 +286,7 @@ def merge_lora(module):
     most weights would get their old code back. A warning says that it happens. Merging is never a
     side effect of .eval().
     """
-    layers = [layer for layer in lora_layers(module).values() if layer.merged is None]
+    layers = [layer for layer in adapted_layers(module).values() if layer.merged is None]
     quantized = [layer for layer in layers if not torch.is_tensor(layer.base.weight)]
     if quantized:
         warnings.warn(f"{len(quantized)} quantized layers are merged into their dequantized "
@@ -272,7 +298,7 @@ def merge_lora(module):
 
 def unmerge_lora(module):
     """Undo merge_lora: each layer computes W x + s B A x again, with the W that it had."""
-    for layer in lora_layers(module).values():
+    for layer in adapted_layers(module).values():
         layer.merged = None
 
 
@@ -321,7 +347,8 @@ def set_adapter(module, adapter: dict[str, Factors] | None, merge=True):
     remove_lora(module)
     module.requires_grad_(False)
     for name, f in adapter.items():
-        layer = wrap_layer(module, name, f.rank, f.alpha, f.dropout, f.rslora)
+        layer = wrap_layer(module, name, lambda base, f=f: LoRALinear(
+            base, f.rank, f.alpha, f.dropout, f.rslora))
         layer.lora_A.data.copy_(f.A)
         layer.lora_B.data.copy_(f.B)
     if merge:
@@ -367,39 +394,54 @@ def save_adapter(module, folder, base_model: str = ""):
     layers = lora_layers(module)
     if not layers:
         raise UserError("there is no adapter to save: the model has no LoRA layers")
+    write_adapter(folder, factor_tensors(layers), peft_config(module, layers, base_model))
+
+
+def factor_tensors(layers: dict[str, LoRALinear]) -> dict[str, torch.Tensor]:
+    """A and B of each layer under PEFT's names."""
     tensors = {}
     for name, layer in layers.items():
-        tensors[peft_name(name, "A")] = layer.lora_A.detach().contiguous()
-        tensors[peft_name(name, "B")] = layer.lora_B.detach().contiguous()
+        tensors[peft_name(name, "A")] = layer.lora_A
+        tensors[peft_name(name, "B")] = layer.lora_B
+    return tensors
+
+
+def write_adapter(folder, tensors: dict[str, torch.Tensor], config: dict):
+    """Write adapter_model.safetensors, and then adapter_config.json."""
     folder = make_folder(folder)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with replacing(folder / "adapter_model.safetensors") as part:
         save_file(tensors, part, metadata={"format": "pt"})
-    write_json(folder / "adapter_config.json", peft_config(module, layers, base_model))
+    write_json(folder / "adapter_config.json", config)
 
 
 def peft_config(module, layers: dict[str, LoRALinear], base_model: str) -> dict:
     """The content of adapter_config.json. The patterns name what differs from the first layer."""
     first = next(iter(layers.values()))
-    base_name, revision = base_model, ""
-    if not Path(base_model).is_dir():           # a folder's own name may hold an @
-        base_name, _, revision = base_model.partition("@")
     # The last names, "q_proj", say which layers are wrapped, unless a layer of that name is not:
     # then each is named in full. linear_layers has only those that are not wrapped.
     targets = {last_name(name) for name in layers}
     if any(last_name(name) in targets for name in linear_layers(module)):
         targets = layers
-    return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM" if hasattr(module, "lm_head") else None,
-        "inference_mode": True,
-        "base_model_name_or_path": base_name, "revision": revision or None,
-        "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout.p,
-        "use_rslora": first.rslora,
+    return base_entries(module, base_model) | {
+        "peft_type": "LORA", "r": first.rank, "lora_alpha": first.alpha,
+        "lora_dropout": first.dropout.p, "use_rslora": first.rslora,
         "target_modules": sorted(targets), "bias": "none", "fan_in_fan_out": False,
         "rank_pattern": {re.escape(name): layer.rank for name, layer in layers.items()
                          if layer.rank != first.rank},
         "alpha_pattern": {re.escape(name): layer.alpha for name, layer in layers.items()
                           if layer.alpha != first.alpha},
     }
+
+
+def base_entries(module, base_model: str) -> dict:
+    """What adapter_config.json says of the base, whatever the method."""
+    base_name, revision = base_model, ""
+    if not Path(base_model).is_dir():           # a folder's own name may hold an @
+        base_name, _, revision = base_model.partition("@")
+    return {"task_type": "CAUSAL_LM" if hasattr(module, "lm_head") else None,
+            "inference_mode": True,
+            "base_model_name_or_path": base_name, "revision": revision or None}
 
 
 def load_adapter(module, folder):
@@ -413,14 +455,29 @@ def load_adapter(module, folder):
 def read_adapter(folder, module=None) -> dict[str, Factors]:
     """The adapter in `folder`, ours or PEFT's, in memory.
 
-    Ranks are those of the tensors; alpha follows lora_alpha, alpha_pattern and use_rslora. Raises
-    UserError for an adapter with parts missing or left over, for a kind that is not plain LoRA, and
-    for one that does not fit `module`, if that is given.
+    Raises UserError for a kind that is not plain LoRA, as `pair_factors` does, and for one that
+    does not fit `module`, if that is given.
     """
     folder = Path(folder)
     config = read_json(folder / "adapter_config.json")
     tensors = read_tensors(folder / "adapter_model.safetensors")
-    refuse_relatives(config, folder)
+    if not is_plain_lora(config):
+        raise UserError(f"{folder}: only plain LoRA adapters are read here (no DoRA, no trained "
+                        "biases, no PiSSA and its like)")
+    adapter = pair_factors(config, tensors, folder)
+    if module is not None:
+        check_fit(module, adapter, folder)
+    return adapter
+
+
+def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
+    """The tensors of PEFT's file -> {name of a layer: its A, B and alpha}.
+
+    Ranks are those of the tensors; alpha follows lora_alpha, alpha_pattern and use_rslora. Raises
+    UserError if parts are missing or left over.
+    """
+    if "lora_alpha" not in config:
+        raise UserError(f"{Path(folder) / 'adapter_config.json'} lacks 'lora_alpha'")
     names = [key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
              for key in tensors if key.endswith(".lora_A.weight")]
     expected = {peft_name(name, factor) for name in names for factor in "AB"}
@@ -432,23 +489,16 @@ def read_adapter(folder, module=None) -> dict[str, Factors]:
         A, B = (tensors[peft_name(name, factor)].float() for factor in "AB")
         adapter[name] = Factors(A, B, alpha_of(name, config), config.get("lora_dropout", 0.0),
                                 config.get("use_rslora", False))
-    if module is not None:
-        check_fit(module, adapter, folder)
     return adapter
 
 
-def refuse_relatives(config: dict, folder: Path):
-    """Raise UserError unless the adapter_config.json says plain LoRA."""
+def is_plain_lora(config: dict) -> bool:
+    """Whether an adapter_config.json says LoRA next to the base as it is."""
     # Other starts than these, PiSSA's for instance, change the base's weights as well.
     starts = (True, False, "gaussian", "eva", "orthogonal")
-    plain = (config.get("peft_type") == "LORA" and not config.get("use_dora")
-             and config.get("bias", "none") == "none"
-             and config.get("init_lora_weights", True) in starts)
-    if not plain:
-        raise UserError(f"{folder}: only plain LoRA adapters are read (no DoRA, no trained biases, "
-                        "no PiSSA and its like)")
-    if "lora_alpha" not in config:
-        raise UserError(f"{folder / 'adapter_config.json'} lacks 'lora_alpha'")
+    return (config.get("peft_type") == "LORA" and not config.get("use_dora")
+            and config.get("bias", "none") == "none"
+            and config.get("init_lora_weights", True) in starts)
 
 
 def alpha_of(name: str, config: dict) -> float:

@@ -414,18 +414,6 @@ class Cache:
             self.kv[layer] = [keys[rows], values[rows]]
 
 
-def start_cache(rows: list[list[int]], room: int, device):
-    """Prompts of any lengths -> ids (B, T), padded on the left, and an empty Cache.
-
-    The cache has room for the prompts and `room` tokens after them.
-    """
-    longest = max(map(len, rows))
-    padding = [longest - len(row) for row in rows]
-    ids = torch.tensor([[0] * n + row for n, row in zip(padding, rows)], device=device)
-    pad = torch.tensor(padding, device=device)[:, None]
-    return ids, Cache(pad, any(padding), longest + room)
-
-
 def left_padding_mask(pad, columns, S: int):
     """(B, 1, T, S): which of the columns 0 .. S-1 the tokens in `columns` (T,) see.
 
@@ -494,6 +482,11 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         return self.model.embed_tokens.weight.device
 
+    @property
+    def virtual_ids(self) -> range:
+        """Ids beyond the vocabulary that precede every sequence: of methods/prefix_embedding.py."""
+        return getattr(self.model.embed_tokens, "virtual_ids", range(0))
+
     def tie_weights(self):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -502,8 +495,13 @@ class Transformer(nn.Module):
         """ids (B, T) -> the vectors that the unembedding is applied to, (B, T, C).
 
         positions (B or 1, T): default 0 .. T-1. mask (B, 1, T, S), True where a token sees another:
-        default causal. cache: what came before; the new keys and values are added to it.
+        default causal. cache: what came before; the new keys and values are added to it. Without
+        one, virtual tokens are put in front of ids and left out of the result.
         """
+        virtual = self.virtual_ids if cache is None else ()
+        if virtual:
+            front = torch.tensor(virtual, device=ids.device).expand(len(ids), -1)
+            ids = torch.cat((front, ids), dim=1)                            # T is l more now
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device)[None]     # (1, T)
         if self.theta.device != ids.device:
@@ -518,7 +516,19 @@ class Transformer(nn.Module):
                 x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
             else:
                 x = layer(x, cos, sin, mask, cache)
-        return self.model.norm(x)
+        return self.model.norm(x[:, len(virtual):])
+
+    def start_cache(self, rows: list[list[int]], room: int):
+        """Prompts of any lengths -> ids (B, T), padded on the left, and an empty Cache.
+
+        The cache has room for the prompts and `room` tokens after them.
+        """
+        rows = [[*self.virtual_ids, *row] for row in rows]
+        longest = max(map(len, rows))
+        padding = [longest - len(row) for row in rows]
+        ids = torch.tensor([[0] * n + row for n, row in zip(padding, rows)], device=self.device)
+        pad = torch.tensor(padding, device=self.device)[:, None]
+        return ids, Cache(pad, any(padding), longest + room)
 
     def hidden_after(self, ids, cache):
         """`hidden` of ids (B, T) that follow what `cache` holds; it does not advance cache.used."""
@@ -584,7 +594,7 @@ class Transformer(nn.Module):
 
         Yields {i: next token of rows[i]} for the sequences that have not ended.
         """
-        ids, cache = start_cache(rows, max_new_tokens, self.device)
+        ids, cache = self.start_cache(rows, max_new_tokens)
         batch = list(range(len(rows)))      # batch[b]: the index in rows of the b-th sequence
         unfinished = batch
         for _ in range(max_new_tokens):

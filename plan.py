@@ -54,6 +54,7 @@ import torch
 import train
 from dataset import find_dataset, load_split
 from lora import TARGETS
+from methods import Shapes, find_method, setup_of
 from model import LinearNLL, ModelConfig, Transformer
 from optim import BUCKET
 from plumbing.cli import add_flags, make_parser, run_command
@@ -62,7 +63,7 @@ from plumbing.errors import UserError, errors_in_one_line, is_out_of_memory
 from plumbing.files import replacing, resolve
 from quant import quantize_layer
 from rates import lora_rate_multiple
-from settings import Config, check_config, settled
+from settings import RELATIVES, Config, check_config, settled
 from tokenizer import Tokenizer
 
 # GB of 10^9 bytes. A card's GB are 2^30 bytes, 7 % more: that is left for CUDA's context.
@@ -125,10 +126,20 @@ def count_parameters(c: ModelConfig) -> int:
 
 
 def adapter_parameters(c: ModelConfig, rank: int, targets: str = "all-linear") -> int:
-    """a = r (in + out), summed over the adapted maps."""
+    """LoRA's a = r (in + out), summed over the adapted maps."""
     shapes = linear_shapes(c)
     in_out = sum(sum(shapes[name]) for name in targeted_maps(targets))
     return c.num_hidden_layers * rank * in_out
+
+
+def method_parameters(c: ModelConfig, config: Config) -> int:
+    """What the run trains: the formula of its method's file (`count`), or P."""
+    if config.method == "full":
+        return count_parameters(c)
+    shapes = linear_shapes(c)
+    maps = {name: shapes[name] for name in targeted_maps(config.targets)}
+    method = find_method(config.adapter_method)
+    return method.count(Shapes(maps, c.hidden_size, c.num_hidden_layers), setup_of(config))
 
 
 class Sizes:
@@ -158,7 +169,7 @@ class Sizes:
         self.a = 0                                      # parameters of the adapters
         self.trained, self.trained_maps = self.P, list(self.shapes)
         if not self.full:
-            self.a = self.trained = adapter_parameters(c, config.rank, config.targets)
+            self.a = self.trained = method_parameters(c, config)
             self.trained_maps = targeted_maps(config.targets)
         self.dW = 4 * self.V * self.C if self.full else 0       # bytes of one embedding's gradient
 
@@ -199,7 +210,7 @@ def term_of_weights(z: Sizes) -> Term:
     held, formula, source = z.s * z.P, "s P: frozen", "arXiv 2106.09685"
     if z.full:
         held, formula, source = 4 * z.P, "4 P: kept in float32", "arXiv 1710.03740"
-    if z.config.method == "qlora":
+    if z.config.four_bits:
         held = NF4_BYTES * z.W + z.s * (z.P - z.W)
         formula, source = "4.127 / 8 W + s (P - W)", "arXiv 2305.14314"
     return Term("throughout", "weights", held, formula, source)
@@ -455,7 +466,7 @@ def term_of_layer_backwards(z: Sizes) -> Term:
         formula += ", 4 V C"
         if z.c.tie_word_embeddings or z.config.grad_accum == 1:
             held += z.dW            # dNLL/dW waits for the embedding's half, or is .grad already
-    if z.config.method == "qlora":
+    if z.config.four_bits:
         # one dequantized weight: 2 bytes of indices or 16-bit form next to 4 of float32
         held += 6 * max(size_in * size_out for size_in, size_out in z.shapes.values())
         formula += ", 6 in out"
@@ -630,7 +641,7 @@ def make_stepper(c: ModelConfig, config: Config):
     for name, p in list(model.named_parameters()):
         model.put(name, torch.empty(p.shape, dtype=dtype, device=device).normal_(std=0.02),
                   p.shape, "")
-        if config.method == "qlora":
+        if config.four_bits:
             quantize_layer(model, name.rpartition(".")[0])
     model.tie_weights()
     made = train.set_up(config, None, model)
@@ -681,11 +692,13 @@ def in_fresh_process(function, *args, **env):
 # ----- what is printed and drawn ------------------------------------------------------------------
 
 def each_method(config: Config) -> dict[str, Config]:
-    """`config` with each method, without and with gradient checkpointing."""
+    """`config` with full, lora, qlora and its own method, without and with checkpointing."""
+    runs = {method: replace(config, method=method, nf4=False, options="")
+            for method in ("full", "lora", "qlora")}
     configs = {}
-    for method in ("full", "lora", "qlora"):
+    for method, run in (runs | {config.method: config}).items():
         for name, checkpointing in ((method, False), (f"{method} + checkpointing", True)):
-            configs[name] = replace(config, method=method, gradient_checkpointing=checkpointing)
+            configs[name] = replace(run, gradient_checkpointing=checkpointing)
     return configs
 
 
@@ -696,7 +709,7 @@ def gb(n: float, width: int = 0) -> str:
 def show_sizes(c: ModelConfig, config: Config):
     z = Sizes(c, config)
     attention, mlp = (adapter_parameters(c, 1, targets) for targets in ("attention", "mlp"))
-    a = adapter_parameters(c, config.rank, config.targets)
+    a = 0 if z.full else z.a
     print(f"{config.model}: {config.method} in {config.dtype} on {config.device}, "
           f"{config.optimizer}, {config.micro_bs} x {config.max_length} tokens per micro-batch, "
           f"{config.grad_accum} per step\n"
@@ -719,11 +732,22 @@ def show_memory(c: ModelConfig, config: Config):
     when_less, held_less = at_peak(c, checkpointed)
     print(f"  {'peak':<23}{gb(sum(held.values()), 8)}{gb(sum(held_less.values()), 10)}  "
           f"at {when}; checkpointed at {when_less}")
+    if config.method not in ("full", "qlora", "lora", "rslora", "loraplus"):
+        print("  activations are counted as LoRA's at this rank and on these targets")
     # weight + gradient + moments. The 8 P often added for activations are a guess, because these
     # grow with the tokens and not with the parameters.
     P = count_parameters(c)
     print(f"  rule of thumb, full float32 with Adam: (4 + 4 + 8) P = {gb(16 * P)}; "
           f"with 8 P for activations {gb(24 * P)}")
+
+
+def show_methods(c: ModelConfig, config: Config):
+    """What each method trains at this rank and on these targets: its file's formula, worked out."""
+    print(f"\ntrained parameters at --rank {config.rank}, --targets {config.targets}")
+    for name in ("full", *RELATIVES):
+        run = replace(config, method=name, nf4=False, options="")
+        formula = "P" if name == "full" else find_method(name).count.__doc__.partition("\n")[0]
+        print(f"  {name:<20}{method_parameters(c, run):>15,}  {formula}")
 
 
 def show_cards(c: ModelConfig, config: Config):
@@ -827,8 +851,8 @@ def draw_memory(c: ModelConfig, config: Config, path: Path):
 
 # ----- the command --------------------------------------------------------------------------------
 
-TRAIN_FLAGS = ["model", "data", "method", "rank", "targets", "optimizer", "micro_bs", "grad_accum",
-               "max_length", "max_steps", "dtype", "device"]
+TRAIN_FLAGS = ["model", "data", "method", "nf4", "options", "rank", "targets", "optimizer",
+               "micro_bs", "grad_accum", "max_length", "max_steps", "dtype", "device"]
 
 
 def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool]:
@@ -863,10 +887,11 @@ def print_plan(argv=None):
     config = settled(asked, n_train=1)
     dtype = "bfloat16" if asked.dtype == "auto" else config.dtype
     on_gpu = replace(config, device="cuda", dtype=dtype)
-    c = ModelConfig.from_pretrained(config.model, quantized=config.method == "qlora")
+    c = ModelConfig.from_pretrained(config.model, quantized=config.four_bits)
     supervised = count_supervised_tokens(config) if config.data else None
     show_sizes(c, config)
     show_memory(c, config)
+    show_methods(c, config)
     show_cards(c, on_gpu)
     show_computation(c, config)
     show_start(c, config, supervised)

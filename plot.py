@@ -22,6 +22,7 @@ marks a rate at which a run diverged.
 Where theory says something, thin grey lines show it: how the best rate goes with the rank, and when
 a rank has seen more than it can hold.
 """
+import itertools
 import math
 from pathlib import Path
 
@@ -46,6 +47,9 @@ from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, format
 BLACK, PLACES = "#000000", {"attention": "#D55E00", "mlp": "#CC79A7"}
 RANKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#56B4E9", "D"), ("#999999", "v"),
          ("#F0E442", "P"))
+# of methods and of sets of targets, in the order of their names
+SERIES = [(color, marker) for marker in "osD" for color in (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")]
 LINES = ("--", ":")
 STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9.5,
          "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
@@ -174,7 +178,7 @@ def rates_figure(head: str, sweep, panels: dict[str, list[Arm]]):
     return figure
 
 
-def draw_rates(ax, arm, full: Arm | None, cross_height: float):
+def draw_rates(ax, arm, full: Arm | None, cross_height: float, **style):
     """One arm: its curve over the rates, ring, triangles and crosses.
 
     Arms may diverge at the same rate, so each has a `cross_height` of its own, from 0 to 1.
@@ -186,7 +190,7 @@ def draw_rates(ax, arm, full: Arm | None, cross_height: float):
     if multiple:
         label += f", {multiple} x full's"
     last = arm.nll[:, :, -1]                                                # (S, R)
-    style = style_of(arm, label=label)
+    style = style_of(arm, label=label, **style)
     color = style["color"]
     draw_curve(ax, arm.lrs, last, **style)
     lowest = find_best_rate(arm.lrs, mean_over_seeds(last))
@@ -368,9 +372,66 @@ def plot_capacity(sweeps, supervised: float = 1.0):
     return figure
 
 
+def plot_methods(sweeps):
+    """LoRA's relatives and rivals. Left: which are below LoRA's line, at as many parameters?"""
+    sweep = sweeps.usual
+    methods, loras = sweep.method_arms(), sweep.lora_arms()
+    if not methods:
+        return None
+    full, series = sweep.full_arm(), {str(arm): [arm] for arm in methods}
+    if loras:
+        series = {"lora": loras} | series
+    arms = [arm for some in series.values() for arm in some]
+    figure, (left, right) = new_figure("Methods", sweep, [full, *arms] if full else arms)
+    draw_sizes(left, sweep, series)
+    for i, some in enumerate(series.values()):
+        color, marker = SERIES[i % len(SERIES)]
+        for j, arm in enumerate(some):
+            draw_rates(right, arm, None, 0.97 - 0.03 * i, color=color, marker=marker,
+                       alpha=1 - 0.25 * j / len(some))
+    right.set(xscale="log", xlabel="learning rate (ring: the lowest; triangles: seeds)")
+    scale_nll_axis(right, f"test NLL after {sweep.end}, nats per token")
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, fontsize=8)
+    return figure
+
+
+def plot_targets(sweeps):
+    """LoRA on sets of matrices. At one number of parameters: where are they used best?"""
+    sweep = sweeps.usual
+    series = sweep.arms_by_targets()
+    if not set(series) - {"all-linear", "attention", "mlp"}:
+        return None
+    arms = [arm for some in series.values() for arm in some]
+    figure, (left, right) = new_figure("Targets", sweep, arms)
+    draw_sizes(left, sweep, series)
+    draw_sizes(right, sweep, series, lambda arm: arm.rank, "rank")
+    left.get_legend().remove()
+    return figure
+
+
+def draw_sizes(ax, sweep, series: dict[str, list[Arm]], size=lambda arm: arm.trainable,
+               label: str = "trained parameters"):
+    """Test NLL at the best rate against size(arm): a line for each of `series`, full below."""
+    for (name, arms), (color, marker) in zip(series.items(), itertools.cycle(SERIES)):
+        nll = [drop_nan(arm.best.nll[arm.shown]) for arm in arms]
+        mean = np.array([some.mean() for some in nll])
+        ends = [mean - [some.min() for some in nll], [some.max() for some in nll] - mean]
+        edge = "" if all(arm.counts.any() for arm in arms) else " (a best rate at the edge)"
+        ax.errorbar([size(arm) for arm in arms], mean, ends, color=color, marker=marker, capsize=3,
+                    linewidth=1.2, label=f"{name}{edge}")
+    full = sweep.full_arm()
+    if full:
+        ax.axhline(np.nanmean(full.best.nll[full.shown]), color=BLACK, linestyle="--",
+                   linewidth=1.2, label="full")
+    ax.set(xscale="log", xlabel=f"{label} (bars: from the smallest seed to the largest)",
+           title=f"at the best rate, after {sweep.end}")
+    scale_nll_axis(ax)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, fontsize=8)
+
+
 FIGURES = {"finding1": plot_rank, "finding2": plot_rates, "finding3": plot_batch_sizes,
            "finding4": plot_placement, "alpha": plot_alpha, "rank_rates": plot_rank_rates,
-           "capacity": plot_capacity}
+           "capacity": plot_capacity, "methods": plot_methods, "targets": plot_targets}
 
 
 def draw_figures(sweeps, out: Path, prefix: str, supervised: float) -> list[Path]:

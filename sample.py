@@ -26,7 +26,7 @@ import torch
 import dataset
 from engine import (default_base, fit_prompt, generate_answers, open_model, room_for_prompt,
                     stream_answer)
-from lora import read_adapter, set_adapter
+from methods import open_adapter, switch_adapter
 from plumbing.cli import check_ranges, flag, parse_flags, run_command
 from plumbing.device import DTYPES
 from plumbing.errors import UserError, errors_in_one_line, interruption
@@ -162,7 +162,7 @@ def run_chat(settings, model, tokenizer, adapters: dict, system: list[dict]):
             command, _, name = line.partition(" ")
             if command in ("/adapter", "/base"):
                 name = "base" if command == "/base" else name.strip()
-                active = switch_adapter(model, adapters, name, active, merge=not settings.nf4)
+                active = answer_with(model, adapters, name, active, merge=not settings.nf4)
             elif command == "/reset":
                 messages = [*system]
                 print_note("the conversation begins again")
@@ -192,13 +192,13 @@ def read_line(prompt: str) -> str:
         return "/exit"
 
 
-def switch_adapter(model, adapters: dict, name: str, active: str, merge: bool) -> str:
+def answer_with(model, adapters: dict, name: str, active: str, merge: bool) -> str:
     """Merge the adapter called `name` -> the name of the one that now answers."""
     if name not in adapters:
         print_note(f"no adapter {name!r}; there are: {', '.join(adapters)}")
         return active
     with interruption():                # Ctrl-C waits: half of the layers switched is neither
-        set_adapter(model, adapters[name], merge)
+        switch_adapter(model, adapters[name], merge)
     return name
 
 
@@ -271,7 +271,7 @@ def open_sides(settings, model, tokenizer, adapters: dict):
     The base is loaded once and its adapters take turns, so three adapters need the memory of one.
     """
     for name, adapter in ({"base": None} | adapters).items():
-        yield name, set_adapter(model, adapter, merge=not settings.nf4), tokenizer
+        yield name, switch_adapter(model, adapter, merge=not settings.nf4), tokenizer
     for name, folder in settings.against.items():
         yield name, *open_model(folder, settings.device, settings.dtype, settings.nf4)
 
@@ -330,13 +330,13 @@ def sample(settings):
         first = next(iter(settings.adapter.values()), None)
         settings.model = default_base(first)
     model, tokenizer = open_model(settings.model, settings.device, settings.dtype, settings.nf4)
-    adapters = {name: read_adapter(folder, model) for name, folder in settings.adapter.items()}
+    adapters = {name: open_adapter(folder, model) for name, folder in settings.adapter.items()}
     system = [{"role": "system", "content": settings.system}] if settings.system else []
     if settings.compare:
         compare_models(settings, model, tokenizer, adapters, system)
         return
     room_for_prompt(model, settings.max_new_tokens)         # an error before the first question
-    set_adapter(model, next(iter(adapters.values()), None), merge=not settings.nf4)
+    switch_adapter(model, next(iter(adapters.values()), None), merge=not settings.nf4)
     if settings.question:
         how = seed_generation(settings, model)
         answer_turn(model, tokenizer, system, settings.question, how)

@@ -17,11 +17,15 @@ import math
 import os
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from plumbing.cli import check_ranges, flag, parse_flags
 from plumbing.errors import UserError
 
-METHODS = ("lora", "qlora", "full")
+# A file of methods/ is a method. qlora is lora on a base in four bits.
+FOLDER = Path(__file__).parent / "methods"
+RELATIVES = tuple(sorted(path.stem for path in FOLDER.glob("[a-z]*.py")))
+METHODS = ("full", "qlora", *RELATIVES)
 OPTIMIZER_NAMES = ("adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 SCHEDULES = ("constant", "cosine", "linear")
@@ -36,8 +40,12 @@ class Config:
         group="what")
     data: str = flag("nano", "name under data/, or a folder with train.jsonl and test.jsonl")
     method: str = flag(
-        "lora", "what is trained: adapters on a frozen base, adapters on a base quantized to 4 "
-        "bits, or every weight", choices=METHODS)
+        "lora", "what is trained: full, every weight; lora, adapters on a frozen base; qlora, "
+        "adapters on a base in four bits; the others are LoRA's relatives and rivals, and each is "
+        "explained in its file methods/<name>.py", choices=METHODS)
+    nf4: bool = flag(False, "the frozen base in four bits, for any method but full")
+    options: str = flag(
+        "", "of the method alone, as NAME=VALUE,NAME=VALUE: its file has their names and defaults")
     rank: int = flag(64, "rank r of the adapters", group="LoRA", at_least=1)
     alpha: float = flag(
         None, "the adapters are scaled by alpha / r; default: alpha = r, as in the tutorial, so "
@@ -47,7 +55,8 @@ class Config:
         "all-linear", "all-linear, attention, mlp, or layer names: q_proj,v_proj")
     lr: float = flag(
         None, "learning rate; default: 2e-4 for lora and qlora (a start for r near 64 with "
-        "alpha = r; lower ranks want more), 2e-5 for full", above=0, group="optimization")
+        "alpha = r; lower ranks want more), 2e-5 for full, and what a relative's file says",
+        above=0, group="optimization")
     schedule: str = flag("constant", "of the learning rate, after warm-up", choices=SCHEDULES)
     warmup_ratio: float = flag(
         0.0, "share of the steps in which the learning rate rises from 0: AdamW's first steps rest "
@@ -93,6 +102,16 @@ class Config:
     def batch_eff(self) -> int:
         """Samples per optimizer step."""
         return self.micro_bs * self.grad_accum
+
+    @property
+    def adapter_method(self) -> str:
+        """The file of methods/ that the run's method is."""
+        return "lora" if self.method == "qlora" else self.method
+
+    @property
+    def four_bits(self) -> bool:
+        """Whether the base is quantized."""
+        return self.nf4 or self.method == "qlora"
 
     @property
     def run(self) -> str:
@@ -142,6 +161,11 @@ def check_config(config: Config):
     if config.compile and not any(map(shutil.which, compilers)):
         raise UserError("--compile needs a C++ compiler, and there is none on the PATH; install "
                         "one, or leave the flag out")
+    if config.nf4 and config.method == "full":
+        raise UserError("--nf4 and --method full contradict each other: weights in four bits are "
+                        "frozen, because a step would be rounded away")
+    if config.options and config.method == "full":
+        raise UserError("--options are of a method in methods/, and full fine-tuning has none")
     if config.resume and config.overwrite:
         raise UserError("--resume and --overwrite contradict each other; give one of them")
 
@@ -149,9 +173,22 @@ def check_config(config: Config):
 def settled(config: Config, n_train: int) -> Config:
     """`config` with a value in the place of every None and "auto".
 
-    n_train: the number of training samples, from which --epochs follow.
+    n_train: the number of training samples, from which --epochs follow. Two ways to say one thing
+    become one: lora with --nf4 is qlora, and options at their defaults are left out. Raises
+    UserError for options that the method does not have.
     """
-    from plumbing.device import choose_device       # here, because it loads torch
+    from plumbing.device import choose_device       # here, because they load torch
+    if config.method == "full":
+        lr, options = 2e-5, {}
+    else:
+        from methods import find_method, parse_options
+        method = find_method(config.adapter_method)
+        lr, options = method.lr, parse_options(method, config.options)
+        options = {name: value for name, value in options.items() if value != method.options[name]}
+    if config.method == "lora" and config.nf4:
+        config = dataclasses.replace(config, method="qlora")
+    if config.method == "qlora":
+        config = dataclasses.replace(config, nf4=False)
     device, dtype = choose_device(config.device, config.dtype)
     steps = config.max_steps or 200
     if config.epochs:
@@ -160,5 +197,6 @@ def settled(config: Config, n_train: int) -> Config:
         config, device=device, dtype=dtype, max_steps=steps,
         eval_steps=config.eval_steps or (10 if steps <= 100 else steps // 5),
         alpha=config.alpha or float(config.rank),
-        lr=config.lr or (2e-5 if config.method == "full" else 2e-4))
+        options=",".join(f"{name}={value}" for name, value in sorted(options.items())),
+        lr=config.lr or lr)
     return dataclasses.replace(config, out=config.out or f"out/{config.run}")

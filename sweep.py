@@ -123,7 +123,7 @@ TUTORIAL_GRIDS = {
 # the rank grows, so each rank has rates of its own.
 NANO_RATES = [
     {"method": "full", "lr": [2e-5, 4e-5, 8e-5, 1.6e-4]},
-    {"method": "lora", "rank": 1, "lr": [1e-3, 2e-3, 4e-3, 8e-3]},
+    {"method": "lora", "rank": 1, "lr": [2e-3, 4e-3, 8e-3, 1.6e-2]},
     {"method": "lora", "rank": 8, "lr": [4e-4, 8e-4, 1.6e-3, 3.2e-3]},
     {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4, 8e-4]}]
 NANO_LONG = {"max_steps": 400, "eval_steps": 20}        # long runs want lower rates
@@ -138,12 +138,15 @@ NANO_GRIDS = {
     "finding1": NANO_RATES,
     "finding2": NANO_RATES,
     "finding3": [
-        {"method": "full", "lr": [2e-5, 4e-5, 8e-5, 1.6e-4], "grad_accum": [2, 4, 8]},
-        {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4, 8e-4], "grad_accum": [2, 4, 8]}],
+        {"method": "full", "lr": [2e-5, 4e-5, 8e-5], "grad_accum": 2},
+        {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4], "grad_accum": 2},
+        NANO_RATES[0], NANO_RATES[-1],
+        {"method": "full", "lr": [4e-5, 8e-5, 1.6e-4], "grad_accum": 8},
+        {"method": "lora", "rank": 64, "lr": [2e-4, 4e-4, 8e-4], "grad_accum": 8}],
     "finding4": [
         {"method": "lora", "targets": ["all-linear", "attention", "mlp"], "rank": 64,
          "lr": [1e-4, 2e-4, 4e-4, 8e-4]},
-        {"method": "lora", "lr": [1e-4, 2e-4, 4e-4, 8e-4],
+        {"method": "lora", "lr": [2e-4, 4e-4, 8e-4, 1.6e-3],
          "match": {"attention": [32, 48, 64, 80, 96, 128], "mlp": [16, 24, 32, 48, 64, 80],
                    "all-linear": [16, 20, 24, 28, 30, 32, 40]}}],
     # the same question over batches of 4 to 128
@@ -159,6 +162,35 @@ NANO_GRIDS = {
         {"method": "lora", "rank": 4, "lr": [4e-4, 8e-4, 1.6e-3], **NANO_LONG},
         {"method": "lora", "rank": 16, "lr": [2e-4, 4e-4, 8e-4], **NANO_LONG},
         {"method": "lora", "rank": 64, "lr": [5e-5, 1e-4, 2e-4], **NANO_LONG}],
+    # LoRA's relatives and rivals: are they better, at about as many parameters? 81,408 at r = 4 of
+    # the LoRA kind, and as near to it as the others can be: BitFit has 10,368 and nothing to
+    # choose, and prompt tuning with 81,408 would put 424 tokens in front of 150.
+    "methods": [
+        {"method": "full", "lr": [2e-5, 4e-5, 8e-5, 1.6e-4]},
+        {"method": ["lora", "dora", "mora"], "rank": 4, "lr": [8e-4, 1.6e-3, 3.2e-3]},
+        {"method": ["rslora", "pissa"], "rank": 4, "lr": [4e-4, 8e-4, 1.6e-3]},
+        {"method": "loraplus", "rank": 4, "lr": [2e-4, 4e-4, 8e-4]},
+        {"method": "adalora", "rank": 4, "lr": [4e-3, 8e-3, 1.6e-2]},
+        {"method": "bitfit", "lr": [4e-3, 8e-3, 1.6e-2]},
+        {"method": "adapter", "rank": 17, "lr": [1e-3, 2e-3, 4e-3]},                # 80,844
+        {"method": "prefix_layer", "rank": 70, "lr": [1e-2, 2e-2, 4e-2]},           # 80,640
+        {"method": "prefix_embedding", "rank": 70, "lr": [1e-2, 2e-2, 4e-2]}],      # 13,440
+    # Hu et al., table 5: one budget (59,904 to 63,360 here), on which matrices?
+    "matrices": [
+        {"method": "lora", "targets": targets, "rank": rank, "lr": lrs}
+        for targets, rank, lrs in (
+            ("q_proj", 26, [4e-4, 8e-4, 1.6e-3]), ("k_proj", 40, [4e-4, 8e-4, 1.6e-3]),
+            ("v_proj", 40, [4e-4, 8e-4, 1.6e-3]), ("o_proj", 26, [4e-4, 8e-4, 1.6e-3]),
+            ("q_proj,k_proj", 16, [5e-4, 1e-3, 2e-3]), ("q_proj,v_proj", 16, [5e-4, 1e-3, 2e-3]),
+            ("attention", 8, [8e-4, 1.6e-3, 3.2e-3]), ("mlp", 5, [1e-3, 2e-3, 4e-3]),
+            ("all-linear", 3, [1e-3, 2e-3, 4e-3]))],
+    # Hu et al., table 6: which rank, on which matrices?
+    "ranks": [
+        {"method": "lora", "targets": ["q_proj", "q_proj,v_proj", "attention", "all-linear"],
+         "rank": rank, "lr": lrs}
+        for rank, lrs in (
+            (1, [2e-3, 4e-3, 8e-3]), (2, [1e-3, 2e-3, 4e-3]), (4, [8e-4, 1.6e-3, 3.2e-3]),
+            (8, [4e-4, 8e-4, 1.6e-3]), (64, [1e-4, 2e-4, 4e-4]))],
 }
 
 PRESETS = {"tutorial": TUTORIAL_GRIDS, "nano": NANO_GRIDS}
@@ -276,9 +308,10 @@ def read_base(model: str) -> Transformer:
 
 
 # The settings that the test NLL before the first step depends on. As B = 0, it is the base's own at
-# every rank, on all targets and for each seed. Full fine-tuning may compute it under autocast.
-START_SETTINGS = ("model", "data", "method", "dtype", "device", "max_length", "eval_samples",
-                  "micro_bs")
+# every rank, on all targets and for each seed; virtual tokens are an exception. Full fine-tuning
+# may compute it under autocast.
+START_SETTINGS = ("model", "data", "method", "nf4", "dtype", "device", "max_length",
+                  "eval_samples", "micro_bs")
 start_nlls = {}     # their values: that test NLL, once a run of this process has measured it
 
 
@@ -289,7 +322,7 @@ def make_run(config, data) -> list[dict]:
     run = train.set_up(config, data, model)
     rows = run.progress.rows
     start = tuple(getattr(config, name) for name in START_SETTINGS)
-    if start in start_nlls:
+    if start in start_nlls and not model.virtual_ids:
         train.add_row(run, start_nlls[start])
     for evaluated in train.training_steps(run, quiet=True):
         if evaluated and diverged(rows):

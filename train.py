@@ -23,6 +23,7 @@ import functools
 import math
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ from tqdm import tqdm
 
 import dataset
 from engine import generate_answers, load_base, mean_nll
-from lora import apply_lora, save_adapter
+from methods import Method, find_method, put_on, setup_of
 from model import Transformer
 from optim import OPTIMIZERS, restore_tensor, state_tensors
 from plumbing import records
@@ -88,7 +89,7 @@ def weight_dtype(config: Config) -> torch.dtype:
 
 
 def model_for(config: Config, base: Transformer | None = None) -> Transformer:
-    """The pretrained model of a run. For qlora its linear layers are in four bits.
+    """The pretrained model of a run. For qlora and --nf4 its linear layers are in four bits.
 
     Qwen2.5-0.5B, 494M parameters: 1.98 GB in float32 (full), 0.99 GB in bfloat16 (lora), 0.46 GB
     with the layers' linear maps in four bits (qlora).
@@ -98,9 +99,9 @@ def model_for(config: Config, base: Transformer | None = None) -> Transformer:
     """
     device, dtype = torch.device(config.device), weight_dtype(config)
     if base is None:
-        return load_base(config.model, dtype, device, nf4=config.method == "qlora")
+        return load_base(config.model, dtype, device, nf4=config.four_bits)
     model = copy.deepcopy(base).to(device, dtype)
-    return quantize_model(model) if config.method == "qlora" else model
+    return quantize_model(model) if config.four_bits else model
 
 
 # ----- 3. what is trained, and by what ------------------------------------------------------------
@@ -122,6 +123,7 @@ class Run:
     config: Config
     data: Data
     model: Transformer
+    method: Method | None       # None: full fine-tuning
     trained: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -136,10 +138,13 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
         torch.cuda.reset_peak_memory_stats(device)
 
     # LoRA: freeze the base and put A and B next to its layers. The seed decides A; B is zero, so
-    # the first evaluation is the base's own, whatever the rank.
+    # the first evaluation is the base's own, whatever the rank. Its relatives do as their files in
+    # methods/ say.
+    method = None
     if config.method != "full":
+        method = find_method(config.adapter_method)
         torch.manual_seed(config.seed)
-        apply_lora(model, config.rank, config.alpha, config.targets)
+        put_on(model, method, setup_of(config))
         if not isinstance(model.lm_head, torch.nn.Linear):
             raise UserError("lm_head cannot be trained with LoRA here: the loss reads its weight, "
                             "and would make W + s B A, (V, C), for each micro-batch; leave it out "
@@ -163,21 +168,24 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
     if config.compile:
         for layer in model.model.layers:
             layer.compile(dynamic=True)
-    optimizer = make_optimizer(config, trained)
-    return Run(config, data, model, trained, optimizer, scaler, autocast, Progress())
+    optimizer = make_optimizer(config, trained, method)
+    return Run(config, data, model, method, trained, optimizer, scaler, autocast, Progress())
 
 
-def make_optimizer(config: Config, trained: dict) -> torch.optim.Optimizer:
+def make_optimizer(config: Config, trained: dict, method: Method | None = None
+                   ) -> torch.optim.Optimizer:
     """AdamW (optim.py has its equations) with the Trainer's betas and eps.
 
     Weight decay takes w <- (1 - lr wd) w in each step, so it pulls matrices towards zero. Norms,
     near one, and biases are left alone, as in Hugging Face's Trainer. Under LoRA all that is
-    trained is matrices.
+    trained is matrices. A method may give some parameters a multiple of the learning rate.
     """
-    matrices = [p for p in trained.values() if p.dim() >= 2]
-    vectors = [p for p in trained.values() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay},
-              {"params": vectors, "weight_decay": 0.0}]
+    kinds = defaultdict(list)
+    for name, p in trained.items():
+        multiple = method.multiple(name, setup_of(config)) if method else 1.0
+        kinds[p.dim() < 2, multiple].append(p)
+    groups = [{"params": params, "weight_decay": 0.0 if is_vector else config.weight_decay,
+               "multiple": multiple} for (is_vector, multiple), params in sorted(kinds.items())]
     # fused: one kernel updates all parameters, instead of several small ones for each
     fused = torch.device(config.device).type in ("cpu", "cuda")
     return OPTIMIZERS[config.optimizer](
@@ -188,6 +196,7 @@ def make_optimizer(config: Config, trained: dict) -> torch.optim.Optimizer:
 # Weights, AdamW's moments and the progress are enough. No random state is kept, because nothing
 # random happens after the first step: the order of the samples follows from the seed and the step,
 # and a run uses no dropout (lora.py has it for others, and for adapters that were trained with it).
+# A method that keeps more, as AdaLoRA its averages, says so itself (`kept`).
 
 RESULT_FILES = ["adapter_config.json", "adapter_model.safetensors", "config.json",
                 "model.safetensors", *TOKENIZER_FILES]      # what save_result writes
@@ -213,16 +222,29 @@ def begin_or_resume(run: Run, out: Path, question: list[dict]) -> str:
 def go_on_from(run: Run, state: Path):
     """Bring `run` to where the file `state` says. Raises UserError for a damaged file."""
     needed = [f"{name}/weight" for name in run.trained]
-    give_back = functools.partial(restore_tensor, run.trained, run.optimizer)
-    run.progress = Progress(**load_state(state, needed, give_back))
+    kept = kept_tensors(run)
+
+    def give_back(key, tensor):
+        if key in kept:
+            kept[key].copy_(tensor)
+        else:
+            restore_tensor(run.trained, run.optimizer, key, tensor)
+
+    run.progress = Progress(**load_state(state, [*needed, *kept], give_back))
     run.scaler.load_state_dict(run.progress.scaler)
 
 
 def keep_state(run: Run, state: Path):
     """Write the file `state`. It replaces the one before when it is whole."""
     run.progress.scaler = run.scaler.state_dict()
-    tensors = state_tensors(run.trained, run.optimizer)
+    tensors = state_tensors(run.trained, run.optimizer) | kept_tensors(run)
     save_state(state, tensors, dataclasses.asdict(run.progress))
+
+
+def kept_tensors(run: Run) -> dict:
+    """What the method keeps besides weights and moments: {"NAME/kept": tensor}."""
+    kept = run.method.kept(run.model) if run.method else {}
+    return {f"{name}/kept": tensor for name, tensor in kept.items()}
 
 
 def answer_question(run: Run, messages: list[dict]) -> str:
@@ -240,7 +262,7 @@ def answer_question(run: Run, messages: list[dict]) -> str:
 def show_settings(run: Run):
     config, data = run.config, run.data
     shown = dataclasses.asdict(config)
-    for name in ("out", "resume", "overwrite"):
+    for name in ("out", "resume", "overwrite", *(() if config.options else ("options",))):
         del shown[name]
     if config.method == "full":
         del shown["rank"], shown["alpha"], shown["targets"]
@@ -311,8 +333,8 @@ def lr_at(step: int, config: Config) -> float:
     return config.lr * factor[config.schedule]
 
 
-def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_clip
-                   ) -> tuple[float, int]:
+def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_clip,
+                   penalty=None, after_update=None) -> tuple[float, int]:
     """One AdamW step on the samples of all `micro_batches` -> (sum of the NLL, supervised tokens).
 
     The loss is the mean NLL over the n supervised tokens of the whole batch, and its gradient
@@ -323,7 +345,8 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
     two means would count each token of the short answer nine times as much, and another cut of the
     same samples would give another gradient.
 
-    micro_batches: pairs of ids and labels (B, T). grad_clip: 0 for none.
+    micro_batches: pairs of ids and labels (B, T). grad_clip: 0 for none. penalty() is added to the
+    loss once, and after_update() called while the gradients are still there: see methods/.
     """
     device = model.device
     # labels[:, 0] is never predicted, because nothing comes before it
@@ -337,6 +360,8 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
             nll, _ = model.loss(ids.to(device), labels.to(device))
         scaler.scale(nll / batch_tokens).backward()
         total += nll.detach()
+    if penalty:
+        scaler.scale(penalty()).backward()
 
     # The gradient of a rare batch can be ten times the usual one. Clipping, g <- g min(1, c / |g|)
     # with the norm |g| over all parameters, shortens it to c = grad_clip and leaves its direction.
@@ -347,12 +372,25 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 
     # Update, unless a float16 gradient overflowed: then the scaler skips the step and scales less.
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("multiple", 1.0)
     scaler.step(optimizer)
     scaler.update()
+    if after_update:
+        after_update()
     # None and not zero: between two steps no gradient takes memory, which an evaluation can use
     optimizer.zero_grad(set_to_none=True)
     return total.item(), batch_tokens
+
+
+def method_hooks(run: Run) -> dict:
+    """`penalty` and `after_update` of `optimizer_step`, if the method has them."""
+    hooks = {}
+    if run.method and run.method.penalty:
+        hooks["penalty"] = functools.partial(run.method.penalty, run.model, setup_of(run.config))
+    if run.method and run.method.after_update:
+        hooks["after_update"] = functools.partial(
+            run.method.after_update, run.model, run.progress.step + 1, setup_of(run.config))
+    return hooks
 
 
 def make_step(run: Run) -> float:
@@ -368,7 +406,7 @@ def make_step(run: Run) -> float:
     # ----- forward, backward, update -----
     nll, tokens = optimizer_step(
         run.model, run.optimizer, run.scaler, micro_batches, run.autocast,
-        lr_at(progress.step, config), config.grad_clip)
+        lr_at(progress.step, config), config.grad_clip, **method_hooks(run))
 
     # ----- log -----
     progress.step += 1
@@ -441,14 +479,14 @@ def keep_training(run: Run, out: Path):
 # ----- 7. save, and show what was learned ---------------------------------------------------------
 
 def save_result(run: Run, out: Path):
-    """The adapter in PEFT's files or a whole checkpoint, and the tokenizer's files.
+    """The adapter, in PEFT's files if PEFT has the method, or a whole checkpoint; the tokenizer.
 
     These are the weights of the last step, whichever step had the lowest test NLL.
     """
     if run.config.method == "full":
         run.model.save_pretrained(out, stop_ids(run.data.tokenizer))
     else:
-        save_adapter(run.model, out, run.config.model)
+        run.method.save(run.method, run.model, out, run.config.model, setup_of(run.config))
     run.data.tokenizer.save_pretrained(out)
 
 
@@ -502,7 +540,9 @@ def train(config: Config) -> list[dict]:
     records.write_run(config, out, base_answer, finished=True)
     shutil.rmtree((out / records.STATE).parent)
     show_answers(question, base_answer, answer_question(run, question))
-    how = {"full": "--model", "qlora": "--nf4 --adapter"}.get(config.method, "--adapter")
+    how = "--model" if config.method == "full" else "--adapter"
+    if config.four_bits:
+        how = f"--nf4 {how}"
     print(f"\n{out}: log.csv, run.json and the trained weights; to talk to it: "
           f"python sample.py {how} {out}", flush=True)
     return run.progress.rows

@@ -74,6 +74,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 ERROR = 0.05        # how often a verdict may be wrong by chance
 ABOUT = (1 / 2, 2)  # "about": a factor of two to either side
 WITHIN, BEYOND, POSITIVE = (-math.inf, MARGIN), (MARGIN, math.inf), (0.0, math.inf)
+AS_GOOD = (-MARGIN, MARGIN)
 MOST_SEEDS = 50     # that are worth naming
 
 
@@ -427,6 +428,8 @@ def claim_capacity(long: Sweep) -> Iterator[Claim]:
 
 # ----- the table ----------------------------------------------------------------------------------
 
+METHOD_HEADER = ("method", "trained", "compared with", "trained there", "above it", "verdict",
+                 "why")
 ARM_HEADER = ("arm", "batch", "trainable", "rates", "diverged", "best rate, measured",
               "by a parabola", "test NLL", "above full", "rate / full's")
 CLAIM_HEADER = ("claim", "what was measured", "value", "verdict", "why")
@@ -435,7 +438,10 @@ CLAIM_HEADER = ("claim", "what was measured", "value", "verdict", "why")
 def verdict_table(sweeps: Sweeps) -> str:
     """A row per claim, then a row per arm, in Markdown."""
     usual, long, *equal = sweeps
-    parts = [claim_table(sweeps), arm_table(usual, usual.arms)]
+    parts = [claim_table(sweeps)]
+    if usual.method_arms():
+        parts.append(method_table(usual))
+    parts.append(arm_table(usual, usual.arms))
     for sweep in equal:
         pairs = sweep.pairs_by_batch() if sweep else {}
         shown_already = sweep and sweep.end == usual.end and (
@@ -457,6 +463,33 @@ def claim_table(sweeps: Sweeps) -> str:
         "## Claims", "Value: the mean over seeds (of ratios the geometric one), and in brackets "
         "where it lies by the rule of verdicts.py: each end is wrong in at most "
         f"{ERROR:.0%} of cases.", markdown_table(CLAIM_HEADER, rows, left=5)])
+
+
+def method_table(sweep) -> str:
+    """Each relative and rival of LoRA next to LoRA of about its size, each at its best rate."""
+    rows = []
+    for arm in sweep.method_arms():
+        lora = sweep.lora_of_size(arm)
+        if lora:
+            claim = claim_gap("", arm, lora, find_noise(sweep), AS_GOOD, sweep.full_gain())
+            verdict = judge_claim(claim)
+            rows.append((str(arm), format_parameters(arm.trainable), str(lora),
+                         format_parameters(lora.trainable), format_value(claim, verdict),
+                         f"*{name_comparison(verdict)}*", verdict.why))
+    return "\n\n".join([
+        "## Methods", "Above it: how much higher the lowest test NLL is, as a share of what full "
+        "fine-tuning gains (without it, of what the best arm gains), and in brackets where it lies "
+        f"by the rule of verdicts.py. As good: within {MARGIN:.0%} either way.",
+        markdown_table(METHOD_HEADER, rows, left=1)])
+
+
+def name_comparison(verdict) -> str:
+    """A verdict on "as good", by which side it lies on."""
+    if verdict.word == "supported":
+        return "as good"
+    if verdict.word == "contradicted":
+        return "better" if verdict.high < 0 else "worse"
+    return verdict.word
 
 
 def format_value(claim, verdict) -> str:

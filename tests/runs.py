@@ -58,12 +58,12 @@ def press_ctrl_c(monkeypatch, step, times=1):
     import train
     begun, optimizer_step = [], train.optimizer_step
 
-    def watched(*args):
+    def watched(*args, **hooks):
         begun.append(True)
         if len(begun) == step:
             for _ in range(times):
                 signal.raise_signal(signal.SIGINT)
-        return optimizer_step(*args)
+        return optimizer_step(*args, **hooks)
 
     monkeypatch.setattr(train, "optimizer_step", watched)
     return begun

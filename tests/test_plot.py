@@ -362,3 +362,38 @@ def test_figures_whose_runs_are_missing_are_not_drawn():
     two_rates = sweeps_of(*make_grid(R64, LORA_LR[:2], 1e-4, 1.0))
     drawn = [name for name, plot_finding in plot.FIGURES.items() if plot_finding(two_rates)]
     assert drawn == ["finding1"]
+
+
+# ----- methods and targets ------------------------------------------------------------------------
+
+def test_methods_are_drawn_at_their_size_and_their_best_nll():
+    runs = [*full_grid()]
+    for rank, floor in ((4, 1.2), (64, 1.05)):
+        runs += make_grid(ArmKey("lora", "all-linear", rank, rank, 16), LORA_LR, 2e-4, floor,
+                          SEEDS, shift=SHIFT, trainable=1000 * rank)
+    for method, floor in (("dora", 1.1), ("bitfit", 1.4)):
+        runs += make_grid(ArmKey(method, "all-linear", 4, 4, 16), LORA_LR, 2e-4, floor, SEEDS,
+                          shift=SHIFT, trainable=5000)
+    left, right = plot.plot_methods(sweeps_of(*runs)).axes
+    drawn = {container.get_label(): container.lines[0].get_xydata().tolist()
+             for container in left.containers}
+    assert drawn.keys() == {"lora", "dora, r = 4", "bitfit, r = 4"}
+    np.testing.assert_allclose(drawn["lora"], [[4000, 1.201], [64000, 1.051]], rtol=1e-6)
+    np.testing.assert_allclose(drawn["dora, r = 4"], [[5000, 1.101]], rtol=1e-6)
+    assert len([text for text in right.get_legend().get_texts()]) == 4
+    colors = [container.lines[0].get_color() for container in left.containers]
+    assert len(set(colors)) == 3
+
+
+def test_targets_are_lines_over_ranks():
+    runs = [*full_grid()]
+    for targets, rank in (("q_proj", 1), ("q_proj", 8), ("q_proj,v_proj", 8)):
+        runs += make_grid(ArmKey("lora", targets, rank, rank, 16), LORA_LR, 2e-4, 1 + 1 / rank,
+                          SEEDS, trainable=100 * rank)
+    sweeps = sweeps_of(*runs)
+    _, right = plot.plot_targets(sweeps).axes
+    drawn = {container.get_label(): container.lines[0].get_xydata().tolist()
+             for container in right.containers}
+    np.testing.assert_allclose(drawn["q_proj"], [[1, 2.0], [8, 1.125]])
+    np.testing.assert_allclose(drawn["q_proj,v_proj"], [[8, 1.125]])
+    assert plot.plot_targets(sweeps_of(*full_grid(), *placement_grids(1.2, 1.0))) is None

@@ -17,9 +17,10 @@ import torch
 from conftest import REPO
 from runs import command, contents, one_line
 
+import plan
 import sweep
 import train
-from model import Transformer
+from model import ModelConfig, Transformer
 from plumbing.errors import UserError
 from plumbing.files import read_json
 from plumbing.records import COLUMNS, read_rows, write_rows
@@ -238,6 +239,20 @@ def test_batches_of_nano_meet_at_one_step_and_at_one_number_of_samples():
     for c in runs:
         evaluated = range(0, c.max_steps + 1, c.eval_steps)
         assert 40 in evaluated and 640 / c.batch_eff in evaluated
+
+
+@pytest.mark.parametrize("name, budget, off, exceptions", [
+    ("methods", 81_408, 0.13, {"full": None, "bitfit": 10_368, "prefix_embedding": 13_440,
+                               "adalora": 122_364}),        # 6 triplets of which 4 are left
+    ("matrices", 61_440, 0.04, {})])
+def test_grids_at_one_budget(name, budget, off, exceptions):
+    c = ModelConfig.from_pretrained("nano")
+    for run in nano_runs(name):
+        trained = plan.method_parameters(c, run)
+        if run.method in exceptions:
+            assert exceptions[run.method] in (None, trained)
+        else:
+            assert abs(trained / budget - 1) < off, (run.method, run.targets)
 
 
 def nano_runs(name):
@@ -665,6 +680,7 @@ BRACKET = [{"method": "full", "lr": [1e-3, 3e-3]},                      # its be
 FAKE = """
 import os, sys
 sys.path.insert(0, {repo!r})
+import plan
 import sweep
 from plumbing.records import make_row
 sweep.PRESETS["nano"]["finding1"] = {grid!r}

@@ -455,3 +455,27 @@ def test_what_the_grid_leaves_open_is_of_the_seeds_that_are_compared():
     claim = verdicts.claim_gap("", lora, full, {})
     assert full.best.dip[2] > 2 * full.best.dip[0]
     assert claim.above == pytest.approx(full.best.dip[:2].mean())
+
+
+# ----- methods ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("above, spread, word", [
+    (0.0, 0.002, "as good"), (0.2, 0.002, "worse"), (-0.2, 0.002, "better"),
+    (0.04, 0.05, "undecided")])
+def test_a_method_is_compared_with_lora_of_its_size(above, spread, word):
+    """Two percent of the gain of 2.0 are 0.04. r = 8 is as large as the method, r = 64 is not."""
+    dora = ArmKey("dora", "all-linear", 8, 8, 16)
+    shift = (0.0, spread, -spread)
+    runs = [*full_grid(), *make_grid(R64, LORA_LR, 2e-4, 0.5, SEEDS, trainable=8000),
+            *make_grid(ArmKey("lora", "all-linear", 8, 8, 16), LORA_LR, 2e-4, 1.1, SEEDS,
+                       trainable=1000),
+            *make_grid(dora, LORA_LR, 2e-4, 1.1 + above, SEEDS, shift=shift, trainable=1100)]
+    table = verdicts.verdict_table(sweeps_of(*runs))
+    row, = (line for line in table.splitlines() if line.startswith("| dora, r = 8") and "*" in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:4] == ["dora, r = 8", "1k", "r = 8", "1k"] and cells[5] == f"*{word}*"
+    assert math.isclose(float(cells[4].split(" ")[0]), above / 2, abs_tol=1e-3)
+
+
+def test_without_other_methods_there_is_no_table_of_them():
+    assert "## Methods" not in verdicts.verdict_table(sweeps_of(*full_grid()))

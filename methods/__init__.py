@@ -1,0 +1,247 @@
+"""LoRA's relatives and rivals, one file each, and the door that the commands enter by.
+
+    lora.py rslora.py loraplus.py       A and B                             dW = s B A
+    dora.py                             and a length for each row of W
+    pissa.py                            begun from W's largest directions
+    adalora.py                          ranks that move to where they matter
+    mora.py                             a square matrix instead of A and B
+    bitfit.py                           biases alone
+    prefix_embedding.py prefix_layer.py tokens in front that no text has
+    adapter.py                          small layers between the layers
+
+Each file ends with its `METHOD`: what it puts on a model, how many parameters that trains, and what
+else there is to say. So a new method is a new file, and nothing else: `train.py --method` takes the
+name of each file here. Only `apply` and `count` must be given. (QLoRA is lora on a base in four
+bits. Full fine-tuning puts nothing on the model, and is no file here.)
+"""
+import dataclasses
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+
+from lora import (base_entries, merge_lora, read_tensors, remove_lora, unmerge_lora,
+                  write_adapter)
+from plumbing.errors import UserError
+from plumbing.files import read_json
+from quant import NF4Linear
+from settings import RELATIVES
+
+
+class Setup(NamedTuple):
+    """What a method is put on a model with."""
+    rank: int               # r of A and B; of other methods their size: see each `count`
+    alpha: float
+    targets: str | list     # as in lora.apply_lora
+    options: dict           # {name: value} of METHOD.options
+    steps: int = 0          # optimizer steps of the run; 0: it is not trained
+
+
+class Shapes(NamedTuple):
+    """What `count` needs to know of a decoder."""
+    maps: dict              # {"q_proj": (in, out)}: the linear maps of a layer that are targets
+    hidden: int             # C
+    layers: int             # L
+
+
+# ----- the default files: all that is trained, under the names of this project --------------------
+
+def trained_parameters(model) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_trained(method, model, folder, base_model: str, setup: Setup):
+    """Write adapter_config.json with `setup` in it, and every trained parameter."""
+    config = base_entries(model, base_model) | {
+        "peft_type": method.name.upper(), "r": setup.rank, "lora_alpha": setup.alpha,
+        "target_modules": setup.targets, "options": setup.options}
+    write_adapter(folder, trained_parameters(model), config)
+
+
+def load_trained(method, model, config: dict, tensors: dict, folder):
+    """Put the method on `model` as `config` says, and fill in `tensors`."""
+    try:
+        options = method.options | config["options"]
+        setup = Setup(int(config["r"]), float(config["lora_alpha"]), config["target_modules"],
+                      {name: type(method.options[name])(value) for name, value in options.items()})
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{folder}: adapter_config.json lacks what {method.name} needs, or it has "
+                        f"another type ({e})") from None
+    method.apply(model, setup)
+    fill_in(trained_parameters(model), tensors, folder)
+
+
+@torch.no_grad()
+def fill_in(parameters: dict[str, nn.Parameter], tensors: dict, folder):
+    """Copy each tensor into the parameter of its name. Raises UserError if they do not fit."""
+    for name in sorted(parameters.keys() | tensors.keys()):
+        p, tensor = parameters.get(name), tensors.get(name)
+        if p is None or tensor is None or p.shape != tensor.shape:
+            raise UserError(f"{folder}: the adapter is for another base, or damaged: {name} is "
+                            f"{describe_shape(p)} here, {describe_shape(tensor)} there")
+        p.copy_(tensor)
+
+
+def describe_shape(tensor) -> str:
+    return "missing" if tensor is None else str(tuple(tensor.shape))
+
+
+# ----- what a method says -------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+
+    # apply(model, setup): put it on `model`, freeze the rest. Raises UserError for what cannot be.
+    apply: Callable
+    # count(shapes, setup) -> the number of trained parameters
+    count: Callable
+
+    lr: float = 2e-4                # a learning rate to start with
+    # of --options: {name: default}
+    options: dict = dataclasses.field(default_factory=dict)
+    # multiple(name of a parameter, setup) -> by which its learning rate is multiplied
+    multiple: Callable = lambda name, setup: 1.0
+    # penalty(model, setup): added to the loss of each step, () -> ()
+    penalty: Callable | None = None
+    # after_update(model, step, setup): step = 1, 2 ...; the gradients are still there
+    after_update: Callable | None = None
+    # kept(model) -> {name: tensor}: what --resume needs besides weights and moments
+    kept: Callable = lambda model: {}
+
+    # save(method, model, folder, base_model, setup)
+    save: Callable = save_trained
+    # load(method, model, config, tensors, folder): put on a bare model what `save` wrote
+    load: Callable = load_trained
+    # reads(config): whether an adapter_config.json is this method's; default: by its peft_type
+    reads: Callable | None = None
+
+    four_bits: str = ""             # why the base must not be in four bits; "": it may
+    unmergeable: str = ""           # why it cannot become part of W; "": it can
+
+
+def find_method(name: str) -> Method:
+    """The METHOD of methods/NAME.py."""
+    return importlib.import_module(f"methods.{name}").METHOD
+
+
+def method_that_reads(config: dict, folder) -> Method:
+    """The method that an adapter_config.json belongs to. Raises UserError if there is none."""
+    for name in RELATIVES:
+        method = find_method(name)
+        if method.reads(config) if method.reads else config.get("peft_type") == name.upper():
+            return method
+    raise UserError(f"{folder}: no method here reads this adapter (peft_type "
+                    f"{config.get('peft_type')!r}); there are {', '.join(RELATIVES)}")
+
+
+# ----- settings -----------------------------------------------------------------------------------
+
+def parse_options(method: Method, text: str) -> dict:
+    """"ratio=8" -> {"ratio": 8.0}, with the method's defaults for what is not given."""
+    options = dict(method.options)
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in options:
+            has = ", ".join(f"{key}={default}" for key, default in options.items()) or "none"
+            raise UserError(f"--options {part}: {method.name} has no option {name!r}; it has: "
+                            f"{has}")
+        try:
+            options[name] = type(options[name])(value)
+        except ValueError:
+            raise UserError(f"--options {part}: {value!r} is not a number") from None
+    return options
+
+
+def setup_of(config) -> Setup:
+    """From a run's settled config."""
+    method = find_method(config.adapter_method)
+    return Setup(config.rank, config.alpha, config.targets, parse_options(method, config.options),
+                 config.max_steps)
+
+
+# ----- putting on and taking off ------------------------------------------------------------------
+
+class Adapter(NamedTuple):
+    """An adapter in memory."""
+    method: Method
+    config: dict            # its adapter_config.json
+    tensors: dict
+    folder: Path
+
+
+def put_on(model, method: Method, setup: Setup):
+    """`method.apply`, after the checks that all methods share."""
+    if setup.rank < 1:
+        raise UserError(f"rank {setup.rank}: it must be at least 1")
+    refuse_four_bits(model, method)
+    method.apply(model, setup)
+
+
+def refuse_four_bits(model, method: Method):
+    if method.four_bits and any(isinstance(m, NF4Linear) for m in model.modules()):
+        raise UserError(f"{method.name} cannot be put on a base in four bits: {method.four_bits}")
+
+
+def open_adapter(folder, model=None) -> Adapter:
+    """Read an adapter of any method, ours or PEFT's.
+
+    Raises UserError if it is damaged, of an unknown kind, or does not fit `model`, if given.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "adapter_config.json")
+    tensors = read_tensors(folder / "adapter_model.safetensors")
+    adapter = Adapter(method_that_reads(config, folder), config, tensors, folder)
+    if model is not None:               # on and off again: whatever is wrong shows now
+        switch_adapter(model, adapter, merge=False)
+        switch_adapter(model, None)
+    return adapter
+
+
+def switch_adapter(model, adapter: Adapter | None, merge=True):
+    """Take off what `model` carries, and put `adapter` on it. Returns `model`.
+
+    None: the base alone. merge: make it part of W where that can be done (see lora.set_adapter).
+    """
+    take_off(model)
+    model.requires_grad_(False)
+    if adapter is not None:
+        refuse_four_bits(model, adapter.method)
+        adapter.method.load(adapter.method, model, adapter.config, adapter.tensors,
+                            adapter.folder)
+        if merge:
+            merge_lora(model)
+    return model
+
+
+def take_off(model):
+    """Put the base's own module in the place of each that a method has wrapped."""
+    unmerge_lora(model)
+    remove_lora(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Wrapper):
+            module.restore()
+            model.set_submodule(name, module.base)
+
+
+class Wrapper(nn.Module):
+    """A module `base` of the decoder with something trained around it, for what is no dW."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+
+    def restore(self):
+        """Undo what was changed in `base`, if anything was."""
+
+
+def wrap_module(model, name: str, wrap: Callable):
+    """Put wrap(module) in the place of the module called `name`."""
+    base = model.get_submodule(name)
+    model.set_submodule(name, wrap(base).train(base.training))
+
+

@@ -1,0 +1,100 @@
+r"""MoRA: one square matrix instead of two narrow ones (Jiang et al., arXiv 2405.12130).
+
+    dW x = s decompress(M compress(x))              equation 5: M (k, k), trained, 0 at the start
+
+With k = floor(sqrt(r (in + out))) M has as many parameters as A and B of rank r. Its rank can be k,
+far above r: for 896 -> 896 and r = 8, k = 119. The price is that x has to shrink to k numbers and
+grow again without anything trained. x is cut into n = ceil(in / k) pieces, the last filled up with
+zeros. Two ways (`--options form=...`):
+
+    sharing     compress sums neighbours, n at a time; decompress repeats the k numbers until `out`
+                are reached (equation 6). Numbers of one group get the same column of dW.
+    rotation    no sum: M acts on each piece by itself, turned first by an angle that depends on the
+                piece, as RoPE turns positions (equation 9). So pieces are told apart. The results
+                are put one after the other, and repeated or cut to `out`. The default, as in the
+                authors' code. k is made even, because numbers turn in pairs.
+
+In a map that shrinks, like down_proj, rotation ignores what lies beyond the first out / k pieces.
+The authors' code does so too.
+
+Trained: k^2 per target. Saved: M (no library has a form for it). Merges into W.
+"""
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from lora import AdaptedLinear, wrap_targets
+from methods import Method, Setup, Shapes
+from plumbing.errors import UserError
+
+
+class MoRALinear(AdaptedLinear):
+    """h = base(x) + s decompress(M compress(x))."""
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float, form: str):
+        super().__init__(base)
+        self.scale, self.form = alpha / rank, form
+        k = square_size(base.in_features, base.out_features, rank, form)
+        device = next(iter(base.state_dict().values())).device
+        self.M = nn.Parameter(torch.zeros(k, k, device=device))
+
+    def adapted(self, x):
+        return self.base(x) + self.scale * self.change(x, self.M.to(x.dtype))
+
+    def change(self, x, M):
+        """decompress(M compress(x)): (..., in) -> (..., out)."""
+        k, n = len(M), math.ceil(x.shape[-1] / len(M))
+        x = F.pad(x, (0, n * k - x.shape[-1]))
+        if self.form == "sharing":
+            z = x.unflatten(-1, (k, n)).sum(-1) @ M.T                       # (..., k)
+        else:
+            z = (turn(x.unflatten(-1, (n, k))) @ M.T).flatten(-2)           # (..., n k)
+        repeats = math.ceil(self.base.out_features / z.shape[-1])
+        return torch.cat([z] * repeats, dim=-1)[..., :self.base.out_features]
+
+    def delta(self):
+        """dW (out, in): what the change does to each unit vector is a column of it."""
+        units = torch.eye(self.base.in_features, device=self.M.device)
+        return self.scale * self.change(units, self.M).T
+
+
+def square_size(size_in: int, size_out: int, rank: int, form: str) -> int:
+    """k. Raises UserError if nothing is left of it."""
+    k = math.isqrt(rank * (size_in + size_out))
+    if form == "rotation":
+        k -= k % 2
+    if k < 1:
+        raise UserError(f"--rank {rank} leaves MoRA no square matrix on {size_in} -> {size_out}")
+    return k
+
+
+def turn(pieces):
+    """Turn piece i (..., n, k) by the angles i theta_j, theta_j = 10000^(-2j / k), pair by pair.
+
+    A pair is number j with number j + k / 2, as in the decoder's RoPE (model.py).
+    """
+    n, k = pieces.shape[-2:]
+    theta = 10000.0 ** (-torch.arange(0, k, 2, device=pieces.device) / k)   # (k / 2,)
+    angles = torch.arange(n, device=pieces.device)[:, None] * theta         # (n, k / 2)
+    cos, sin = angles.cos().to(pieces.dtype), angles.sin().to(pieces.dtype)
+    a, b = pieces.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def apply(model, setup: Setup):
+    form = setup.options["form"]
+    if form not in ("rotation", "sharing"):
+        raise UserError(f"--options form={form}: it must be rotation or sharing")
+    wrap_targets(model, setup.targets,
+                 lambda layer: MoRALinear(layer, setup.rank, setup.alpha, form))
+
+
+def count(shapes: Shapes, setup: Setup) -> int:
+    """L sum of k^2, about r (in + out)."""
+    return shapes.layers * sum(square_size(i, o, setup.rank, setup.options["form"]) ** 2
+                               for i, o in shapes.maps.values())
+
+
+METHOD = Method("mora", apply, count, options={"form": "rotation"})

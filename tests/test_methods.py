@@ -1,0 +1,382 @@
+"""What holds for every file of methods/: counts, starts, files, merging, caches, commands."""
+import ast
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from adapters import logits
+from conftest import REPO
+from runs import command, contents, numbers, one_line, press_ctrl_c
+
+import plan
+import settings
+import train
+from lora import adapted_layers, apply_lora, merge_lora, remove_lora, unmerge_lora
+from methods import (Setup, find_method, method_that_reads, open_adapter, parse_options, put_on,
+                     switch_adapter, take_off, trained_parameters)
+from model import ModelConfig, Transformer
+from plumbing.errors import UserError
+from plumbing.files import read_json
+from quant import quantize_model
+from settings import RELATIVES, Config, settled
+
+UNMERGEABLE = {"prefix_embedding", "prefix_layer", "adapter"}
+OPTIONS = {"mora": "form=sharing", "pissa": "niter=4", "adalora": "init_rank=5"}
+
+
+def setup(name, rank=3, alpha=6.0, targets="all-linear", options="", steps=20):
+    return Setup(rank, alpha, targets, parse_options(find_method(name), options), steps)
+
+
+def adapted(folder, name, quantized=False, **how):
+    """The model in `folder` with the method on it."""
+    torch.manual_seed(5)
+    model = Transformer.from_pretrained(folder)
+    if quantized:
+        quantize_model(model)
+    put_on(model, find_method(name), setup(name, **how))
+    return model.eval()
+
+
+@torch.no_grad()
+def shake(model, size=0.3, seed=0):
+    """Add noise to all that is trained, so that nothing is zero or one."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in trained_parameters(model).values():
+        p.add_(size * torch.randn(p.shape, generator=generator))
+    return model
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(320, (2, 20), generator=torch.Generator().manual_seed(0))
+
+
+# ----- what a file says ---------------------------------------------------------------------------
+
+def test_every_file_is_a_method():
+    files = {path.stem for path in (REPO / "methods").glob("*.py")} - {"__init__"}
+    assert files == set(RELATIVES) == set(settings.METHODS) - {"full", "qlora"}
+    for name in RELATIVES:
+        method = find_method(name)
+        assert method.name == name and method.count.__doc__
+        assert bool(method.unmergeable) == (name in UNMERGEABLE)
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "methods").glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_a_method_can_be_read_in_five_minutes(path):
+    """At most about 60 lines of code; AdaLoRA's three parts have 90."""
+    text = path.read_text(encoding="utf-8")
+    documented = ast.Module | ast.FunctionDef | ast.ClassDef
+    explained = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, documented) and ast.get_docstring(node):
+            first = node.body[0]
+            explained |= set(range(first.lineno, first.end_lineno + 1))
+    code = [line for number, line in enumerate(text.splitlines(), 1)
+            if line.strip() and not line.strip().startswith("#") and number not in explained]
+    assert len(code) <= (115 if path.stem == "adalora" else 65)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("targets", ["all-linear", "q_proj,down_proj"])
+@pytest.mark.parametrize("name", RELATIVES)
+def test_counts(checkpoint, name, targets, family):
+    """The file's formula, plan.py's number, and what has a gradient."""
+    folder = checkpoint(family)
+    model = adapted(folder, name, targets=targets)
+    run = settled(Config(model=str(folder), method=name, rank=3, alpha=6.0, targets=targets,
+                         max_steps=20), 40)
+    trained = sum(p.numel() for p in trained_parameters(model).values())
+    assert plan.method_parameters(ModelConfig.from_pretrained(folder), run) == trained > 0
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_the_start_is_the_base(folder, name, ids):
+    """Virtual tokens change it; PiSSA rounds."""
+    expected = logits(Transformer.from_pretrained(folder), ids)
+    got = logits(adapted(folder, name), ids)
+    if name.startswith("prefix"):
+        assert (got - expected).abs().max() > 1e-2
+    else:
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 if name in ("pissa", "dora")
+                                   else 0)
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_everything_that_is_trained_has_a_gradient(folder, name, ids):
+    """Also after the first step: `shake` makes B, l and the others other than zero."""
+    model = shake(adapted(folder, name))
+    loss, _ = model.loss(ids, ids)
+    loss.backward()
+    for parameter, p in trained_parameters(model).items():
+        assert p.grad is not None and p.grad.abs().max() > 0, parameter
+    assert all(p.grad is None for n, p in model.named_parameters() if not p.requires_grad)
+
+
+# ----- files --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("options", [False, True])
+@pytest.mark.parametrize("name", RELATIVES)
+def test_saved_and_loaded_it_is_the_same_model(folder, name, options, ids, tmp_path):
+    how = {"options": OPTIONS.get(name, "") if options else ""}
+    model = shake(adapted(folder, name, **how))
+    method = find_method(name)
+    method.save(method, model, tmp_path, str(folder), setup(name, **how))
+    other = Transformer.from_pretrained(folder)
+    switch_adapter(other, open_adapter(tmp_path, other), merge=False)
+    torch.testing.assert_close(logits(other, ids), logits(model, ids), rtol=0, atol=1e-4)
+    plain = {"rslora": "lora", "loraplus": "lora", "pissa": "lora"}
+    config = read_json(tmp_path / "adapter_config.json")
+    assert method_that_reads(config, tmp_path).name == plain.get(name, name)
+    take_off(other)
+    assert torch.equal(logits(other, ids), logits(Transformer.from_pretrained(folder), ids))
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_an_adapter_of_another_base_is_refused_and_changes_nothing(
+        folder, checkpoint, name, ids, tmp_path):
+    other = checkpoint("qwen2", hidden_size=64, intermediate_size=80, num_hidden_layers=3)
+    model = shake(adapted(other, name))
+    method = find_method(name)
+    method.save(method, model, tmp_path, str(other), setup(name))
+    model = Transformer.from_pretrained(folder)
+    with pytest.raises(UserError, match="another base|no linear|fits no"):
+        open_adapter(tmp_path, model)
+    take_off(model)
+    assert torch.equal(logits(model, ids), logits(Transformer.from_pretrained(folder), ids))
+
+
+def test_an_unknown_kind_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "a")
+    (tmp_path / "a/adapter_config.json").write_text('{"peft_type": "IA3"}')
+    shutil.copy(folder / "model.safetensors", tmp_path / "a/adapter_model.safetensors")
+    with pytest.raises(UserError, match="no method here reads .*IA3"):
+        open_adapter(tmp_path / "a")
+
+
+# ----- merging ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", sorted(set(RELATIVES) - UNMERGEABLE))
+def test_merged_gives_the_same_logits_and_unmerged_the_base_bit_for_bit(folder, name, ids):
+    model = shake(adapted(folder, name))
+    bits = {n: p.clone() for n, p in model.named_parameters()}
+    before = logits(model, ids)
+    merge_lora(model)
+    torch.testing.assert_close(logits(model, ids), before, rtol=0, atol=1e-4)
+    unmerge_lora(model)
+    assert all(torch.equal(p, bits[n]) for n, p in model.named_parameters())
+    assert torch.equal(logits(model, ids), before)
+    merge_lora(model)
+    remove_lora(model)
+    assert not adapted_layers(model)
+    torch.testing.assert_close(logits(model, ids), before, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_a_base_in_four_bits(folder, name, ids):
+    if find_method(name).four_bits:
+        with pytest.raises(UserError, match="cannot be put on a base in four bits"):
+            adapted(folder, name, quantized=True)
+        return
+    model = adapted(folder, name, quantized=True)
+    dense = Transformer.from_pretrained(folder)
+    for module, layer in list(quantize_model(dense).named_modules()):
+        if hasattr(layer, "weight") and not torch.is_tensor(layer.weight):
+            linear = torch.nn.Linear(layer.in_features, layer.out_features)
+            linear.weight = torch.nn.Parameter(layer.weight.dequantize())
+            linear.bias = layer.bias
+            dense.set_submodule(module, linear)
+    torch.manual_seed(5)
+    put_on(dense.eval(), find_method(name), setup(name))
+    shake(model)
+    shake(dense)
+    torch.testing.assert_close(logits(model, ids), logits(dense, ids), rtol=0, atol=1e-5)
+    for one in (model, dense):
+        one.loss(ids, ids)[0].backward()
+    expected = trained_parameters(dense)
+    for parameter, p in trained_parameters(model).items():
+        torch.testing.assert_close(p.grad, expected[parameter].grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_a_base_in_bfloat16_keeps_what_is_trained_in_float32(folder, name, ids):
+    torch.manual_seed(5)
+    model = Transformer.from_pretrained(folder, dtype=torch.bfloat16)
+    put_on(model, find_method(name), setup(name))
+    assert {p.dtype for p in trained_parameters(model).values()} == {torch.float32}
+    got = logits(shake(model), ids)
+    assert got.dtype == torch.bfloat16
+    expected = logits(shake(adapted(folder, name)), ids)
+    assert (got.float() - expected).norm() < 0.1 * expected.norm()
+
+
+# ----- generation ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_a_cache_and_left_padding_change_no_token(folder, name):
+    """Prompts of different lengths in one batch, against the whole forward pass for each token."""
+    model = shake(adapted(folder, name), size=0.1)
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17]]
+    rows = model.generate(prompts, 12)
+    for prompt, row in zip(prompts, rows):
+        ids = list(prompt)
+        for _ in range(12):
+            ids.append(int(logits(model, torch.tensor([ids]))[0, -1].argmax()))
+        assert row == ids
+
+
+@pytest.mark.parametrize("name", ["prefix_embedding", "prefix_layer", "adapter", "dora"])
+def test_gradient_checkpointing_changes_no_gradient(folder, name, ids):
+    gradients = []
+    for checkpointing in (False, True):
+        model = shake(adapted(folder, name))
+        model.gradient_checkpointing = checkpointing
+        model.loss(ids, ids)[0].backward()
+        gradients.append({n: p.grad for n, p in trained_parameters(model).items()})
+    for parameter, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][parameter], expected, rtol=1e-5, atol=1e-6)
+
+
+# ----- the commands -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", sorted(set(RELATIVES) - {"lora"}))
+def test_a_run_stopped_and_resumed_ends_bit_for_bit_the_same(
+        checkpoint, chat, name, tmp_path, monkeypatch):
+    usual = {"method": name, "max_steps": 8, "grad_accum": 2, "lr": 3e-3}
+    argv = command(checkpoint(), chat, tmp_path / "whole", **usual)
+    train.main(argv)
+    argv = command(checkpoint(), chat, tmp_path / "stopped", **usual)
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        press_ctrl_c(patched, step=5)
+        train.main(argv)
+    train.main([*argv, "--resume"])
+    rows = numbers(tmp_path / "whole")
+    assert rows == numbers(tmp_path / "stopped")
+    assert rows[-1]["test_nll"] < rows[0]["test_nll"] and rows[0]["method"] == name
+    files = [contents(tmp_path / run) for run in ("whole", "stopped")]
+    weights = [{path.name: data for path, data in some.items() if "adapter" in path.name}
+               for some in files]
+    assert weights[0] == weights[1] and len(weights[0]) == 2
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--method=full", "--nf4"], "contradict each other"),
+    (["--method=full", "--options=a=1"], "has none"),
+    (["--method=dora", "--options=ratio=1"], "dora has no option 'ratio'; it has: none"),
+    (["--method=loraplus", "--options=ratio=fast"], "'fast' is not a number"),
+    (["--method=mora", "--options=form=square"], "must be rotation or sharing"),
+    (["--method=pissa", "--rank=33"], "has only 32"),
+    (["--method=pissa", "--nf4"], "cannot be put on a base in four bits"),
+    (["--method=adalora", "--max_steps=2", "--eval_steps=1"], "at least 4 steps"),
+    (["--method=adalora", "--options=init_rank=2"], "must be at least --rank 4"),
+])
+def test_what_cannot_be_meant_ends_in_one_line(
+        checkpoint, chat, flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main([*command(checkpoint(), chat, tmp_path / "out"), *flags])
+    assert message in one_line(stop.value.code, capsys.readouterr().err)
+
+
+def test_one_run_has_one_name(folder):
+    def name(**how):
+        return settled(Config(model=str(folder), **how), 40)
+
+    assert name(method="qlora").run == name(method="lora", nf4=True).run
+    assert name(method="lora", nf4=True).method == "qlora"
+    assert name(method="qlora", nf4=True).run == name(method="qlora").run
+    assert name(method="dora").run != name(method="dora", nf4=True).run
+    plain, same = name(method="loraplus"), name(method="loraplus", options="ratio=16")
+    assert plain.run == same.run and same.options == ""
+    other = name(method="loraplus", options="ratio=8")
+    assert other.options == "ratio=8.0" and other.run != plain.run
+    assert plain.lr == 5e-5
+
+
+TOY = '''
+"""A scale for the output of each target: h = (1 + g) W x."""
+import torch
+import torch.nn as nn
+
+from lora import AdaptedLinear, wrap_targets
+from methods import Method
+
+
+class Scaled(AdaptedLinear):
+    def __init__(self, base):
+        super().__init__(base)
+        self.g = nn.Parameter(torch.zeros(base.out_features))
+
+    def adapted(self, x):
+        return self.base(x) * (1 + self.g.to(x.dtype))
+
+    def delta(self):
+        return self.g[:, None] * self.base_weight().float()
+
+
+def apply(model, setup):
+    wrap_targets(model, setup.targets, Scaled)
+
+
+def count(shapes, setup):
+    """L sum of out."""
+    return shapes.layers * sum(o for _, o in shapes.maps.values())
+
+
+METHOD = Method("toy", apply, count)
+'''
+
+
+def test_a_method_is_a_file(checkpoint, chat, tmp_path):
+    """A toy is added as one file to a copy of the house: every command takes it."""
+    model = checkpoint("llama")                     # no biases, so that W' = (1 + g) W merges
+    for path in REPO.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    for folder in ("plumbing", "methods", "data"):
+        shutil.copytree(REPO / folder, tmp_path / folder)
+    (tmp_path / "methods/toy.py").write_text(TOY)
+    grid = '"toys": [{"method": ["toy", "lora"], "rank": 2, "lr": [1e-3, 1e-2]}], "capacity": ['
+    sweep = (tmp_path / "sweep.py").read_text(encoding="utf-8")
+    (tmp_path / "sweep.py").write_text(sweep.replace('"capacity": [', grid, 1), encoding="utf-8")
+
+    def run(script, *argv):
+        done = subprocess.run([sys.executable, script, *map(str, argv)], cwd=tmp_path, text=True,
+                              capture_output=True, encoding="utf-8")
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    usual = [f"--model={model}", f"--data={chat}"]
+    run("train.py", *usual, "--method=toy", "--max_steps=4", "--out=toy", "--lr=1e-2")
+    assert read_json(tmp_path / "toy/adapter_config.json")["peft_type"] == "TOY"
+    assert run("sample.py", "--adapter=toy", "--max_new_tokens=4", "Lan?")
+    assert "toy" in run("evaluate.py", *usual, "--adapter=toy", "--limit=2", "--out=e.jsonl")
+    run("export.py", "--adapter=toy", "--out=merged")
+    trained = (tmp_path / "toy/log.csv").read_text().splitlines()[-1]
+    nll = run("evaluate.py", "--model=merged", f"--data={chat}", "--out=m.jsonl")
+    assert f"{float(trained.split(',')[13]):.4f}" in nll
+    assert "toy                             448  L sum of out" in run(
+        "plan.py", f"--model={model}", "--method=toy")
+    run("sweep.py", "toys", *usual, "--max_steps=2", "--out=sweep", "--preset=tutorial")
+    run("plot.py", "sweep")
+
+
+def test_export_refuses_what_cannot_be_merged(folder, tmp_path):
+    import export
+    for name, message in (("adapter", "a nonlinearity stands between"),
+                          ("prefix_layer", "input and no weights"),
+                          ("bitfit", "no .*o_proj.bias that could be written")):
+        model = shake(adapted(folder, name))
+        method = find_method(name)
+        method.save(method, model, tmp_path / name, str(folder), setup(name))
+        how = export.Settings(adapter=str(tmp_path / name), out=str(tmp_path / "merged"))
+        with pytest.raises(UserError, match=message):
+            export.merge_to_checkpoint(how)
+        assert not (tmp_path / "merged").exists()
+
+
+def test_twice_is_refused(folder):
+    model = apply_lora(Transformer.from_pretrained(folder), 2)
+    with pytest.raises(UserError, match="already"):
+        put_on(model, find_method("dora"), setup("dora"))
