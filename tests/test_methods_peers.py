@@ -145,8 +145,9 @@ def test_dora_is_equation_5_and_a_random_length_scales_a_row(folder):
 
 # ----- PiSSA --------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("niter, atol", [(0, 1e-5), (16, 1e-4)])
+@pytest.mark.parametrize("niter, atol", [(0, 1e-5), (16, 2e-3)])
 def test_pissa_takes_the_largest_directions_out_of_W(niter, atol):
+    torch.manual_seed(0)
     base = nn.Linear(40, 30)
     U, V = (torch.linalg.qr(torch.randn(size, 30)).Q for size in (30, 40))
     base.weight.data = (U * 0.8 ** torch.arange(30)) @ V.T      # a randomized SVD needs a decay

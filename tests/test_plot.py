@@ -330,6 +330,9 @@ def test_colours_keep_their_meaning_in_every_figure(sweeps, sweep, long):
     expected = {"full": colors[0], "r = 64": colors[1], "r = 1 ": colors[2], "r = 1,": colors[2]}
     for name, plot_finding in plot.FIGURES.items():
         figure = plot_finding(sweeps)
+        if name in ("methods", "targets"):      # their runs are missing here
+            assert figure is None
+            continue
         for line in (line for ax in figure.axes for line in ax.get_lines()):
             for start, color in expected.items():
                 if line.get_label().startswith(start):
@@ -358,7 +361,7 @@ def test_capacity_marks_where_a_rank_leaves_the_curve_and_where_theory_has_it_fu
 
 def test_figures_whose_runs_are_missing_are_not_drawn():
     full = sweeps_of(*full_grid())
-    assert [plot_finding(full) for plot_finding in plot.FIGURES.values()] == [None] * 7
+    assert [plot_finding(full) for plot_finding in plot.FIGURES.values()] == [None] * 9
     two_rates = sweeps_of(*make_grid(R64, LORA_LR[:2], 1e-4, 1.0))
     drawn = [name for name, plot_finding in plot.FIGURES.items() if plot_finding(two_rates)]
     assert drawn == ["finding1"]
