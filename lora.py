@@ -145,8 +145,8 @@ def scaling_factor(rank: int, alpha: float, rslora: bool) -> float:
     the root is right for Adam too, in the second alpha / r is. The rates measured above say r^(2/3)
     and r^(4/5), which is between the two.
 
-    Adapters that PEFT trained with use_rslora are read and merged with the root. train.py has no
-    flag for it: --alpha 8 at r = 64 is the same factor, 8 / 64 = 1 / sqrt(64), as rsLoRA's alpha 1.
+    Adapters that PEFT trained with use_rslora are read and merged with the root. In train.py it is
+    --method rslora; --alpha 8 at r = 64 is the same factor, 8 / 64 = 1 / sqrt(64), as its alpha 1.
     """
     return alpha / math.sqrt(rank) if rslora else alpha / rank
 

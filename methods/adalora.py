@@ -36,7 +36,8 @@ from methods import Method, Setup, Shapes, fill_in, trained_parameters
 from plumbing.errors import UserError
 
 B1 = B2 = 0.85
-NAMES = {"P": "lora_B", "l": "lora_E", "Q": "lora_A"}       # PEFT's names
+PREFIX = "base_model.model."
+PARTS = ("lora_B", "lora_E", "lora_A")      # PEFT's names of P, l and Q, here and in the files
 
 
 class SVDLinear(AdaptedLinear):
@@ -46,33 +47,32 @@ class SVDLinear(AdaptedLinear):
         super().__init__(base)
         self.scale = alpha / (init_rank + 1e-5)
         device = next(iter(base.state_dict().values())).device
-        sizes = {"Q": (rank, base.in_features), "P": (base.out_features, rank), "l": (rank, 1)}
-        for name, size in sizes.items():        # l = 0, so that the model begins as its base
-            start = torch.zeros(size) if name == "l" else 0.02 * torch.randn(size, device="cpu")
+        P, Q = torch.empty(base.out_features, rank), torch.empty(rank, base.in_features)
+        starts = (nn.init.normal_(P, std=0.02), torch.zeros(rank, 1), nn.init.normal_(Q, std=0.02))
+        for name, start in zip(PARTS, starts):      # l = 0, so that the model begins as its base
             self.register_parameter(name, nn.Parameter(start.to(device)))
-            self.register_buffer(f"I_{name}", torch.zeros(size, device=device), persistent=False)
-            self.register_buffer(f"U_{name}", torch.zeros(size, device=device), persistent=False)
-        self.register_buffer("on", torch.ones(rank, 1, dtype=torch.bool, device=device),
-                             persistent=False)
+            self.register_buffer(f"I_{name}", torch.zeros_like(start, device=device), False)
+            self.register_buffer(f"U_{name}", torch.zeros_like(start, device=device), False)
+        self.register_buffer("on", torch.ones(rank, 1, dtype=torch.bool, device=device), False)
 
     def adapted(self, x):
-        u = F.linear(x, (self.l * self.Q).to(x.dtype)) * self.scale         # (..., r)
-        return self.base(x) + F.linear(u, self.P.to(x.dtype))
+        u = F.linear(x, (self.lora_E * self.lora_A).to(x.dtype)) * self.scale       # (..., r)
+        return self.base(x) + F.linear(u, self.lora_B.to(x.dtype))
 
     def delta(self):
-        return self.scale * self.P @ (self.l * self.Q)
+        return self.scale * self.lora_B @ (self.lora_E * self.lora_A)
 
     def observe(self):
         """Take this step's gradients into I' and U'."""
-        for name in NAMES:
-            p, I, U = getattr(self, name), getattr(self, f"I_{name}"), getattr(self, f"U_{name}")
+        for name in PARTS:
+            p, I, U = (getattr(self, key) for key in (name, f"I_{name}", f"U_{name}"))
             now = (p * p.grad).abs()
             I.mul_(B1).add_(now, alpha=1 - B1)
             U.mul_(B2).add_((now - I).abs(), alpha=1 - B2)
 
     def scores(self):
         """(r,): how much each triplet matters."""
-        P, l, Q = (getattr(self, f"I_{name}") * getattr(self, f"U_{name}") for name in NAMES)
+        P, l, Q = (getattr(self, f"I_{name}") * getattr(self, f"U_{name}") for name in PARTS)
         return l[:, 0] + P.mean(dim=0) + Q.mean(dim=1)
 
 
@@ -112,15 +112,16 @@ def after_update(model, step: int, setup: Setup):
                 layer.on.copy_((score > threshold)[:, None])
     if step > first:
         for layer in layers:
-            layer.l.mul_(layer.on)
+            layer.lora_E.mul_(layer.on)
 
 
 def penalty(model, setup: Setup):
     """orth times the mean of ||P^T P - I|| and ||Q Q^T - I|| over all layers: a number ()."""
     distances = []
     for layer in adapted_layers(model).values():
-        one = torch.eye(len(layer.Q), device=layer.Q.device)
-        distances += [(layer.P.T @ layer.P - one).norm(), (layer.Q @ layer.Q.T - one).norm()]
+        P, Q = layer.lora_B, layer.lora_A
+        one = torch.eye(len(Q), device=Q.device)
+        distances += [(P.T @ P - one).norm(), (Q @ Q.T - one).norm()]
     return setup.options["orth"] * torch.stack(distances).mean()
 
 
@@ -148,19 +149,19 @@ def kept(model) -> dict:
 
 
 def save(method, model, folder, base_model: str, setup: Setup):
-    layers = adapted_layers(model)
     tensors, pattern = {}, {}
-    for name, layer in layers.items():
+    for name, layer in adapted_layers(model).items():
         on = layer.on[:, 0]
         pattern[f"{name}.lora_E"] = on.tolist()
-        for key, tensor in (("P", layer.P[:, on]), ("l", layer.l[on]), ("Q", layer.Q[on])):
-            tensors[f"base_model.model.{name}.{NAMES[key]}"] = tensor
+        kept_parts = (layer.lora_B[:, on], layer.lora_E[on], layer.lora_A[on])
+        tensors |= {f"{PREFIX}{name}.{part}": p for part, p in zip(PARTS, kept_parts)}
+    first, last = phases(setup.steps)
     write_adapter(folder, tensors, base_entries(model, base_model) | {
         "peft_type": "ADALORA", "target_r": setup.rank, "init_r": init_rank(setup),
-        "lora_alpha": setup.alpha, "target_modules": sorted({last_name(name) for name in layers}),
-        "total_step": setup.steps, "tinit": phases(setup.steps)[0],
-        "tfinal": setup.steps - phases(setup.steps)[1], "beta1": B1, "beta2": B2,
-        "orth_reg_weight": setup.options["orth"], "rank_pattern": pattern, "bias": "none"})
+        "lora_alpha": setup.alpha, "rank_pattern": pattern, "bias": "none",
+        "target_modules": sorted({last_name(name) for name in adapted_layers(model)}),
+        "total_step": setup.steps, "tinit": first, "tfinal": setup.steps - last,
+        "beta1": B1, "beta2": B2, "orth_reg_weight": setup.options["orth"]})
 
 
 def load(method, model, config: dict, tensors: dict, folder):
@@ -168,15 +169,12 @@ def load(method, model, config: dict, tensors: dict, folder):
         alpha, start = float(config["lora_alpha"]), int(config["init_r"])
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{folder}: adapter_config.json lacks init_r or lora_alpha ({e})") from None
-    ours = {}
-    for key, tensor in tensors.items():
-        layer, _, theirs = key.removeprefix("base_model.model.").rpartition(".")
-        name = next((name for name, peft in NAMES.items() if peft == theirs), theirs)
-        ours[f"{layer}.{name}"] = tensor.float()
-    ranks = {key[:-2]: len(tensor) for key, tensor in ours.items() if key.endswith(".Q")}
+    tensors = {key.removeprefix(PREFIX): tensor.float() for key, tensor in tensors.items()}
+    ranks = {key.removesuffix(".lora_A"): len(Q) for key, Q in tensors.items()
+             if key.endswith(".lora_A")}
     in_order = iter([ranks[name] for name in find_targets(model, list(ranks))])
     wrap_targets(model, list(ranks), lambda layer: SVDLinear(layer, next(in_order), alpha, start))
-    fill_in(trained_parameters(model), ours, folder)
+    fill_in(trained_parameters(model), tensors, folder)
 
 
 METHOD = Method(

@@ -196,9 +196,8 @@ def test_adalora_ranks_as_peft_over_a_run(folder):
     there = {name: peer.get_submodule(f"base_model.model.{name}") for name in layers}
     with torch.no_grad():
         for name, layer in layers.items():
-            for p, q in ((layer.P, there[name].lora_B), (layer.l, there[name].lora_E),
-                         (layer.Q, there[name].lora_A)):
-                q.default.copy_(p)
+            for part in ("lora_A", "lora_B", "lora_E"):
+                getattr(there[name], part).default.copy_(getattr(layer, part))
     ours_adam = torch.optim.AdamW(trained_parameters(model).values(), 1e-2, weight_decay=0)
     their_adam = torch.optim.AdamW([p for p in peer.parameters() if p.requires_grad], 1e-2,
                                    weight_decay=0)
@@ -221,7 +220,7 @@ def test_adalora_ranks_as_peft_over_a_run(folder):
         if step < last:
             for name, layer in layers.items():
                 key = f"{name}.lora_B.default"
-                torch.testing.assert_close(layer.I_P, allocator.exp_avg_ipt[key], rtol=2e-2,
+                torch.testing.assert_close(layer.I_lora_B, allocator.exp_avg_ipt[key], rtol=2e-2,
                                            atol=1e-7)
         on = {name: layer.on[:, 0].tolist() for name, layer in layers.items()}
         if step > first:
