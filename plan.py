@@ -746,7 +746,8 @@ def show_methods(c: ModelConfig, config: Config):
     print(f"\ntrained parameters at --rank {config.rank}, --targets {config.targets}")
     for name in ("full", *RELATIVES):
         run = replace(config, method=name, nf4=False, options="")
-        formula = "P" if name == "full" else find_method(name).count.__doc__.partition("\n")[0]
+        formula = "P" if name == "full" else (
+            find_method(name).count.__doc__.partition("\n")[0].rstrip("."))
         print(f"  {name:<20}{method_parameters(c, run):>15,}  {formula}")
 
 

@@ -2,11 +2,14 @@
 
     python plot.py out              # draws what the runs allow: out/finding1.png, .svg ...
     python plot.py out --table      # prints Markdown: a verdict on each claim, rates, gaps
+    python plot.py out/RUN          # of train.py: the curve of the run (curves.py)
+    python plot.py out/A out/B      # and of several in one figure, out/curve.png
+    python plot.py out/RUN --watch  # draws it again after each evaluation, until the run ends
 
-Only the CSV files directly in FOLDER are read, with one run per file or many. Their columns alone
-decide what is drawn, not the command that made them: arms of three rates or more make finding 2's
-figure, whatever they were swept for. arms.py explains what "arm" and "best of sweep" mean,
-verdicts.py how a claim is judged.
+What follows is about sweeps. Only the CSV files directly in FOLDER are read, with one run per file
+or many. Their columns alone decide what is drawn, not the command that made them: arms of three
+rates or more make finding 2's figure, whatever they were swept for. arms.py explains what "arm" and
+"best of sweep" mean, verdicts.py how a claim is judged.
 
 How to read the figures. A curve is the mean over seeds, the band around it goes from the smallest
 to the largest. The seeds of an arm may have different rates (sweep.py --near_best). A seed counts
@@ -24,14 +27,18 @@ a rank has seen more than it can hold.
 """
 import itertools
 import math
+import time
 from pathlib import Path
 
 import numpy as np
 
-from arms import MARGIN, Arm, mean_over_seeds, name_left_out, read_runs, select_sweeps
+import curves
+from arms import (MARGIN, Arm, count_noun, mean_over_seeds, name_left_out, read_runs,
+                  select_sweeps)
 from plumbing.cli import make_parser, run_command
 from plumbing.errors import UserError, errors_in_one_line
-from plumbing.files import make_folder, replacing
+from plumbing.files import make_folder, read_json, replacing
+from plumbing.records import read_rows
 from rates import find_best_rate
 from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, format_rate_multiple,
                       format_rates, judge_claim, verdict_table)
@@ -460,8 +467,13 @@ def save_figure(figure, path: Path, **how):
 
 def main(argv=None):
     parser = make_parser("plot.py", __doc__)
-    parser.add_argument("folder", type=Path, help="folder with the CSV files")
-    parser.add_argument("--out", type=Path, help="folder of the figures; default: FOLDER")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="folder",
+                        help="folder with a sweep's CSV files, or folders of train.py's runs")
+    parser.add_argument("--out", type=Path, help="folder of the figures; default: that of the "
+                        "CSV files, or of the run; of several runs, the one that they lie in")
+    parser.add_argument("--watch", action="store_true",
+                        help="draw the runs' curves again after each evaluation until all have "
+                        "ended; watch.html shows them in a browser")
     parser.add_argument("--table", action="store_true", help="print Markdown instead of drawing")
     parser.add_argument("--supervised", type=float, default=1.0, metavar="SHARE",
                         help="share of the tokens that are supervised, for the figure on capacity; "
@@ -469,21 +481,63 @@ def main(argv=None):
     args = parser.parse_args(argv)
     # If both arms of a gap diverged it is inf - inf. That is nan, as it should be.
     with errors_in_one_line(), np.errstate(invalid="ignore"):
-        runs = read_runs(args.folder)
-        selected = select_sweeps(runs)
-        name_left_out(runs, selected)
-        for sweeps in selected:
-            model, data = sweeps.usual.model, sweeps.usual.data
-            if args.table:
-                print(verdict_table(sweeps))
-                continue
-            prefix = f"{Path(model).name}_{Path(data).name}_" if len(selected) > 1 else ""
-            paths = draw_figures(sweeps, args.out or args.folder, prefix, args.supervised)
-            if not paths:
-                raise UserError(f"{args.folder} has runs of {model} on {data}, but none that make "
-                                "one of the figures")
-            for path in paths:
-                print(f"{path} (and .svg)")
+        is_run = [(folder / "log.csv").exists() for folder in args.folders]
+        if all(is_run) and not args.table:
+            plot_runs(args)
+        elif len(args.folders) > 1 or args.watch:
+            other = args.folders[is_run.index(False)] if False in is_run else args.folders[0]
+            raise UserError(f"{other} is no run of train.py (it has no log.csv): several folders, "
+                            "and --watch, are for runs")
+        else:
+            plot_sweep(args)
+
+
+def plot_runs(args):
+    """Draw the curves of train.py's runs; --watch: until all have ended."""
+    folders = args.folders
+    out = make_folder(args.out or (folders[0] if len(folders) == 1 else folders[0].parent))
+    path, drawn = out / curves.FILE, None
+    if args.watch:
+        (out / "watch.html").write_text(WATCH_PAGE, encoding="utf-8")
+        print(f"open {out / 'watch.html'} in a browser; Ctrl-C stops")
+    while True:
+        last = [read_rows(folder / "log.csv")[-1] for folder in folders]
+        if last != drawn:
+            curves.draw_runs(folders, path)
+            print(f"{path}: step {', '.join(str(row['step']) for row in last)}", flush=True)
+            drawn = last
+        if not args.watch or all(has_ended(folder) for folder in folders):
+            return
+        time.sleep(2)
+
+
+WATCH_PAGE = ('<meta http-equiv="refresh" content="3"><title>nanoLoRA</title>'
+              f'<img src="{curves.FILE}" style="max-width: 100%">\n')
+
+
+def has_ended(run: Path) -> bool:
+    return read_json(run / "run.json")["finished"]
+
+
+def plot_sweep(args):
+    """Draw the figures of a sweep, or print its table."""
+    folder, = args.folders
+    runs = read_runs(folder)
+    selected = select_sweeps(runs)
+    name_left_out(runs, selected)
+    for sweeps in selected:
+        model, data = sweeps.usual.model, sweeps.usual.data
+        if args.table:
+            print(verdict_table(sweeps))
+            continue
+        prefix = f"{Path(model).name}_{Path(data).name}_" if len(selected) > 1 else ""
+        paths = draw_figures(sweeps, args.out or folder, prefix, args.supervised)
+        if not paths:
+            raise UserError(f"{folder} has {count_noun(len(runs), 'run')} of {model} on {data}, "
+                            "but none that make one of the figures: LoRA at one rank or more on "
+                            "all layers, with several learning rates each (sweep.py), does")
+        for path in paths:
+            print(f"{path} (and .svg)")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,10 @@ class Config:
     gradient_checkpointing: bool = flag(
         False, "keep only the layers' inputs and compute the rest again: much less memory, for up "
         "to a third more computation, with LoRA up to a half")
-    out: str = flag(None, "folder of the run; default: out/<run>", group="files")
+    keep: str = flag(
+        "last", "which weights are saved: of the last step, or of the lowest test NLL",
+        choices=("last", "best"), group="files")
+    out: str = flag(None, "folder of the run; default: out/<run>")
     resume: bool = flag(False, "go on where the run in --out stopped; begin if there is none")
     overwrite: bool = flag(False, "delete the run that is in --out, and begin again")
 

@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import math
 import shutil
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -32,7 +33,9 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+import curves
 import dataset
+from curves import draw_runs, lowest_row
 from engine import generate_answers, load_base, mean_nll
 from methods import Method, find_method, put_on, setup_of
 from model import Transformer
@@ -215,13 +218,20 @@ def begin_or_resume(run: Run, out: Path, question: list[dict]) -> str:
         return read_json(out / "run.json")["base_answer"]
     base_answer = answer_question(run, question)
     make_folder(state.parent)
-    records.write_run(run.config, out, base_answer, finished=False)
+    records.write_run(run.config, out, base_answer, finished=False,
+                      samples=len(run.data.train_set))
     return base_answer
 
 
 def go_on_from(run: Run, state: Path):
     """Bring `run` to where the file `state` says. Raises UserError for a damaged file."""
-    needed = [f"{name}/weight" for name in run.trained]
+    names, give_back = restorer(run)
+    run.progress = Progress(**load_state(state, names, give_back))
+    run.scaler.load_state_dict(run.progress.scaler)
+
+
+def restorer(run: Run) -> tuple[list[str], Callable]:
+    """The names of the tensors that a state must have, and the function that puts one back."""
     kept = kept_tensors(run)
 
     def give_back(key, tensor):
@@ -230,8 +240,7 @@ def go_on_from(run: Run, state: Path):
         else:
             restore_tensor(run.trained, run.optimizer, key, tensor)
 
-    run.progress = Progress(**load_state(state, [*needed, *kept], give_back))
-    run.scaler.load_state_dict(run.progress.scaler)
+    return [*(f"{name}/weight" for name in run.trained), *kept], give_back
 
 
 def keep_state(run: Run, state: Path):
@@ -239,6 +248,24 @@ def keep_state(run: Run, state: Path):
     run.progress.scaler = run.scaler.state_dict()
     tensors = state_tensors(run.trained, run.optimizer) | kept_tensors(run)
     save_state(state, tensors, dataclasses.asdict(run.progress))
+
+
+def keep_best(run: Run, best: Path):
+    """Write the weights to the file `best` if the last evaluation is the lowest so far.
+
+    A run that was killed and goes on may meet a file that is ahead of it. It makes the same
+    evaluations again, and writes the same file again.
+    """
+    rows = run.progress.rows
+    if lowest_row(rows) is rows[-1]:
+        weights = {f"{name}/weight": p.detach() for name, p in run.trained.items()}
+        save_state(best, weights | kept_tensors(run), {"step": rows[-1]["step"]})
+
+
+def take_best(run: Run, best: Path) -> int:
+    """Give the model the weights in the file `best` -> the step that they are of."""
+    names, give_back = restorer(run)
+    return load_state(best, names, give_back)["step"]
 
 
 def kept_tensors(run: Run) -> dict:
@@ -268,6 +295,8 @@ def show_settings(run: Run):
         del shown["rank"], shown["alpha"], shown["targets"]
     else:
         shown["alpha / r"] = config.alpha / config.rank
+    passes = config.max_steps * config.batch_eff / len(data.train_set)
+    shown["passes"] = f"{passes:.3g} over the training samples"
     shown["samples"] = (
         f"{len(data.train_set):,} for training ({data.dropped} dropped: nothing supervised within "
         f"--max_length), {len(data.test_set):,} for testing ({data.test_dropped} dropped)")
@@ -458,12 +487,24 @@ def keep_training(run: Run, out: Path):
     them again, so it costs time and nothing else. Ctrl-C ends the run after the step under
     way, and saves; KeyboardInterrupt says so.
     """
-    save_after = 0.0
+    save_after, warned = 0.0, False
+    began, first, line_after = time.perf_counter(), run.progress.step, LINE_EVERY
     with interruption() as interrupted:
         for evaluated in training_steps(run):
+            now = time.perf_counter() - began
+            if now > line_after and not sys.stderr.isatty():    # a log file or a notebook
+                done, line_after = run.progress.step - first, now + LINE_EVERY
+                left = now / max(done, 1) * (run.config.max_steps - run.progress.step)
+                print(f"step {run.progress.step} of {run.config.max_steps}, about "
+                      f"{left / 60:.1f} min left", flush=True)
             if evaluated:
                 tqdm.write(records.row_line(run.progress.rows[-1]))
                 records.write_rows(out / "log.csv", run.progress.rows)
+                if run.config.keep == "best":
+                    keep_best(run, out / records.BEST)
+                if not warned and is_over_fitting(run.progress.rows):
+                    warned = True
+                    tqdm.write(OVER_FITTING.format(lowest_row(run.progress.rows)["step"]))
             if interrupted or (evaluated and time.perf_counter() > save_after):
                 start = time.perf_counter()
                 keep_state(run, out / records.STATE)
@@ -476,12 +517,28 @@ def keep_training(run: Run, out: Path):
                                 "needed to go on: add --resume to the command")
 
 
+LINE_EVERY = 30.0       # seconds between two lines on progress where there is no bar
+OVER_FITTING = ("note: the test NLL has risen since step {}, and the training NLL has fallen: the "
+                "run learns its samples by heart. Fewer steps, a lower rate or more data help; "
+                "--keep best saves the weights of the lowest test NLL")
+
+
+def is_over_fitting(rows: list[dict]) -> bool:
+    """Whether in the last three evaluations the test NLL rose and the training NLL fell."""
+    last = rows[-4:]
+    if len(last) < 4 or last[0]["train_nll"] == "":
+        return False
+    pairs = list(zip(last, last[1:]))
+    return all(after["test_nll"] > before["test_nll"] for before, after in pairs) and all(
+        after["train_nll"] < before["train_nll"] for before, after in pairs)
+
+
 # ----- 7. save, and show what was learned ---------------------------------------------------------
 
 def save_result(run: Run, out: Path):
     """The adapter, in PEFT's files if PEFT has the method, or a whole checkpoint; the tokenizer.
 
-    These are the weights of the last step, whichever step had the lowest test NLL.
+    These are the weights of the last step, or with --keep best those of the lowest test NLL.
     """
     if run.config.method == "full":
         run.model.save_pretrained(out, stop_ids(run.data.tokenizer))
@@ -536,14 +593,20 @@ def train(config: Config) -> list[dict]:
     keep_training(run, out)
 
     # 7. save, and show what was learned. The state goes last: killed before, the run can go on
+    step = config.max_steps
+    if config.keep == "best":
+        step = take_best(run, out / records.BEST)
+        print(f"saved: the weights of step {step}, where the test NLL was lowest")
     save_result(run, out)
-    records.write_run(config, out, base_answer, finished=True)
+    draw_runs([out], out / curves.FILE)
+    records.write_run(config, out, base_answer, finished=True, samples=len(data.train_set),
+                      saved_step=step)
     shutil.rmtree((out / records.STATE).parent)
     show_answers(question, base_answer, answer_question(run, question))
     how = "--model" if config.method == "full" else "--adapter"
     if config.four_bits:
         how = f"--nf4 {how}"
-    print(f"\n{out}: log.csv, run.json and the trained weights; to talk to it: "
+    print(f"\n{out}: log.csv, run.json, {curves.FILE} and the trained weights; to talk to it: "
           f"python sample.py {how} {out}", flush=True)
     return run.progress.rows
 

@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Callable
 
@@ -87,8 +88,17 @@ def check_range(name: str, value, at_least=None, above=None, at_most=math.inf):
 
 
 def run_command(main: Callable):
-    """Run a script's main(). A letter that a terminal cannot show is no reason to stop."""
+    """Run a script's main(). A letter that a terminal cannot show is no reason to stop.
+
+    Where the reader of the output has gone, as `| head` goes, it ends without a word and with exit
+    code 141, as other programs do in a shell.
+    """
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # Python flushes again
+        sys.exit(141)

@@ -16,8 +16,7 @@ from safetensors import SafetensorError
 # machine that is gone, no permission, too many open files. Any other OSError, a FileNotFoundError
 # for instance, is a fault of the program unless somebody has made a UserError of it.
 MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EACCES,
-                  errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,
-                  errno.EPIPE}
+                  errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG}
 
 
 class UserError(ValueError):

@@ -13,6 +13,7 @@ COLUMNS = ("run model data method targets rank alpha lr batch_eff seed step toke
            "test_nll seconds peak_gb trainable").split()
 TEXT_COLUMNS = ("run", "model", "data", "method", "targets")
 STATE = "state/state.safetensors"       # of a run that is not finished: what --resume needs
+BEST = "state/best.safetensors"         # and the weights of the lowest test NLL, with --keep best
 WHOLE_COLUMNS = ("rank", "batch_eff", "seed", "step", "tokens", "trainable")
 
 
@@ -69,12 +70,15 @@ def row_line(row: dict) -> str:
 
 # ----- run.json -----------------------------------------------------------------------------------
 
-def write_run(config, out: Path, base_answer: str, finished: bool):
-    """run.json: settings, versions, and what the base answered before the first step."""
+def write_run(config, out: Path, base_answer: str, finished: bool, samples: int, **more):
+    """run.json: settings, versions, and what the base answered before the first step.
+
+    samples: their number in the training split. more: what else there is to say.
+    """
     versions = {"python": sys.version.split()[0], "torch": version("torch")}
     write_json(out / "run.json", {
         "run": config.run, "finished": finished, "settings": dataclasses.asdict(config),
-        "versions": versions, "base_answer": base_answer})
+        "versions": versions, "samples": samples, "base_answer": base_answer} | more)
 
 
 def finished_rows(config, out: Path) -> list[dict] | None:
@@ -130,7 +134,7 @@ def clear_run(out: Path, names: list[str], overwrite: bool):
 
     run.json comes last, because it is what tells that the folder is a run's.
     """
-    names = ["log.csv", STATE, *names, "run.json"]
+    names = ["log.csv", "curve.png", BEST, STATE, *names, "run.json"]
     half_written = [path for name in names for path in out.glob(f"{name}.*.part")]
     for folder in (out, out / "state"):
         half_written += folder.glob(".tmp??????")       # safetensors' own

@@ -10,7 +10,8 @@ from conftest import REPO
 # From the ground up. A room imports from floors below its own.
 FLOORS = [
     {"plumbing", "metrics"},
-    {"settings", "rates", "arms", "verdicts", "quant", "lora", "optim", "subspaces"},
+    {"settings", "rates", "arms", "verdicts", "quant", "lora", "optim", "subspaces",
+     "curves"},
     {"model", "tokenizer", "dataset"},
     {"engine", "methods"},
     {"train"},
@@ -81,7 +82,7 @@ def test_what_can_be_lifted_out_names_its_plumbing():
 
 
 @pytest.mark.parametrize("modules", [
-    "plot", "arms", "verdicts", "settings", "plumbing.records", "metrics"])
+    "plot", "curves", "arms", "verdicts", "settings", "plumbing.records", "metrics"])
 def test_whoever_only_reads_csv_loads_no_torch(modules):
     heavy = "torch", "jinja2", "tiktoken", "huggingface_hub", "matplotlib"
     code = f"import sys, {modules}; print(*set(sys.modules) & set({heavy}))"

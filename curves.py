@@ -1,0 +1,98 @@
+"""The curve of a run, or of several side by side: log.csv -> a figure.
+
+train.py draws it at its end, `plot.py out/RUN [out/OTHER ...]` whenever you want. Training and test
+NLL stand against the optimizer steps, step 0 included. A ring marks the lowest test NLL. Where the
+test NLL turns and rises while the training NLL still falls, a run over-fits.
+"""
+import math
+from pathlib import Path
+
+from plumbing.errors import UserError
+from plumbing.files import read_json, replacing
+from plumbing.records import COLUMNS, read_rows
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# of COLUMNS, those that say what a run is; run.json has more settings
+NAMING = COLUMNS[1:COLUMNS.index("step")]
+FILE = "curve.png"
+
+
+def read_run(folder: Path) -> tuple[list[dict], dict]:
+    """-> the rows of a run's log.csv, and its settings: run.json's, else those of the rows."""
+    rows = read_rows(folder / "log.csv")
+    if not rows:
+        raise UserError(f"{folder / 'log.csv'} has no rows yet")
+    settings = {name: rows[0][name] for name in NAMING}
+    if (folder / "run.json").exists():
+        run = read_json(folder / "run.json")
+        settings = run.get("settings", {}) | {"samples": run.get("samples")}
+    return rows, settings
+
+
+def name_runs(settings: list[dict]) -> list[str]:
+    """Each run by the settings in which they differ: "rank 8, lr 0.001"; "" for one alone."""
+    names = [name for name in settings[0] if name not in ("out", "resume", "overwrite", "samples")]
+    differing = [name for name in names if len({str(one.get(name)) for one in settings}) > 1]
+    return [", ".join(f"{name} {format_setting(one.get(name))}" for name in differing)
+            for one in settings]
+
+
+def format_setting(value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def lowest_row(rows: list[dict]) -> dict:
+    """The row of the lowest test NLL; of two, the earlier."""
+    return min(rows, key=lambda row: row["test_nll"] if not math.isnan(row["test_nll"])
+               else math.inf)
+
+
+def draw_runs(folders: list[Path], path: Path):
+    """Save the figure of all runs in `folders` as the PNG `path`."""
+    from matplotlib.figure import Figure
+    runs = [read_run(folder) for folder in folders]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    ax = figure.subplots()
+    for i, ((rows, _), name) in enumerate(zip(runs, name_runs([one for _, one in runs]))):
+        draw_run(ax, rows, name, COLOURS[i % len(COLOURS)])
+    first, settings = runs[0]
+    ax.set(xlabel="steps", ylabel="NLL, nats per token", xlim=(0, None))
+    if len(runs) == 1:
+        ax.set_title(f"{Path(first[0]['model']).name} on {Path(first[0]['data']).name}, "
+                     f"{first[0]['method']}, learning rate {first[0]['lr']:g}")
+        add_passes(ax, first, settings)
+    low, high = ax.dataLim.intervaly
+    if 0 < 3 * low < high:
+        ax.set_yscale("log")
+        ax.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+        ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        ax.yaxis.set_minor_formatter("")
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=130)
+
+
+def draw_run(ax, rows: list[dict], name: str, colour: str):
+    """Test NLL, with a ring at its lowest, and training NLL, dashed."""
+    steps = [row["step"] for row in rows]
+    trained = [(row["step"], row["train_nll"]) for row in rows if row["train_nll"] != ""]
+    lowest = lowest_row(rows)
+    label = f"{name}: " if name else ""
+    ax.plot(steps, [row["test_nll"] for row in rows], color=colour, marker=".",
+            label=f"{label}test, lowest {lowest['test_nll']:.3f} at step {lowest['step']}")
+    if trained:
+        ax.plot(*zip(*trained), color=colour, linestyle="--", linewidth=1.2,
+                label=f"{label}training, mean since the point before")
+    ax.plot(lowest["step"], lowest["test_nll"], "o", color=colour, markersize=11,
+            markerfacecolor="none")
+
+
+def add_passes(ax, rows: list[dict], settings: dict):
+    """A second axis: how often the run has seen each sample. Older runs do not say how many."""
+    if settings.get("samples"):
+        per_step = rows[0]["batch_eff"] / settings["samples"]
+        ax.secondary_xaxis("top", functions=(lambda step: step * per_step,
+                                             lambda passes: passes / per_step)
+                           ).set_xlabel("passes over the training data")
