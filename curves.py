@@ -5,6 +5,7 @@ NLL stand against the optimizer steps, step 0 included. A ring marks the lowest 
 test NLL turns and rises while the training NLL still falls, a run over-fits.
 """
 import math
+import textwrap
 from pathlib import Path
 
 from plumbing.errors import UserError
@@ -30,10 +31,14 @@ def read_run(folder: Path) -> tuple[list[dict], dict]:
 
 
 def name_runs(settings: list[dict]) -> list[str]:
-    """Each run by the settings in which they differ: "rank 8, lr 0.001"; "" for one alone."""
-    names = [name for name in settings[0] if name not in ("out", "resume", "overwrite", "samples")]
-    differing = [name for name in names if len({str(one.get(name)) for one in settings}) > 1]
-    return [", ".join(f"{name} {format_setting(one.get(name))}" for name in differing)
+    """Each run by the settings in which they differ: "rank 8, lr 0.001"; "" for one alone.
+
+    Only those that all have: older runs lack some, which have their defaults there.
+    """
+    names = set.intersection(*map(set, settings)) - {"out", "resume", "overwrite", "samples"}
+    differing = [name for name in settings[0]
+                 if name in names and len({str(one[name]) for one in settings}) > 1]
+    return [", ".join(f"{name} {format_setting(one[name])}" for name in differing)
             for one in settings]
 
 
@@ -56,7 +61,8 @@ def draw_runs(folders: list[Path], path: Path):
     for i, ((rows, _), name) in enumerate(zip(runs, name_runs([one for _, one in runs]))):
         draw_run(ax, rows, name, COLOURS[i % len(COLOURS)])
     first, settings = runs[0]
-    ax.set(xlabel="steps", ylabel="NLL, nats per token", xlim=(0, None))
+    ax.set(xlabel="steps", ylabel="NLL, nats per token\n(dashed: training, since the point before)",
+           xlim=(0, None))
     if len(runs) == 1:
         ax.set_title(f"{Path(first[0]['model']).name} on {Path(first[0]['data']).name}, "
                      f"{first[0]['method']}, learning rate {first[0]['lr']:g}")
@@ -69,7 +75,10 @@ def draw_runs(folders: list[Path], path: Path):
         ax.yaxis.set_minor_formatter("")
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
+    if len(runs) == 1:
+        ax.legend(frameon=False)
+    else:
+        figure.legend(loc="outside lower center", frameon=False, fontsize=9)
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=130)
 
@@ -79,12 +88,11 @@ def draw_run(ax, rows: list[dict], name: str, colour: str):
     steps = [row["step"] for row in rows]
     trained = [(row["step"], row["train_nll"]) for row in rows if row["train_nll"] != ""]
     lowest = lowest_row(rows)
-    label = f"{name}: " if name else ""
+    label = "\n".join(textwrap.wrap(name, 80)) or "test"
     ax.plot(steps, [row["test_nll"] for row in rows], color=colour, marker=".",
-            label=f"{label}test, lowest {lowest['test_nll']:.3f} at step {lowest['step']}")
+            label=f"{label}: lowest {lowest['test_nll']:.3f}, at step {lowest['step']}")
     if trained:
-        ax.plot(*zip(*trained), color=colour, linestyle="--", linewidth=1.2,
-                label=f"{label}training, mean since the point before")
+        ax.plot(*zip(*trained), color=colour, linestyle="--", linewidth=1.2)
     ax.plot(lowest["step"], lowest["test_nll"], "o", color=colour, markersize=11,
             markerfacecolor="none")
 

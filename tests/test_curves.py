@@ -68,7 +68,7 @@ def test_the_curve_has_every_row_step_0_too(run, tmp_path, monkeypatch):
                                               for row in rows[1:]]
     lowest = min(rows, key=lambda row: row["test_nll"])
     assert ring.get_xydata().tolist() == [[lowest["step"], lowest["test_nll"]]]
-    assert f"lowest {lowest['test_nll']:.3f} at step {lowest['step']}" in test.get_label()
+    assert f"lowest {lowest['test_nll']:.3f}, at step {lowest['step']}" in test.get_label()
     assert settings["samples"] == 4
     passes = next(child for child in ax.get_children() if "SecondaryAxis" in str(type(child)))
     assert passes._functions[0](10) == 10.0             # a step is a pass
@@ -84,7 +84,7 @@ def test_several_runs_are_named_by_what_differs(run, tmp_path, monkeypatch):
         "lr 0.03, schedule constant", "lr 0.001, schedule cosine"]
     ax = drawn([run, other], tmp_path, monkeypatch)
     assert len(ax.get_lines()) == 6
-    assert ax.get_legend().get_texts()[0].get_text().startswith("lr 0.03, schedule constant: test")
+    assert ax.get_lines()[0].get_label().startswith("lr 0.03, schedule constant: lowest")
 
 
 def test_the_command_draws_runs_and_says_what_is_none(run, tmp_path, capsys):
