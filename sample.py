@@ -36,7 +36,7 @@ from plumbing.text import escape_markdown, replace_control, terminal_table, wrap
 CHAT_HELP = """/reset          forget the conversation
 /adapter NAME   answer with this adapter, one of: {}
 /base           answer without one
-/exit, Ctrl-D   leave
+/quit, Ctrl-D   leave
 Ctrl-C          stop the current answer"""
 COMPARE_BATCH = 8       # answers that --compare generates together
 CELL_LINES = 16         # of a text in the terminal; a longer one has most likely lost the thread
@@ -168,7 +168,7 @@ def run_chat(settings, model, tokenizer, adapters: dict, system: list[dict]):
                 print_note("the conversation begins again")
             elif command == "/help":
                 print_note(CHAT_HELP.format(", ".join(adapters)))
-            elif command == "/exit":
+            elif command in ("/quit", "/exit"):
                 return
             elif command.startswith("/"):
                 print_note(f"no command {command}; /help lists them")
@@ -183,13 +183,13 @@ def run_chat(settings, model, tokenizer, adapters: dict, system: list[dict]):
 
 
 def read_line(prompt: str) -> str:
-    """What the user types after `prompt`; at the end of the input "/exit"."""
+    """What the user types after `prompt`; at the end of the input "/quit"."""
     try:
         return input(prompt).strip()
     except EOFError:
         if prompt:
             print()
-        return "/exit"
+        return "/quit"
 
 
 def answer_with(model, adapters: dict, name: str, active: str, merge: bool) -> str:

@@ -47,7 +47,7 @@ def test_the_merged_checkpoint_is_pefts(folder, tasks, task, ids, tmp_path, caps
     assert merged.dtype == torch.float32
     torch.testing.assert_close(logits(merged, ids), expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(logits(merged, ids), unmerged, atol=1e-4, rtol=0)
-    assert float(re.search(r"rounded, is ([\d.e-]+)", said)[1]) < 1e-4
+    assert float(re.search(r"change of a logit is ([\d.e-]+)", said)[1]) < 1e-4
 
 
 def test_merging_is_rounded_once_and_says_how_much_it_changed(folder, tasks, tmp_path, capsys):
@@ -67,10 +67,14 @@ def test_merging_is_rounded_once_and_says_how_much_it_changed(folder, tasks, tmp
     after = logits(Transformer.from_pretrained(out), ids).float()
     largest, highest = (before - after).abs().max(), before.abs().max()
     same = (before.argmax(-1) == after.argmax(-1)).sum()
-    told = re.search(r"(\d+) tokens .* rounded, is ([\d.e-]+),\n"
-                     r"with logits up to ([\d.e-]+); .* same at (\d+)", said)
-    expected = [ids.shape[1], largest.item(), highest.item(), same.item()]
+    nlls = [torch.nn.functional.cross_entropy(z[0, :-1], ids[0, 1:]).item()
+            for z in (before, after)]
+    told = re.search(r"text of (\d+) tokens has the NLL ([\d.]+) .* ([\d.]+) merged and rounded "
+                     r"to bfloat16\nthe largest change of a logit is ([\d.e-]+), with logits up to "
+                     r"([\d.e-]+); .* same at (\d+)", said)
+    expected = [ids.shape[1], *nlls, largest.item(), highest.item(), same.item()]
     assert [float(x) for x in told.groups()] == pytest.approx(expected, rel=5e-3)
+    assert ("more than rounding should cost" in said) == (abs(nlls[0] - nlls[1]) > 0.01)
     assert 0 < largest < 0.05 * highest
 
 

@@ -215,7 +215,7 @@ def test_a_chat(terminal, patient, adapters, answers):
     chat.type("/base", "base")
     assert chat.type(MORE, "base") == answers(APPLES, said, MORE)
     commands = chat.type("/help", "base")
-    for command in ("/reset", "/adapter NAME", "/base", "/exit", "Ctrl-D", "Ctrl-C", "talker"):
+    for command in ("/reset", "/adapter NAME", "/base", "/quit", "Ctrl-D", "Ctrl-C", "talker"):
         assert command in commands
     assert chat.close() == 0
 
@@ -243,7 +243,7 @@ def test_a_question(run, adapters, answers):
 
 def test_a_chat_on_a_pipe(run, adapters, answers):
     first = answers(APPLES, adapter="other")
-    lines = [APPLES, "/base", "", MORE, "/adapter nobody", "/reset", MORE, "/exit", APPLES]
+    lines = [APPLES, "/base", "", MORE, "/adapter nobody", "/reset", MORE, "/quit", APPLES]
     out, err = run("--adapter", adapters["other"], lines=lines)
     assert out == "\n".join([first, answers(APPLES, first, MORE), answers(MORE), ""])
     assert "no adapter 'nobody'; there are: other, base" in err
