@@ -195,6 +195,7 @@ def room_for_prompt(model: Transformer, max_new_tokens: int) -> float:
     on, and its answers become nonsense without any error.
     """
     context = model.config.hf.get("max_position_embeddings") or math.inf
+    context -= len(model.virtual_ids)
     if context <= max_new_tokens:
         raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for a question in the "
                         f"model's context of {context} tokens")

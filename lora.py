@@ -63,7 +63,8 @@ class AdaptedLinear(nn.Module):
 
     LoRA and its relatives (methods/) are subclasses. Each says what is trained (`__init__`), what
     it computes (`adapted`), and the dW that this amounts to (`delta`). These are one equation, so
-    they must agree. Merging works for all of them.
+    they must agree. Merging works for all of them. (BitFit changes no W: it has no `delta`, and a
+    `bias` of its own.)
     """
 
     def __init__(self, base: nn.Module):
@@ -394,6 +395,9 @@ def save_adapter(module, folder, base_model: str = ""):
     layers = lora_layers(module)
     if not layers:
         raise UserError("there is no adapter to save: the model has no LoRA layers")
+    if any(type(layer) is not LoRALinear for layer in layers.values()):
+        raise UserError("this is a relative of LoRA, and A and B do not say what it computes; its "
+                        "file in methods/ saves it")
     write_adapter(folder, factor_tensors(layers), peft_config(module, layers, base_model))
 
 
@@ -462,8 +466,9 @@ def read_adapter(folder, module=None) -> dict[str, Factors]:
     config = read_json(folder / "adapter_config.json")
     tensors = read_tensors(folder / "adapter_model.safetensors")
     if not is_plain_lora(config):
+        kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
         raise UserError(f"{folder}: only plain LoRA adapters are read here (no DoRA, no trained "
-                        "biases, no PiSSA and its like)")
+                        f"biases, no PiSSA and its like), and this one is {kind!r}")
     adapter = pair_factors(config, tensors, folder)
     if module is not None:
         check_fit(module, adapter, folder)

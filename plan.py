@@ -594,14 +594,17 @@ def step_flops(c: ModelConfig, config: Config) -> float:
 
 # ----- a rate and a rank to start with ------------------------------------------------------------
 
-def starting_rate(c: ModelConfig, method: str, steps: int) -> float:
+def starting_rate(c: ModelConfig, method: str, steps: int, rank: int = 32) -> float:
     """5e-5 (2000 / C)^p for full fine-tuning, a multiple of it for LoRA (tinker-cookbook, get_lr).
 
-    p = 0.781 for Llama and 0.0775 for Qwen; found with alpha = 32 and the factor alpha / r.
+    p = 0.781 for Llama and 0.0775 for Qwen; found with alpha = 32, where one rate serves all ranks
+    fairly well. With alpha = r the best rate falls as the rank grows, on nano as r^(-2/3)
+    (results/findings_nano.md). At r = 32 the two are one, so the rate is (32 / r)^(2/3) times that.
+    For r = 64 on SmolLM2-135M this says 1.2e-3, and 9e-4 was measured; for r = 1 on nano 9e-3.
     """
     p = 0.781 if c.hf["model_type"] == "llama" else 0.0775
-    multiple = 1 if method == "full" else lora_rate_multiple(steps)
-    return multiple * 5e-5 * (2000 / c.hidden_size) ** p
+    full = 5e-5 * (2000 / c.hidden_size) ** p
+    return full if method == "full" else lora_rate_multiple(steps) * full * (32 / rank) ** (2 / 3)
 
 
 def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:
@@ -706,6 +709,22 @@ def gb(n: float, width: int = 0) -> str:
     return f"{n / 1e9:{width}.3f}"
 
 
+def show_summary(c: ModelConfig, config: Config, on_gpu: Config):
+    """The three answers that most come for. The tables after it say how they come about."""
+    checkpointed = replace(config, gradient_checkpointing=True)
+    fits = [card for card in CARDS if largest_micro_bs(c, on_gpu, card * 1e9) >= config.micro_bs]
+    card = f"fits a GPU of {fits[0]} GB" if fits else f"fits no GPU of {CARDS[-1]} GB"
+    rate = starting_rate(c, config.method, config.max_steps, config.rank)
+    print(f"memory at the peak: {name_bytes(peak_bytes(c, config))} on {config.device}, "
+          f"{name_bytes(peak_bytes(c, checkpointed))} with --gradient_checkpointing\n"
+          f"in {on_gpu.dtype} it takes {name_bytes(peak_bytes(c, on_gpu))} and {card}\n"
+          f"a rate to begin with: --lr {rate:.1e}\n")
+
+
+def name_bytes(n: float) -> str:
+    return f"{n / 1e6:.0f} MB" if n < 1e9 else f"{n / 1e9:.1f} GB"
+
+
 def show_sizes(c: ModelConfig, config: Config):
     z = Sizes(c, config)
     attention, mlp = (adapter_parameters(c, 1, targets) for targets in ("attention", "mlp"))
@@ -722,23 +741,27 @@ def show_sizes(c: ModelConfig, config: Config):
 def show_memory(c: ModelConfig, config: Config):
     plain = replace(config, gradient_checkpointing=False)
     checkpointed = replace(config, gradient_checkpointing=True)
-    print(f"\n{'memory, GB = 10^9 bytes':<24}{'plain':>9}{'checkpt.':>10}  bytes [source]; "
+    unit, title = 1e9, "memory, GB = 10^9 bytes"
+    if peak_bytes(c, plain) < 1e9:
+        unit, title = 1e6, "memory, MB = 10^6 bytes"
+    print(f"\n{title:<24}{'plain':>9}{'checkpt.':>10}  bytes [source]; "
           "of rows with ~ only the largest counts")
     for term, less in zip(memory(c, plain), memory(c, checkpointed)):
         if term.bytes or less.bytes:
-            print(f"  {term.name:<23}{gb(term.bytes, 8)}{gb(less.bytes, 10)}  {less.formula}  "
-                  f"[{less.source}]")
+            print(f"  {term.name:<23}{term.bytes / unit:8.3f}{less.bytes / unit:10.3f}  "
+                  f"{less.formula}  [{less.source}]")
     when, held = at_peak(c, plain)
     when_less, held_less = at_peak(c, checkpointed)
-    print(f"  {'peak':<23}{gb(sum(held.values()), 8)}{gb(sum(held_less.values()), 10)}  "
+    peak, peak_less = sum(held.values()), sum(held_less.values())
+    print(f"  {'peak':<23}{peak / unit:8.3f}{peak_less / unit:10.3f}  "
           f"at {when}; checkpointed at {when_less}")
     if config.method not in ("full", "qlora", "lora", "rslora", "loraplus"):
-        print("  activations are counted as LoRA's at this rank and on these targets")
+        print("  what is trained is counted, the rest as LoRA's at this rank and on these targets")
     # weight + gradient + moments. The 8 P often added for activations are a guess, because these
     # grow with the tokens and not with the parameters.
     P = count_parameters(c)
-    print(f"  rule of thumb, full float32 with Adam: (4 + 4 + 8) P = {gb(16 * P)}; "
-          f"with 8 P for activations {gb(24 * P)}")
+    print(f"  rule of thumb, full float32 with Adam: (4 + 4 + 8) P = "
+          f"{16 * P / unit:.3f}; with 8 P for activations {24 * P / unit:.3f}")
 
 
 def show_methods(c: ModelConfig, config: Config):
@@ -782,8 +805,9 @@ def show_start(c: ModelConfig, config: Config, supervised: tuple[int, int] | Non
     print(f"\nto start with, {config.max_steps} steps  [{SCHULMAN}]\n"
           f"  learning rate {full:.1e} for full fine-tuning, {lora:.1e} = {lora / full:.0f} x that "
           "for LoRA with --alpha 32  [tinker-cookbook]\n"
-          "  with alpha = r, train.py's default, LoRA's best rate falls as the rank grows: lower "
-          "above r = 32")
+          f"  with alpha = r, train.py's default, (32 / r)^(2/3) times that: "
+          f"{starting_rate(c, 'lora', config.max_steps, config.rank):.1e} at r = {config.rank}  "
+          "[measured on nano]")
     if supervised:
         split, seen = supervised
         per_rank = adapter_parameters(c, 1, config.targets)
@@ -890,6 +914,7 @@ def print_plan(argv=None):
     on_gpu = replace(config, device="cuda", dtype=dtype)
     c = ModelConfig.from_pretrained(config.model, quantized=config.four_bits)
     supervised = count_supervised_tokens(config) if config.data else None
+    show_summary(c, config, on_gpu)
     show_sizes(c, config)
     show_memory(c, config)
     show_methods(c, config)

@@ -335,8 +335,8 @@ def sample(settings):
     if settings.compare:
         compare_models(settings, model, tokenizer, adapters, system)
         return
-    room_for_prompt(model, settings.max_new_tokens)         # an error before the first question
     switch_adapter(model, next(iter(adapters.values()), None), merge=not settings.nf4)
+    room_for_prompt(model, settings.max_new_tokens)         # an error before the first question
     if settings.question:
         how = seed_generation(settings, model)
         answer_turn(model, tokenizer, system, settings.question, how)

@@ -177,8 +177,9 @@ def settled(config: Config, n_train: int) -> Config:
     """`config` with a value in the place of every None and "auto".
 
     n_train: the number of training samples, from which --epochs follow. Two ways to say one thing
-    become one: lora with --nf4 is qlora, and options at their defaults are left out. Raises
-    UserError for options that the method does not have.
+    become one: lora with --nf4 is qlora, options at their defaults are left out, and a setting that
+    the method does not have (its `ignores`) is the default. Raises UserError for options, alpha or
+    targets that the method does not have.
     """
     from plumbing.device import choose_device       # here, because they load torch
     if config.method == "full":
@@ -188,6 +189,12 @@ def settled(config: Config, n_train: int) -> Config:
         method = find_method(config.adapter_method)
         lr, options = method.lr, parse_options(method, config.options)
         options = {name: value for name, value in options.items() if value != method.options[name]}
+        for name in method.ignores:
+            default = getattr(Config, name)
+            if name != "rank" and getattr(config, name) not in (default, float(config.rank)):
+                raise UserError(f"--{name} does not go with --method {config.method}, which has no "
+                                f"{name}")
+            config = dataclasses.replace(config, **{name: default})
     if config.method == "lora" and config.nf4:
         config = dataclasses.replace(config, method="qlora")
     if config.method == "qlora":

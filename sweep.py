@@ -308,8 +308,8 @@ def read_base(model: str) -> Transformer:
 
 
 # The settings that the test NLL before the first step depends on. As B = 0, it is the base's own at
-# every rank, on all targets and for each seed; virtual tokens are an exception. Full fine-tuning
-# may compute it under autocast.
+# every rank, on all targets and for each seed. (Its relatives begin as the base, too, whatever
+# their options; virtual tokens are an exception.) Full fine-tuning may compute it under autocast.
 START_SETTINGS = ("model", "data", "method", "nf4", "dtype", "device", "max_length",
                   "eval_samples", "micro_bs")
 start_nlls = {}     # their values: that test NLL, once a run of this process has measured it

@@ -291,9 +291,10 @@ def show_settings(run: Run):
     shown = dataclasses.asdict(config)
     for name in ("out", "resume", "overwrite", *(() if config.options else ("options",))):
         del shown[name]
-    if config.method == "full":
-        del shown["rank"], shown["alpha"], shown["targets"]
-    else:
+    ignored = run.method.ignores if run.method else ("rank", "alpha", "targets")
+    for name in ignored:
+        del shown[name]
+    if "alpha" not in ignored:
         shown["alpha / r"] = config.alpha / config.rank
     passes = config.max_steps * config.batch_eff / len(data.train_set)
     shown["passes"] = f"{passes:.3g} over the training samples"

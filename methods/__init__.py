@@ -16,6 +16,7 @@ bits. Full fine-tuning puts nothing on the model, and is no file here.)
 """
 import dataclasses
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,10 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
-from lora import (base_entries, merge_lora, read_tensors, remove_lora, unmerge_lora,
+from lora import (AdaptedLinear, base_entries, merge_lora, read_tensors, remove_lora, unmerge_lora,
                   write_adapter)
 from plumbing.errors import UserError
 from plumbing.files import read_json
-from quant import NF4Linear
 from settings import RELATIVES
 
 
@@ -64,15 +64,28 @@ def save_trained(method, model, folder, base_model: str, setup: Setup):
 
 def load_trained(method, model, config: dict, tensors: dict, folder):
     """Put the method on `model` as `config` says, and fill in `tensors`."""
-    try:
-        options = method.options | config["options"]
-        setup = Setup(int(config["r"]), float(config["lora_alpha"]), config["target_modules"],
-                      {name: type(method.options[name])(value) for name, value in options.items()})
-    except (KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{folder}: adapter_config.json lacks what {method.name} needs, or it has "
-                        f"another type ({e})") from None
+    targets, options = config.get("target_modules"), config.get("options")
+    names = [targets] if isinstance(targets, str) else targets
+    if not isinstance(options, dict) or not isinstance(names, list) or not all(
+            isinstance(name, str) for name in names):
+        raise UserError(f"{folder}: adapter_config.json must have options and target_modules")
+    text = ",".join(f"{name}={value}" for name, value in options.items())
+    rank = int(read_number(config, "r", folder))
+    if "rank" not in method.ignores and rank > max(t.numel() for t in tensors.values()):
+        raise UserError(f"{folder}: r = {rank} is more than any of the adapter's tensors holds")
+    setup = Setup(rank, read_number(config, "lora_alpha", folder), targets,
+                  parse_options(method, text))
     method.apply(model, setup)
     fill_in(trained_parameters(model), tensors, folder)
+
+
+def read_number(config: dict, name: str, folder) -> float:
+    """A number above zero of an adapter_config.json. Raises UserError for anything else."""
+    value = config.get(name)
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{folder}: {name} in adapter_config.json must be a number above 0, not "
+                        f"{value!r}")
+    return value
 
 
 @torch.no_grad()
@@ -120,7 +133,8 @@ class Method:
     # reads(config): whether an adapter_config.json is this method's; default: by its peft_type
     reads: Callable | None = None
 
-    four_bits: str = ""             # why the base must not be in four bits; "": it may
+    # the settings that it does not have, of rank, alpha and targets
+    ignores: tuple = ()
     unmergeable: str = ""           # why it cannot become part of W; "": it can
 
 
@@ -150,10 +164,14 @@ def parse_options(method: Method, text: str) -> dict:
             has = ", ".join(f"{key}={default}" for key, default in options.items()) or "none"
             raise UserError(f"--options {part}: {method.name} has no option {name!r}; it has: "
                             f"{has}")
+        kind = type(method.options[name])
         try:
-            options[name] = type(options[name])(value)
+            options[name] = kind(value)
+            if kind is not str and not 0 <= options[name] < math.inf:
+                raise ValueError
         except ValueError:
-            raise UserError(f"--options {part}: {value!r} is not a number") from None
+            must = "a whole number" if kind is int else "a number"
+            raise UserError(f"--options {part}: {name} must be {must}, 0 or more") from None
     return options
 
 
@@ -178,13 +196,9 @@ def put_on(model, method: Method, setup: Setup):
     """`method.apply`, after the checks that all methods share."""
     if setup.rank < 1:
         raise UserError(f"rank {setup.rank}: it must be at least 1")
-    refuse_four_bits(model, method)
+    if any(isinstance(module, AdaptedLinear | Wrapper) for module in model.modules()):
+        raise UserError("the model has an adapter already; methods.take_off takes it off")
     method.apply(model, setup)
-
-
-def refuse_four_bits(model, method: Method):
-    if method.four_bits and any(isinstance(m, NF4Linear) for m in model.modules()):
-        raise UserError(f"{method.name} cannot be put on a base in four bits: {method.four_bits}")
 
 
 def open_adapter(folder, model=None) -> Adapter:
@@ -197,8 +211,10 @@ def open_adapter(folder, model=None) -> Adapter:
     tensors = read_tensors(folder / "adapter_model.safetensors")
     adapter = Adapter(method_that_reads(config, folder), config, tensors, folder)
     if model is not None:               # on and off again: whatever is wrong shows now
-        switch_adapter(model, adapter, merge=False)
-        switch_adapter(model, None)
+        try:
+            switch_adapter(model, adapter, merge=False)
+        finally:
+            take_off(model)
     return adapter
 
 
@@ -210,7 +226,6 @@ def switch_adapter(model, adapter: Adapter | None, merge=True):
     take_off(model)
     model.requires_grad_(False)
     if adapter is not None:
-        refuse_four_bits(model, adapter.method)
         adapter.method.load(adapter.method, model, adapter.config, adapter.tensors,
                             adapter.folder)
         if merge:
@@ -224,7 +239,6 @@ def take_off(model):
     remove_lora(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, Wrapper):
-            module.restore()
             model.set_submodule(name, module.base)
 
 
@@ -234,9 +248,6 @@ class Wrapper(nn.Module):
     def __init__(self, base: nn.Module):
         super().__init__()
         self.base = base
-
-    def restore(self):
-        """Undo what was changed in `base`, if anything was."""
 
 
 def wrap_module(model, name: str, wrap: Callable):

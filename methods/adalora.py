@@ -11,8 +11,8 @@ loss is added `orth` times the mean over all P and Q of ||P^T P - I|| and ||Q Q^
 adds the squares, equation 4. Its code and PEFT add the norms, and so do we.)
 
 Importance. The sensitivity of a number w is I = |w dL/dw|: about how much the loss would change
-without it. One batch's I is noisy. So its moving average and its moving uncertainty are multiplied
-(equations 9 to 11), and those of a triplet are added up (equation 8):
+without it. One batch's I is noisy. So its moving average and its moving uncertainty are multiplied,
+and those of a triplet are added up (equations 7 to 11):
 
     I' = b1 I' + (1 - b1) I             U' = b2 U' + (1 - b2) |I - I'|          b1 = b2 = 0.85
     score_i = (I' U')(l_i) + mean of (I' U') over P's column + mean over Q's row
@@ -32,7 +32,7 @@ import torch.nn.functional as F
 
 from lora import (AdaptedLinear, adapted_layers, base_entries, find_targets, last_name,
                   wrap_targets, write_adapter)
-from methods import Method, Setup, Shapes, fill_in, trained_parameters
+from methods import Method, Setup, Shapes, fill_in, read_number, trained_parameters
 from plumbing.errors import UserError
 
 B1 = B2 = 0.85
@@ -47,7 +47,8 @@ class SVDLinear(AdaptedLinear):
         super().__init__(base)
         self.scale = alpha / (init_rank + 1e-5)
         device = next(iter(base.state_dict().values())).device
-        P, Q = torch.empty(base.out_features, rank), torch.empty(rank, base.in_features)
+        P = torch.empty(base.out_features, rank, device="cpu")
+        Q = torch.empty(rank, base.in_features, device="cpu")
         starts = (nn.init.normal_(P, std=0.02), torch.zeros(rank, 1), nn.init.normal_(Q, std=0.02))
         for name, start in zip(PARTS, starts):      # l = 0, so that the model begins as its base
             self.register_parameter(name, nn.Parameter(start.to(device)))
@@ -100,7 +101,9 @@ def after_update(model, step: int, setup: Setup):
     """Look at the gradients, switch, and keep off what is off (AdamW's momentum moves it)."""
     layers = list(adapted_layers(model).values())
     first, last = phases(setup.steps)
-    if step < last:
+    grads = [p.grad for p in trained_parameters(model).values()]
+    overflow = not all(grad.isfinite().all() for grad in grads)     # float16: AdamW skips it, too
+    if step < last and not overflow:
         for layer in layers:
             layer.observe()
     if first < step <= last:
@@ -165,13 +168,13 @@ def save(method, model, folder, base_model: str, setup: Setup):
 
 
 def load(method, model, config: dict, tensors: dict, folder):
-    try:
-        alpha, start = float(config["lora_alpha"]), int(config["init_r"])
-    except (KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{folder}: adapter_config.json lacks init_r or lora_alpha ({e})") from None
+    start, alpha = read_number(config, "init_r", folder), read_number(config, "lora_alpha", folder)
     tensors = {key.removeprefix(PREFIX): tensor.float() for key, tensor in tensors.items()}
     ranks = {key.removesuffix(".lora_A"): len(Q) for key, Q in tensors.items()
              if key.endswith(".lora_A")}
+    pattern = config.get("rank_pattern") or {f"{name}.lora_E": [] for name in ranks}
+    if not ranks or {f"{name}.lora_E" for name in ranks} != set(pattern):
+        raise UserError(f"{folder}: the adapter's tensors are not those of its rank_pattern")
     in_order = iter([ranks[name] for name in find_targets(model, list(ranks))])
     wrap_targets(model, list(ranks), lambda layer: SVDLinear(layer, next(in_order), alpha, start))
     fill_in(trained_parameters(model), tensors, folder)

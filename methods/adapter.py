@@ -4,7 +4,8 @@
 
 W_down (m, C), W_up (C, m); --rank is m. Hu et al. call it Adapter-H. There is one behind attention
 and one behind the MLP, each before the sum with the residual stream. W_up = 0 and b_up = 0 at the
-start, so the model begins as its base.
+start, so the model begins as its base. Houlsby et al. also train the norms; here they are frozen,
+because this file is about the bottlenecks.
 
 Unlike B A it has a nonlinearity between the two maps, and lies behind a whole block and not next to
 one matrix. So it cannot become part of any W, and what it costs in generation stays (Hu et al.,
@@ -55,6 +56,6 @@ def count(shapes: Shapes, setup: Setup) -> int:
 
 
 METHOD = Method(
-    "adapter", apply, count, lr=1e-3,
+    "adapter", apply, count, lr=1e-3, ignores=("alpha", "targets"),
     unmergeable="a nonlinearity stands between its two maps; sample.py and evaluate.py take it as "
                 "--adapter")

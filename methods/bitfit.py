@@ -48,4 +48,4 @@ def count(shapes: Shapes, setup: Setup) -> int:
     return shapes.layers * sum(o for _, o in shapes.maps.values())
 
 
-METHOD = Method("bitfit", apply, count, lr=1e-3)
+METHOD = Method("bitfit", apply, count, lr=1e-3, ignores=("rank", "alpha"))

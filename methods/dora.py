@@ -7,9 +7,9 @@ the row's length in W: with B = 0 the model begins as its base. B A then only tu
 scales them. (The paper writes W as (in, out), and speaks of columns.)
 
 The norm counts as a constant in the gradient (section 4.3): dL/dW' reaches B A multiplied by
-m / ||W + s B A||, without the part that runs along the row. That saves memory, and the paper loses
-nothing by it. But it is computed anew in every forward pass, from the whole W + s B A, and for a
-base in four bits W is dequantized once more for it. So DoRA costs more than LoRA's few percent.
+m / ||W + s B A||. The exact gradient would also lose its part along the row; that is left out, to
+save memory. Still the norm is computed anew in every forward pass, from the whole W + s B A, and
+for a base in four bits W is dequantized once more. So DoRA costs more than LoRA's few percent.
 
 Trained: r (in + out) + out per target. Saved: A, B and m in PEFT's form, with "use_dora". Merges.
 """
@@ -26,7 +26,11 @@ KEY = "base_model.model.{}.lora_magnitude_vector"       # PEFT's name of m
 
 
 class DoRALinear(LoRALinear):
-    """h = c (W x + s B A x) + bias, with c = m / ||W + s B A||, (out,)."""
+    """h = c (W x + s B A x) + bias, with c = m / ||W + s B A||, (out,).
+
+    Computed as base(x) + (c - 1) W x + c s B A x. c is near 1, where bfloat16 has steps of 0.8 %,
+    but c - 1 is near 0, where its steps are small.
+    """
 
     def __init__(self, base: nn.Module, rank: int, alpha: float, rslora=False):
         super().__init__(base, rank, alpha, rslora=rslora)
@@ -34,22 +38,22 @@ class DoRALinear(LoRALinear):
 
     @torch.no_grad()
     def direction(self):
-        """W + s B A, (out, in), in float32."""
-        return self.base_weight().float() + super().delta()
+        """W + s B A, (out, in), and the norm of each row, (out,), in float32."""
+        V = self.base_weight().float() + super().delta()
+        return V, V.norm(dim=1).clamp(min=1e-12)        # a row of zeros has no direction
 
     def adapted(self, x):
-        c = self.magnitude / self.direction().norm(dim=1)                   # (out,)
+        c = self.magnitude / self.direction()[1]                            # (out,)
         y = self.base(x)
-        if self.bias is not None:
-            y = y - self.bias
+        Wx = y if self.bias is None else y - self.bias
         u = F.linear(x, self.lora_A.to(x.dtype)) * self.scale               # (..., r)
-        y = c.to(x.dtype) * (y + F.linear(u, self.lora_B.to(x.dtype)))
-        return y if self.bias is None else y + self.bias
+        BAx = F.linear(u, self.lora_B.to(x.dtype))
+        return y + (c - 1).to(x.dtype) * Wx + c.to(x.dtype) * BAx
 
     def delta(self):
         """dW = W' - W, (out, in), in float32."""
-        W = self.direction()
-        return (self.magnitude / W.norm(dim=1))[:, None] * W - self.base_weight().float()
+        V, norm = self.direction()
+        return (self.magnitude / norm)[:, None] * V - self.base_weight().float()
 
 
 def apply(model, setup: Setup):
@@ -74,10 +78,12 @@ def load(method, model, config: dict, tensors: dict, folder):
     factors = {key: t for key, t in tensors.items() if not key.endswith("magnitude_vector")}
     adapter = pair_factors(config, factors, folder)
     check_fit(model, adapter, folder)
+    if tensors.keys() - factors.keys() != {KEY.format(name) for name in adapter}:
+        raise UserError(f"{folder}: lengths m are missing, or belong to no A and B")
     for name, f in adapter.items():
-        m = tensors.get(KEY.format(name))
-        if m is None or m.shape != f.B.shape[:1]:
-            raise UserError(f"{folder}: the adapter lacks the lengths of {name}")
+        m = tensors[KEY.format(name)]
+        if m.shape != f.B.shape[:1]:
+            raise UserError(f"{folder}: {name} has {tuple(m.shape)} lengths for {len(f.B)} rows")
         layer = wrap_layer(model, name, lambda base, f=f: DoRALinear(
             base, f.rank, f.alpha, f.rslora))
         for p, tensor in ((layer.lora_A, f.A), (layer.lora_B, f.B), (layer.magnitude, m)):

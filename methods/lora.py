@@ -21,7 +21,7 @@ def save(method, model, folder, base_model: str, setup: Setup):
 
 def load(method, model, config: dict, tensors: dict, folder):
     adapter = pair_factors(config, tensors, folder)
-    check_fit(model, adapter, folder)
+    check_fit(model, adapter, folder)           # set_adapter does so too, but knows no folder
     set_adapter(model, adapter, merge=False)
 
 

@@ -2,8 +2,8 @@ r"""MoRA: one square matrix instead of two narrow ones (Jiang et al., arXiv 2405
 
     dW x = s decompress(M compress(x))              equation 5: M (k, k), trained, 0 at the start
 
-With k = floor(sqrt(r (in + out))) M has as many parameters as A and B of rank r. Its rank can be k,
-far above r: for 896 -> 896 and r = 8, k = 119. The price is that x has to shrink to k numbers and
+With k = floor(sqrt(r (in + out))) M has as many parameters as A and B of rank r. Its rank can be
+k, far above r: for 896 -> 896 and r = 8, k = 119. The price is that x must shrink to k numbers and
 grow again without anything trained. x is cut into n = ceil(in / k) pieces, the last filled up with
 zeros. Two ways (`--options form=...`):
 
@@ -11,11 +11,13 @@ zeros. Two ways (`--options form=...`):
                 are reached (equation 6). Numbers of one group get the same column of dW.
     rotation    no sum: M acts on each piece by itself, turned first by an angle that depends on the
                 piece, as RoPE turns positions (equation 9). So pieces are told apart. The results
-                are put one after the other, and repeated or cut to `out`. The default, as in the
-                authors' code. k is made even, because numbers turn in pairs.
+                are put one after the other, and repeated or cut to `out`. The default. k is made
+                even, because numbers turn in pairs.
 
 In a map that shrinks, like down_proj, rotation ignores what lies beyond the first out / k pieces.
-The authors' code does so too.
+The authors' code (kongds/MoRA) does so too. It differs in details: it fills the last piece with x's
+own beginning, rounds k instead of cutting it, has no alpha, and recommends rotation for small ranks
+and sharing for large ones.
 
 Trained: k^2 per target. Saved: M (no library has a form for it). Merges into W.
 """
@@ -61,13 +63,9 @@ class MoRALinear(AdaptedLinear):
 
 
 def square_size(size_in: int, size_out: int, rank: int, form: str) -> int:
-    """k. Raises UserError if nothing is left of it."""
+    """k: as large as r (in + out) parameters allow."""
     k = math.isqrt(rank * (size_in + size_out))
-    if form == "rotation":
-        k -= k % 2
-    if k < 1:
-        raise UserError(f"--rank {rank} leaves MoRA no square matrix on {size_in} -> {size_out}")
-    return k
+    return k - k % 2 if form == "rotation" else k
 
 
 def turn(pieces):

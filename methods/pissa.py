@@ -1,29 +1,33 @@
 r"""PiSSA: LoRA that begins at W's own largest directions (Meng et al., arXiv 2404.02948).
 
     W = U S V^T                                 its SVD, the largest singular values first
-    B = U_r sqrt(S_r / s)       (out, r)        equations 2 and 3
-    A = sqrt(S_r / s) V_r^T     (r, in)
-    W_res = W - s B A                           equation 4: frozen, in the place of W
+    B0 = U_r sqrt(S_r / s)      (out, r)        equations 2 and 3
+    A0 = sqrt(S_r / s) V_r^T    (r, in)
+    W_res = W - s B0 A0                         equation 4: frozen
+    h = W_res x + s B A x                       A and B begin as A0 and B0
 
-Nothing has changed at the start, because W_res + s B A = W. But neither A nor B is zero, so both
+Nothing has changed at the start, because W_res + s B0 A0 = W. But neither A nor B is zero, so both
 learn from the first step, and they learn where W is largest. The paper sees faster descent.
 
-What to beware of: A and B belong to W_res, not to W. Added to the untouched W they would count its
-largest directions twice. So the adapter is saved as a plain LoRA of rank 2 r for the untouched W,
-which every library opens:
+What to beware of: A and B belong to W_res. Added to the untouched W they would count its largest
+directions twice. Here W stays, and the same h is computed as a plain LoRA of rank 2 r:
 
-    dW = s (B A - B0 A0) = s [B, -B0] [A; A0]           A0, B0: as they were at the start
+    h = W x + s [B, -B0] [A; A0] x
 
-PEFT writes A and B alone, and computes W_res from W anew. Such files are read here, too; signs and
-rounding of another SVD do not matter, because B0 A0 is the same.
+So W may be in four bits, the start is exact in any dtype, and what is saved is that plain LoRA,
+which every library opens. PEFT writes A and B alone, and computes W_res from W anew. Such files are
+read here, too: signs of another SVD do not matter, because B0 A0 is the same.
 
-Exact SVD takes O(out in min(out, in)): 0.8 s for 896 x 4864 on a core. `--options niter=16` finds
-the top r by a randomized SVD (Halko et al., arXiv 0909.4061) with so many power iterations instead.
+The exact SVD takes O(out in min(out, in)): 0.8 s for 896 x 4864 on a core. `--options niter=16`
+finds the top r by a randomized SVD (Halko et al., arXiv 0909.4061) with so many power iterations.
 
 Trained: r (in + out) per target. Saved: 2 r (in + out). Merges into W.
 """
+import re
+
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from lora import (LoRALinear, check_fit, is_plain_lora, lora_layers, pair_factors, peft_config,
                   peft_name, wrap_layer, wrap_targets, write_adapter)
@@ -33,31 +37,29 @@ from plumbing.errors import UserError
 
 
 class PiSSALinear(LoRALinear):
-    """h = W_res x + s B A x, with W_res next to the base's W, which stays for `take_off`."""
+    """h = W x + s (B A - B0 A0) x."""
 
     @torch.no_grad()
-    def __init__(self, base: nn.Module, rank: int, alpha: float, niter=0):
-        super().__init__(base, rank, alpha)
+    def __init__(self, base: nn.Module, rank: int, alpha: float, niter=0, rslora=False):
+        super().__init__(base, rank, alpha, rslora=rslora)
         W = self.base_weight().float()
         if rank > min(W.shape):
             raise UserError(f"--rank {rank}: PiSSA begins from singular vectors, and a matrix of "
                             f"{tuple(W.shape)} has only {min(W.shape)}")
         U, S, V = top_directions(W, rank, niter)
-        root = (S / self.scale).sqrt()
-        self.lora_A.copy_(root[:, None] * V.T)
-        self.lora_B.copy_(U * root)
+        root = (S / self.scale).sqrt()                                      # (r,)
+        self.lora_A.copy_(root[:, None] * V.T)                              # (r, in)
+        self.lora_B.copy_(U * root)                                         # (out, r)
         self.register_buffer("A0", self.lora_A.detach().clone(), persistent=False)
         self.register_buffer("B0", self.lora_B.detach().clone(), persistent=False)
-        residual = W - self.scale * self.B0 @ self.A0
-        self.register_buffer("residual", residual.to(base.weight.dtype), persistent=False)
 
     def adapted(self, x):
-        u = nn.functional.linear(x, self.lora_A.to(x.dtype)) * self.scale   # (..., r)
-        y = nn.functional.linear(x, self.residual.to(x.dtype), self.bias)
-        return y + nn.functional.linear(u, self.lora_B.to(x.dtype))
+        BAx, B0A0x = (F.linear(F.linear(x, A.to(x.dtype)) * self.scale, B.to(x.dtype))
+                      for A, B in ((self.lora_A, self.lora_B), (self.A0, self.B0)))
+        return self.base(x) + (BAx - B0A0x)
 
     def delta(self):
-        """dW = W_res + s B A - W, (out, in), in float32."""
+        """dW = s (B A - B0 A0), (out, in), in float32."""
         return self.scale * (self.lora_B @ self.lora_A - self.B0 @ self.A0)
 
 
@@ -74,37 +76,45 @@ def apply(model, setup: Setup):
         layer, setup.rank, setup.alpha, setup.options["niter"]))
 
 
+def kept(model) -> dict:
+    """A0 and B0: another processor's SVD would round them in another way."""
+    return {f"{name}.{key}": buffer for name, layer in lora_layers(model).items()
+            for key, buffer in layer.named_buffers(recurse=False)}
+
+
 def save(method, model, folder, base_model: str, setup: Setup):
-    """As a plain LoRA of rank 2 r. alpha doubles with the rank, so that s = alpha / r stays."""
+    """As a plain LoRA of rank 2 r. Its alpha is 2 r s, so that alpha / (2 r) is s."""
     layers = lora_layers(model)
-    tensors = {}
+    config, tensors = peft_config(model, layers, base_model), {}
     for name, layer in layers.items():
         tensors[peft_name(name, "A")] = torch.cat((layer.lora_A, layer.A0))
         tensors[peft_name(name, "B")] = torch.cat((layer.lora_B, -layer.B0), dim=1)
-    config = peft_config(model, layers, base_model)
-    doubled = {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]}
-    write_adapter(folder, tensors, config | doubled)
+        if layer.rank != config["r"]:
+            config["rank_pattern"][re.escape(name)] = 2 * layer.rank
+        if layer.alpha != config["lora_alpha"]:
+            config["alpha_pattern"][re.escape(name)] = 2 * layer.rank * layer.scale
+    first = next(iter(layers.values()))
+    write_adapter(folder, tensors, config | {
+        "r": 2 * first.rank, "lora_alpha": 2 * first.rank * first.scale, "use_rslora": False})
 
 
 @torch.no_grad()
 def load(method, model, config: dict, tensors: dict, folder):
-    """PEFT's own form: A and B of W_res. W_res is computed from the base."""
+    """PEFT's own form: A and B of W_res. By the exact SVD, because a randomized one differs."""
     adapter = pair_factors(config, tensors, folder)
     check_fit(model, adapter, folder)
-    niter = config["init_lora_weights"].partition("_niter_")[2]
     for name, f in adapter.items():
         layer = wrap_layer(model, name, lambda base, f=f: PiSSALinear(
-            base, f.rank, f.alpha, int(niter or 0)))
+            base, f.rank, f.alpha, rslora=f.rslora))
         layer.lora_A.copy_(f.A)
         layer.lora_B.copy_(f.B)
 
 
 def reads(config: dict) -> bool:
-    start = str(config.get("init_lora_weights"))
-    return start.startswith("pissa") and is_plain_lora(config | {"init_lora_weights": True})
+    start = config.get("init_lora_weights")
+    return bool(re.fullmatch(r"pissa(_niter_\d+)?", str(start))) and is_plain_lora(
+        config | {"init_lora_weights": True})
 
 
-METHOD = Method(
-    "pissa", apply, count, options={"niter": 0}, save=save, load=load, reads=reads,
-    four_bits="it takes s B A out of W, and what is left would be rounded to four bits once more, "
-              "so that the model would not begin as its base; use a base in 16 bits")
+METHOD = Method("pissa", apply, count, options={"niter": 0}, kept=kept, save=save, load=load,
+                reads=reads)

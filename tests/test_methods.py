@@ -7,13 +7,16 @@ import sys
 import pytest
 import torch
 from adapters import logits
-from conftest import REPO
+from conftest import REPO, edit_json
 from runs import command, contents, numbers, one_line, press_ctrl_c
 
+import analyze
 import plan
 import settings
+import sweep
 import train
-from lora import adapted_layers, apply_lora, merge_lora, remove_lora, unmerge_lora
+from engine import room_for_prompt
+from lora import adapted_layers, merge_lora, remove_lora, save_adapter, unmerge_lora
 from methods import (Setup, find_method, method_that_reads, open_adapter, parse_options, put_on,
                      switch_adapter, take_off, trained_parameters)
 from model import ModelConfig, Transformer
@@ -67,7 +70,7 @@ def test_every_file_is_a_method():
 
 @pytest.mark.parametrize("path", sorted((REPO / "methods").glob("[a-z]*.py")), ids=lambda p: p.stem)
 def test_a_method_can_be_read_in_five_minutes(path):
-    """At most about 60 lines of code; AdaLoRA's three parts have 90."""
+    """At most 70 lines of code; AdaLoRA's three parts have 115."""
     text = path.read_text(encoding="utf-8")
     documented = ast.Module | ast.FunctionDef | ast.ClassDef
     explained = set()
@@ -77,7 +80,7 @@ def test_a_method_can_be_read_in_five_minutes(path):
             explained |= set(range(first.lineno, first.end_lineno + 1))
     code = [line for number, line in enumerate(text.splitlines(), 1)
             if line.strip() and not line.strip().startswith("#") and number not in explained]
-    assert len(code) <= (115 if path.stem == "adalora" else 65)
+    assert len(code) <= (115 if path.stem == "adalora" else 70)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
@@ -85,10 +88,11 @@ def test_a_method_can_be_read_in_five_minutes(path):
 @pytest.mark.parametrize("name", RELATIVES)
 def test_counts(checkpoint, name, targets, family):
     """The file's formula, plan.py's number, and what has a gradient."""
-    folder = checkpoint(family)
-    model = adapted(folder, name, targets=targets)
-    run = settled(Config(model=str(folder), method=name, rank=3, alpha=6.0, targets=targets,
-                         max_steps=20), 40)
+    folder, ignored = checkpoint(family), find_method(name).ignores
+    if "targets" in ignored:
+        targets = "all-linear"
+    run = settled(Config(model=str(folder), method=name, rank=3, targets=targets, max_steps=20), 40)
+    model = adapted(folder, name, targets=targets, rank=run.rank)
     trained = sum(p.numel() for p in trained_parameters(model).values())
     assert plan.method_parameters(ModelConfig.from_pretrained(folder), run) == trained > 0
 
@@ -101,8 +105,7 @@ def test_the_start_is_the_base(folder, name, ids):
     if name.startswith("prefix"):
         assert (got - expected).abs().max() > 1e-2
     else:
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 if name in ("pissa", "dora")
-                                   else 0)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 if name == "dora" else 0)
 
 
 @pytest.mark.parametrize("name", RELATIVES)
@@ -145,7 +148,6 @@ def test_an_adapter_of_another_base_is_refused_and_changes_nothing(
     model = Transformer.from_pretrained(folder)
     with pytest.raises(UserError, match="another base|no linear|fits no"):
         open_adapter(tmp_path, model)
-    take_off(model)
     assert torch.equal(logits(model, ids), logits(Transformer.from_pretrained(folder), ids))
 
 
@@ -177,10 +179,6 @@ def test_merged_gives_the_same_logits_and_unmerged_the_base_bit_for_bit(folder, 
 
 @pytest.mark.parametrize("name", RELATIVES)
 def test_a_base_in_four_bits(folder, name, ids):
-    if find_method(name).four_bits:
-        with pytest.raises(UserError, match="cannot be put on a base in four bits"):
-            adapted(folder, name, quantized=True)
-        return
     model = adapted(folder, name, quantized=True)
     dense = Transformer.from_pretrained(folder)
     for module, layer in list(quantize_model(dense).named_modules()):
@@ -250,7 +248,7 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_the_same(
     train.main(argv)
     argv = command(checkpoint(), chat, tmp_path / "stopped", **usual)
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        press_ctrl_c(patched, step=5)
+        press_ctrl_c(patched, step=3)       # adalora looks at gradients until step 4 of 8
         train.main(argv)
     train.main([*argv, "--resume"])
     rows = numbers(tmp_path / "whole")
@@ -266,10 +264,14 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_the_same(
     (["--method=full", "--nf4"], "contradict each other"),
     (["--method=full", "--options=a=1"], "has none"),
     (["--method=dora", "--options=ratio=1"], "dora has no option 'ratio'; it has: none"),
-    (["--method=loraplus", "--options=ratio=fast"], "'fast' is not a number"),
+    (["--method=loraplus", "--options=ratio=fast"], "ratio must be a number, 0 or more"),
     (["--method=mora", "--options=form=square"], "must be rotation or sharing"),
     (["--method=pissa", "--rank=33"], "has only 32"),
-    (["--method=pissa", "--nf4"], "cannot be put on a base in four bits"),
+    (["--method=loraplus", "--options=ratio=-1"], "ratio must be a number, 0 or more"),
+    (["--method=pissa", "--options=niter=1.5"], "niter must be a whole number, 0 or more"),
+    (["--method=pissa", "--options=niter"], "niter must be a whole number, 0 or more"),
+    (["--method=adapter", "--targets=q_proj"], "--targets does not go with --method adapter"),
+    (["--method=prefix_layer", "--alpha=3"], "--alpha does not go with --method prefix_layer"),
     (["--method=adalora", "--max_steps=2", "--eval_steps=1"], "at least 4 steps"),
     (["--method=adalora", "--options=init_rank=2"], "must be at least --rank 4"),
 ])
@@ -293,6 +295,7 @@ def test_one_run_has_one_name(folder):
     other = name(method="loraplus", options="ratio=8")
     assert other.options == "ratio=8.0" and other.run != plain.run
     assert plain.lr == 5e-5
+    assert name(method="bitfit", rank=4).run == name(method="bitfit", rank=8).run
 
 
 TOY = '''
@@ -325,7 +328,7 @@ def count(shapes, setup):
     return shapes.layers * sum(o for _, o in shapes.maps.values())
 
 
-METHOD = Method("toy", apply, count)
+METHOD = Method("toy", apply, count, ignores=("rank", "alpha"))
 '''
 
 
@@ -376,7 +379,91 @@ def test_export_refuses_what_cannot_be_merged(folder, tmp_path):
         assert not (tmp_path / "merged").exists()
 
 
-def test_twice_is_refused(folder):
-    model = apply_lora(Transformer.from_pretrained(folder), 2)
+@pytest.mark.parametrize("first, second", [
+    ("lora", "dora"), ("adapter", "adapter"), ("prefix_layer", "lora"), ("lora", "prefix_layer")])
+def test_twice_is_refused(folder, first, second):
+    model = adapted(folder, first)
     with pytest.raises(UserError, match="already"):
-        put_on(model, find_method("dora"), setup("dora"))
+        put_on(model, find_method(second), setup(second))
+
+
+def test_a_relative_is_not_saved_as_plain_lora(folder, tmp_path):
+    with pytest.raises(UserError, match="relative of LoRA"):
+        save_adapter(adapted(folder, "dora"), tmp_path)
+
+
+def test_switching_between_methods_is_exact(folder, ids, tmp_path):
+    """Every ordered pair; then the base comes back bit for bit."""
+    expected, adapters = {}, {}
+    for name in RELATIVES:
+        model = shake(adapted(folder, name))
+        method = find_method(name)
+        method.save(method, model, tmp_path / name, str(folder), setup(name))
+        adapters[name] = open_adapter(tmp_path / name)
+        expected[name] = logits(switch_adapter(Transformer.from_pretrained(folder),
+                                               adapters[name]), ids)
+    model = Transformer.from_pretrained(folder)
+    base = logits(model, ids)
+    for first in RELATIVES:
+        for second in RELATIVES:
+            switch_adapter(model, adapters[first])
+            assert torch.equal(logits(switch_adapter(model, adapters[second]), ids),
+                               expected[second]), (first, second)
+    assert torch.equal(logits(switch_adapter(model, None), ids), base)
+
+
+@pytest.mark.parametrize("name", ["mora", "adapter", "prefix_layer", "bitfit"])
+@pytest.mark.parametrize("change", [
+    {"r": 0}, {"r": -1}, {"r": "4"}, {"lora_alpha": float("nan")},
+    {"lora_alpha": None}, {"target_modules": 5}, {"target_modules": [5]}, {"options": None},
+    {"options": {"form": "square", "x": 1}}])
+def test_a_damaged_config_ends_in_one_line(folder, name, change, tmp_path):
+    model = shake(adapted(folder, name))
+    method = find_method(name)
+    method.save(method, model, tmp_path, str(folder), setup(name))
+    edit_json(tmp_path / "adapter_config.json", **change)
+    with pytest.raises(UserError):
+        open_adapter(tmp_path, Transformer.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("name, change", [
+    ("mora", {"r": 10 ** 7}), ("adapter", {"r": 10 ** 7}), ("prefix_layer", {"r": 10 ** 7}),
+    ("pissa", {"init_lora_weights": "pissafoo"}), ("pissa", {"init_lora_weights": "pissa_niter_x"}),
+    ("adalora", {"init_r": 0}), ("adalora", {"rank_pattern": {"a.lora_E": [True]}})])
+def test_a_damaged_config_of_some_kinds(folder, name, change, tmp_path):
+    model = shake(adapted(folder, name))
+    method = find_method(name)
+    method.save(method, model, tmp_path, str(folder), setup(name))
+    edit_json(tmp_path / "adapter_config.json", **change)
+    with pytest.raises(UserError):
+        open_adapter(tmp_path, Transformer.from_pretrained(folder))
+
+
+def test_analyze_says_what_an_adapter_is_that_it_cannot_read(folder, tmp_path, capsys):
+    model = shake(adapted(folder, "mora"))
+    method = find_method("mora")
+    method.save(method, model, tmp_path, str(folder), setup("mora"))
+    with pytest.raises(SystemExit) as stop:
+        analyze.main([str(tmp_path)])
+    assert "only plain LoRA" in (line := one_line(stop.value.code, capsys.readouterr().err))
+    assert "'MORA'" in line
+
+
+def test_virtual_tokens_take_room(folder):
+    model = adapted(folder, "prefix_embedding", rank=7)
+    bare = room_for_prompt(Transformer.from_pretrained(folder), 10)
+    assert room_for_prompt(model, 10) == bare - 7
+
+
+def test_a_sweep_measures_the_start_of_each_prefix(checkpoint, chat, monkeypatch):
+    """Two ranks in one process: their step-0 NLLs differ. Two of dora: they are one number."""
+    sweep.read_base.cache_clear()
+    monkeypatch.setattr(sweep, "start_nlls", {})
+    starts = {}
+    for name in ("prefix_embedding", "dora"):
+        for rank in (2, 5):
+            config = settled(Config(model=str(checkpoint()), data=str(chat), method=name, rank=rank,
+                                    max_steps=1, device="cpu"), 40)
+            starts[name, rank] = sweep.make_run(config, train.read_data(config))[0]["test_nll"]
+    assert starts["prefix_embedding", 2] != starts["prefix_embedding", 5]
+    assert starts["dora", 2] == starts["dora", 5]

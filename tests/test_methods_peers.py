@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from lora import adapted_layers, lora_layers, merge_lora
 from methods import find_method, open_adapter, put_on, switch_adapter, trained_parameters
 from methods.adalora import after_update, budget_at, phases
+from methods.dora import DoRALinear
 from methods.mora import MoRALinear
 from methods.pissa import PiSSALinear
 from model import Transformer
@@ -40,6 +41,8 @@ LORA = {"task_type": "CAUSAL_LM", "target_modules": LINEARS}
 PEERS = {
     "rslora": lambda: peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, **LORA),
     "dora": lambda: peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, **LORA),
+    "pissa_rslora": lambda: peft.LoraConfig(r=4, lora_alpha=6, init_lora_weights="pissa",
+                                            use_rslora=True, **LORA),
     "pissa": lambda: peft.LoraConfig(r=4, lora_alpha=6, init_lora_weights="pissa", **LORA),
     "adalora": lambda: peft.AdaLoraConfig(
         init_r=6, target_r=4, lora_alpha=6, total_step=20, tinit=2, tfinal=6, **LORA),
@@ -62,8 +65,9 @@ def test_peft_in_ours_and_back(checkpoint, name, family, ids, tmp_path):
     adapter = open_adapter(tmp_path / "theirs", model)
     switch_adapter(model, adapter, merge=False)
     torch.testing.assert_close(logits(model, ids), expected, rtol=0, atol=1e-4)
-    how = setup(name, rank=4, alpha=6.0, options="init_rank=6" if name == "adalora" else "")
-    method = find_method(name)
+    how = setup(name.removesuffix("_rslora"), rank=4, alpha=6.0,
+                options="init_rank=6" if name == "adalora" else "")
+    method = find_method(name.removesuffix("_rslora"))
     method.save(method, model, tmp_path / "ours", str(folder), how)
     again = in_peft(folder, tmp_path / "ours").eval()
     torch.testing.assert_close(logits(again, ids)[:, -20:], expected, rtol=0, atol=1e-4)
@@ -143,6 +147,24 @@ def test_dora_is_equation_5_and_a_random_length_scales_a_row(folder):
     torch.testing.assert_close(layer.weight, W, rtol=0, atol=1e-5)
 
 
+def test_a_small_change_of_a_length_survives_bfloat16():
+    """c = 1.003 would be rounded to 1 in bfloat16, where 1 has steps of 0.8 %."""
+    base = nn.Linear(64, 32).to(torch.bfloat16)
+    layer = DoRALinear(base, 4, 4.0)
+    x = torch.randn(256, 64, dtype=torch.bfloat16)
+    before = layer(x).float()
+    layer.magnitude.data *= 1.003
+    grown = ((layer(x).float() - before) * (before - base.bias.float())).sum()
+    assert 0.0025 < grown / (before - base.bias.float()).square().sum() < 0.0035
+
+
+def test_a_row_of_zeros_stays_one():
+    layer = DoRALinear(nn.Linear(8, 3), 2, 2.0)
+    layer.base.weight.data[1] = 0
+    layer = DoRALinear(layer.base, 2, 2.0)
+    assert layer(torch.randn(5, 8)).isfinite().all() and layer.delta().isfinite().all()
+
+
 # ----- PiSSA --------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("niter, atol", [(0, 1e-5), (16, 2e-3)])
@@ -152,10 +174,9 @@ def test_pissa_takes_the_largest_directions_out_of_W(niter, atol):
     U, V = (torch.linalg.qr(torch.randn(size, 30)).Q for size in (30, 40))
     base.weight.data = (U * 0.8 ** torch.arange(30)) @ V.T      # a randomized SVD needs a decay
     layer = PiSSALinear(base, 6, 9.0, niter)
-    torch.testing.assert_close(layer.residual + 1.5 * layer.lora_B @ layer.lora_A, base.weight,
-                               rtol=0, atol=1e-5)
     S = torch.linalg.svdvals(base.weight.detach().double())
-    left = torch.linalg.svdvals(layer.residual.double())
+    residual = base.weight - 1.5 * layer.B0 @ layer.A0
+    left = torch.linalg.svdvals(residual.detach().double())
     torch.testing.assert_close(left[:24], S[6:], rtol=0, atol=atol)
     root = torch.linalg.svdvals(layer.lora_A.detach().double())
     torch.testing.assert_close(root, (S[:6] / 1.5).sqrt(), rtol=0, atol=atol)
@@ -232,6 +253,21 @@ def test_adalora_ranks_as_peft_over_a_run(folder):
     for name, layer in layers.items():
         torch.testing.assert_close(layer.delta(), there[name].get_delta_weight("default"),
                                    rtol=0, atol=1e-3)
+
+
+def test_adalora_ignores_a_step_that_overflows(folder, ids):
+    """As AdamW does under a gradient scaler; then the budget is what it would be."""
+    how = setup("adalora", rank=2, options="init_rank=4", steps=20)
+    model = shake(adapted(folder, "adalora", rank=2, options="init_rank=4"))
+    for step in range(1, 21):
+        model.loss(ids, ids)[0].backward()
+        if step == 1:
+            next(iter(trained_parameters(model).values())).grad[0] = math.inf
+        after_update(model, step, how)
+        for p in trained_parameters(model).values():
+            p.grad = None
+    on = sum(int(layer.on.sum()) for layer in adapted_layers(model).values())
+    assert on == budget_at(20, how, 14) == 28
 
 
 @pytest.mark.parametrize("step, budget", [
