@@ -36,6 +36,7 @@ from plumbing import checkpoint
 from plumbing.device import DTYPES, choose_device
 from plumbing.errors import UserError
 from plumbing.files import read_json, resolve
+from plumbing.processes import sum_over_processes, take_share
 from quant import NF4, NF4Linear, NF4Tensor, dynamic_code, quantize_layer
 from tokenizer import Tokenizer, stop_ids
 
@@ -171,15 +172,17 @@ def mean_nll(model: Transformer, micro_batches, autocast=contextlib.nullcontext)
     batches' means would give the tokens of short answers more weight.
 
     micro_batches: pairs of ids and labels (B, T), as dataset.micro_batches gives them. autocast():
-    the context of each forward pass, for weights in float32 and products in 16 bits.
+    the context of each forward pass, for weights in float32 and products in 16 bits. Where several
+    processes train one model, each takes its share.
     """
     device = model.device
     nll_sum, n_tokens = 0.0, 0
     with autocast():
-        for ids, labels in micro_batches:
+        for ids, labels in take_share(micro_batches):
             nll, n = model.loss(ids.to(device), labels.to(device))
             nll_sum += nll.item()
             n_tokens += n
+    nll_sum, n_tokens = sum_over_processes(nll_sum, n_tokens)
     return nll_sum / n_tokens
 
 

@@ -10,7 +10,9 @@ the run goes on there is also state/, which is what --resume needs.
 
 The file reads as the run goes: read the data, load the model, choose what is trained, look where
 the run stands, show what is about to happen, loop over steps, save, show what was learned. `train`,
-at the end, calls these parts in this order. A run uses one device.
+at the end, calls these parts in this order. A run uses one device, or with torchrun several: each
+process has the whole model and computes its share of a step's micro-batches. Where that matters it
+says "all processes" (plumbing/processes.py has what they say to each other).
 
 The first command makes 200 steps of 4 x 4 samples, 0.43 epochs of nano's 7,470 samples. All losses
 are NLLs in nats per supervised token. A model that gives each of V tokens the same probability has
@@ -20,7 +22,10 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import hashlib
+import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -40,7 +45,7 @@ from engine import generate_answers, load_base, mean_nll
 from methods import Method, find_method, put_on, setup_of
 from model import Transformer
 from optim import OPTIMIZERS, restore_tensor, state_tensors
-from plumbing import records
+from plumbing import processes, records
 from plumbing.cli import run_command
 from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, interruption
@@ -154,6 +159,7 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
                             "of the targets")
     model.gradient_checkpointing = config.gradient_checkpointing
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    processes.copy_from_first(list(trained.values()))
 
     # Autocast: full fine-tuning in 16 bits casts its float32 weights for each product. LoRA's base
     # is in 16 bits already, and LoRALinear casts A and B.
@@ -212,10 +218,15 @@ def begin_or_resume(run: Run, out: Path, question: list[dict]) -> str:
     answer for a run that goes on.
     """
     state = out / records.STATE
-    records.clear_run(out, RESULT_FILES, run.config.overwrite)
+    if processes.rank() == 0:
+        records.clear_run(out, RESULT_FILES, run.config.overwrite)
+    processes.wait_for_all()            # what is cleared must not be found
     if state.exists():
         go_on_from(run, state)
         return read_json(out / "run.json")["base_answer"]
+    processes.wait_for_all()            # what is written from here on neither
+    if processes.rank() > 0:
+        return ""
     base_answer = answer_question(run, question)
     make_folder(state.parent)
     records.write_run(run.config, out, base_answer, finished=False,
@@ -272,6 +283,12 @@ def kept_tensors(run: Run) -> dict:
     """What the method keeps besides weights and moments: {"NAME/kept": tensor}."""
     kept = run.method.kept(run.model) if run.method else {}
     return {f"{name}/kept": tensor for name, tensor in kept.items()}
+
+
+def hash_samples(data: Data) -> str:
+    """Two processes with the same hash have the same samples."""
+    samples = [data.train_set, data.test_set]
+    return hashlib.sha256(json.dumps(samples).encode()).hexdigest()
 
 
 def answer_question(run: Run, messages: list[dict]) -> str:
@@ -385,18 +402,22 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 
     # Forward and backward. backward() adds to p.grad, so the micro-batches' gradients add up.
     # `total` stays on the device: .item() would wait for the GPU after each micro-batch.
-    for ids, labels in micro_batches:
+    for ids, labels in processes.take_share(micro_batches):
         with autocast():
             nll, _ = model.loss(ids.to(device), labels.to(device))
         scaler.scale(nll / batch_tokens).backward()
         total += nll.detach()
-    if penalty:
+    if penalty and processes.rank() == 0:
         scaler.scale(penalty()).backward()
+
+    # Over all processes gradients are summed, not averaged, because each has divided its own sum by
+    # the tokens of the whole batch already. From here on all of them do the same.
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    processes.sum_gradients(parameters)
 
     # The gradient of a rare batch can be ten times the usual one. Clipping, g <- g min(1, c / |g|)
     # with the norm |g| over all parameters, shortens it to c = grad_clip and leaves its direction.
     scaler.unscale_(optimizer)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if grad_clip:
         torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
 
@@ -409,7 +430,7 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
         after_update()
     # None and not zero: between two steps no gradient takes memory, which an evaluation can use
     optimizer.zero_grad(set_to_none=True)
-    return total.item(), batch_tokens
+    return processes.sum_over_processes(total.item())[0], batch_tokens
 
 
 def method_hooks(run: Run) -> dict:
@@ -490,15 +511,18 @@ def keep_training(run: Run, out: Path):
     """
     save_after, warned = 0.0, False
     began, first, line_after = time.perf_counter(), run.progress.step, LINE_EVERY
-    with interruption() as interrupted:
-        for evaluated in training_steps(run):
+    first_process = processes.rank() == 0           # it alone writes
+    with interruption() as asked:
+        for evaluated in training_steps(run, None if first_process else True):
+            # all processes stop after the same step, or the others would wait for one for ever
+            interrupted = processes.sum_over_processes(len(asked))[0] > 0
             now = time.perf_counter() - began
-            if now > line_after and not sys.stderr.isatty():    # a log file or a notebook
+            if first_process and now > line_after and not sys.stderr.isatty():      # a log file
                 done, line_after = run.progress.step - first, now + LINE_EVERY
                 left = now / max(done, 1) * (run.config.max_steps - run.progress.step)
                 print(f"step {run.progress.step} of {run.config.max_steps}, about "
                       f"{left / 60:.1f} min left", flush=True)
-            if evaluated:
+            if evaluated and first_process:
                 tqdm.write(records.row_line(run.progress.rows[-1]))
                 records.write_rows(out / "log.csv", run.progress.rows)
                 if run.config.keep == "best":
@@ -506,7 +530,8 @@ def keep_training(run: Run, out: Path):
                 if not warned and is_over_fitting(run.progress.rows):
                     warned = True
                     tqdm.write(OVER_FITTING.format(lowest_row(run.progress.rows)["step"]))
-            if interrupted or (evaluated and time.perf_counter() > save_after):
+            if first_process and (
+                    interrupted or (evaluated and time.perf_counter() > save_after)):
                 start = time.perf_counter()
                 keep_state(run, out / records.STATE)
                 end = time.perf_counter()
@@ -566,13 +591,17 @@ def train(config: Config) -> list[dict]:
     Raises UserError for errors that the user can fix.
     """
     # 1. read the data; stop if the run is made already or something is in its way
+    processes.join_processes(config.device)
     data = read_data(config)
     config = settled(config, len(data.train_set))
+    if processes.world() > 1:
+        processes.refuse_differences("settings", (config.run, config.out, config.resume))
+        processes.refuse_differences("data", hash_samples(data))
     out = Path(config.out)
     if out.resolve() in (resolve(config.model).resolve(), data.folder.resolve()):
         raise UserError(f"--out {out} is the folder of the model or of the data; give another "
                         "--out")
-    rows = records.finished_rows(config, out)
+    rows = records.finished_rows(config, out, quiet=processes.rank() > 0)
     if rows is not None:
         return rows
 
@@ -586,12 +615,16 @@ def train(config: Config) -> list[dict]:
     base_answer = begin_or_resume(run, out, question)
 
     # 5. show what is about to happen, and the first sample as the model will see it
-    show_settings(run)
-    first = dataset.window(len(data.train_set), config.batch_eff, 0, config.seed)[0]
-    dataset.show_sample(data.train_set[first], data.tokenizer)
+    if processes.rank() == 0:
+        show_settings(run)
+        first = dataset.window(len(data.train_set), config.batch_eff, 0, config.seed)[0]
+        dataset.show_sample(data.train_set[first], data.tokenizer)
 
     # 6. the loop
     keep_training(run, out)
+    processes.leave_processes()
+    if int(os.environ.get("RANK", 0)) > 0:
+        return run.progress.rows            # the first one saves
 
     # 7. save, and show what was learned. The state goes last: killed before, the run can go on
     step = config.max_steps

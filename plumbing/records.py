@@ -81,8 +81,8 @@ def write_run(config, out: Path, base_answer: str, finished: bool, samples: int,
         "versions": versions, "samples": samples, "base_answer": base_answer} | more)
 
 
-def finished_rows(config, out: Path) -> list[dict] | None:
-    """The rows of the run in `out` if it is this one and finished, else None.
+def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
+    """The rows of the run in `out` if it is this one and finished, else None. It says so aloud.
 
     Raises UserError if what `out` holds is in the way of this run.
     """
@@ -107,6 +107,8 @@ def finished_rows(config, out: Path) -> list[dict] | None:
         raise UserError(f"{out} holds this run, finished, but its log.csv is gone; --overwrite "
                         "makes it again")
     rows = read_rows(out / "log.csv")
+    if quiet:
+        return rows
     print(f"{out} holds this run, finished: {row_line(rows[-1])}")
     optimizer = existing["settings"].get("optimizer", config.optimizer)
     if optimizer != config.optimizer:

@@ -1,0 +1,119 @@
+"""Several processes that train one model: what torchrun started, over torch.distributed.
+
+    torchrun --nproc_per_node=2 train.py --rank 64 --lr 2e-4
+
+Each has the whole model and a share of each step's micro-batches. With one process, everything here
+does nothing.
+"""
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+
+from plumbing.device import take_gpu
+from plumbing.errors import UserError
+
+BUCKET = 2 ** 24        # numbers that are sent together: 64 MB of float32
+
+
+def join_processes(device: str):
+    """Meet the other processes, if torchrun started several. device: that of the command line.
+
+    On GPUs process i of a machine takes GPU i: "cuda" means that one from here on. Call it before
+    anything touches a GPU. Raises UserError if they cannot meet.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return
+    backend = "gloo"
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        take_gpu(int(os.environ["LOCAL_RANK"]))
+        backend = "nccl"
+    try:
+        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+    except (RuntimeError, ValueError) as e:         # a port that is taken, a machine out of reach
+        raise UserError(f"the processes cannot meet ({str(e).splitlines()[0]}); is the port of "
+                        "torchrun free, and can all machines reach it?") from None
+
+
+def leave_processes():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Which of the processes this is: 0, 1 ..."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes train this model."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait_for_all():
+    if world() > 1:
+        dist.barrier()
+
+
+def take_share(items: list) -> list:
+    """This process's part. Sorted items, longest first, are dealt out like cards."""
+    return items[rank()::world()]
+
+
+def sum_over_processes(*numbers: float) -> list[float]:
+    """Each number, summed over all processes."""
+    if world() == 1:
+        return list(numbers)
+    sums = torch.tensor(numbers, dtype=torch.float64, device=communication_device())
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter]):
+    """Make each p.grad the sum over all processes. One without micro-batches has None: zeros."""
+    if world() == 1:
+        return
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    for grads in buckets_of([p.grad for p in parameters]):
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        dist.all_reduce(flat)
+        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
+            grad.copy_(part.view_as(grad))
+
+
+def buckets_of(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """`tensors` in groups of at most BUCKET numbers, or of one tensor."""
+    buckets, size = [[]], 0
+    for tensor in tensors:
+        if buckets[-1] and size + tensor.numel() > BUCKET:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(tensor)
+        size += tensor.numel()
+    return buckets
+
+
+@torch.no_grad()
+def copy_from_first(tensors: list[torch.Tensor]):
+    """Give all processes the first one's values: another processor may have rounded its own."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def refuse_differences(what: str, value):
+    """Raise UserError unless `value` is equal in all processes."""
+    if world() == 1:
+        return
+    values = [None] * world()
+    dist.all_gather_object(values, value)
+    other = next((i for i, one in enumerate(values) if one != values[0]), None)
+    if other is not None:
+        raise UserError(f"processes 0 and {other} have different {what}; give all of them the same")
+
+
+def communication_device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
