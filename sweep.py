@@ -118,13 +118,13 @@ TUTORIAL_GRIDS = {
 }
 
 # The same questions for the embedded model, which is 192 wide: rank 64 is a third of that. Each arm
-# has rates on both sides of its best one, a factor of two apart: they leave open about a third of
-# what rates a factor of three apart do (rates.fit_errors). With alpha = r the best rate falls as
-# the rank grows, so each rank has rates of its own.
+# has rates on both sides of its best one, a factor of two apart or less where a claim is close: they
+# leave open about a third of what rates a factor of three apart do (rates.fit_errors). With
+# alpha = r the best rate falls as the rank grows, so each rank has rates of its own.
 NANO_RATES = [
-    {"method": "full", "lr": [2e-5, 4e-5, 8e-5, 1.6e-4]},
+    {"method": "full", "lr": [2e-5, 4e-5, 5.6e-5, 8e-5, 1.13e-4, 1.6e-4]},
     {"method": "lora", "rank": 1, "lr": [2e-3, 4e-3, 8e-3, 1.6e-2]},
-    {"method": "lora", "rank": 8, "lr": [4e-4, 8e-4, 1.6e-3, 3.2e-3]},
+    {"method": "lora", "rank": 8, "lr": [8e-4, 1.13e-3, 1.6e-3, 2.26e-3, 3.2e-3]},
     {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4, 8e-4]}]
 NANO_LONG = {"max_steps": 400, "eval_steps": 20}        # long runs want lower rates
 NANO_BATCHES = [        # of 4 to 128 samples; all are evaluated at step 40 and after 640 samples
@@ -155,7 +155,8 @@ NANO_GRIDS = {
         {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4]})],
     "alpha": [
         *NANO_RATES,
-        {"method": "lora", "rank": [1, 8, 64], "alpha": 32, "lr": [1e-4, 2e-4, 4e-4, 8e-4]}],
+        {"method": "lora", "rank": [1, 8, 64], "alpha": 32,
+         "lr": [1e-4, 2e-4, 2.8e-4, 4e-4, 5.6e-4, 8e-4]}],
     "capacity": [
         {"method": "full", "lr": [2e-5, 4e-5, 8e-5], **NANO_LONG},
         {"method": "lora", "rank": 1, "lr": [1e-3, 2e-3, 4e-3], **NANO_LONG},
