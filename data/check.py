@@ -28,6 +28,7 @@ from dataset import (  # noqa: E402
 )
 from plumbing.cli import check_ranges, flag, parse_flags, run_command  # noqa: E402
 from plumbing.errors import UserError, errors_in_one_line, fail  # noqa: E402
+from settings import SUPERVISE  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
 SHOWN = 10          # wrong lines that are shown of a file
@@ -41,6 +42,7 @@ class Settings:
         positional=True)
     model: str = flag("nano", "whose tokenizer and chat template are used")
     max_length: int = flag(256, "tokens, as train.py cuts them", at_least=1)
+    supervise: str = flag("last", "the answers that are learned, as in train.py", choices=SUPERVISE)
     test: Path = flag(None, "the test file that goes with the file")
 
 
@@ -52,7 +54,7 @@ class Line(NamedTuple):
 
 # ----- read a file --------------------------------------------------------------------------------
 
-def survey_file(path: Path, tokenizer) -> tuple[list[Line], list[str]]:
+def survey_file(path: Path, tokenizer, supervise: str = "last") -> tuple[list[Line], list[str]]:
     """Every line that can be learned from, and for every other one what is wrong with it.
 
     It reads and encodes lines as training does. But training stops at the first wrong line.
@@ -61,7 +63,8 @@ def survey_file(path: Path, tokenizer) -> tuple[list[Line], list[str]]:
     for number, line in numbered_lines(path):
         try:
             messages = parse_line(line)
-            lines.append(Line(number, messages, encode_sample(messages, tokenizer)))
+            sample = encode_sample(messages, tokenizer, supervise)
+            lines.append(Line(number, messages, sample))
         except ValueError as e:
             wrong.append(f"line {number}: {' '.join(str(e).split())}")
     if not lines and not wrong:
@@ -109,15 +112,15 @@ def show_lengths(samples: list[Sample], max_length: int):
     alone fills max_length, nothing is left to learn, and training drops the sample.
     """
     lengths = [len(sample.ids) for sample in samples]
-    prompts = [sample.start for sample in samples]
-    answers = [n - start for n, start in zip(lengths, prompts, strict=True)]
+    answers = [sample.learned for sample in samples]
+    prompts = [n - learned for n, learned in zip(lengths, answers, strict=True)]
     print(f"\n  {'tokens per sample':<18}{'median':>9}{'longest':>10}{'in all':>14}")
     for name, some in (("prompt", prompts), ("answer, learned", answers), ("together", lengths)):
         print(f"  {name:<18}{statistics.median_low(some):>9,}{max(some):>10,}{sum(some):>14,}")
     print()
     show_histogram(lengths, max_length)
     cut = sum(n > max_length for n in lengths)
-    dropped = sum(start >= max_length for start in prompts)
+    dropped = sum(not sample.cut(max_length).learned for sample in samples)
     print(f"\n  cut at --max_length {max_length:,} (░): {cut:,}; dropped, because nothing of the "
           f"answer is left: {dropped:,}")
 
@@ -160,19 +163,20 @@ def show_repeats(pairs: list[tuple[Line, Line]], what: str):
 
 def show_first_sample(lines: list[Line], tokenizer, max_length: int):
     """The first sample of which something is learned, as training cuts it."""
-    for _, _, (ids, start) in lines:
-        if start < len(ids[:max_length]):
-            show_sample(Sample(ids[:max_length], start), tokenizer)
+    for line in lines:
+        cut = line.sample.cut(max_length)
+        if cut.learned:
+            show_sample(cut, tokenizer)
             return
 
 
 # ----- the command --------------------------------------------------------------------------------
 
-def check_files(train: Path, test: Path | None, tokenizer, max_length: int) -> int:
+def check_files(train: Path, test: Path | None, tokenizer, max_length: int, supervise: str) -> int:
     """Print how a training file and, if given, its test file look -> how many lines are wrong."""
-    train_lines, wrong = survey_file(train, tokenizer)
+    train_lines, wrong = survey_file(train, tokenizer, supervise)
     if test:
-        test_lines, test_wrong = survey_file(test, tokenizer)
+        test_lines, test_wrong = survey_file(test, tokenizer, supervise)
     show_file(train, train_lines, wrong, max_length)
     if test:
         show_file(test, test_lines, test_wrong, max_length)
@@ -192,7 +196,7 @@ def main(argv=None):
         if train.suffix != ".jsonl":
             folder = find_dataset(settings.data)
             train, test = folder / "train.jsonl", test or folder / "test.jsonl"
-        wrong = check_files(train, test, tokenizer, settings.max_length)
+        wrong = check_files(train, test, tokenizer, settings.max_length, settings.supervise)
     if wrong:
         fail(f"wrong lines: {wrong:,}, up to {SHOWN} per file shown above; training stops at the "
              "first")

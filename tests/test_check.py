@@ -59,14 +59,14 @@ def test_check_measures_what_training_will_see(checkpoint, tmp_path, check, max_
     write_lines(path, conversations)
     tokenizer = Tokenizer.from_pretrained(checkpoint())
     samples = [dataset.encode_sample(messages, tokenizer) for messages in conversations]
-    max_length = max_length or samples[0].start     # None: nothing of the first answer is left
+    prompt = [len(sample.ids) - sample.learned for sample in samples]
+    max_length = max_length or prompt[0]            # None: nothing of the first answer is left
     kept, dropped = dataset.load_split(path, tokenizer, max_length)
     out = check(path, f"--max_length={max_length}")
 
     assert f"{path}: 60 samples, wrong lines: 0\n" in out
     together = [len(sample.ids) for sample in samples]
-    prompt = [sample.start for sample in samples]
-    answer = [len(sample.ids) - sample.start for sample in samples]
+    answer = [sample.learned for sample in samples]
     for name, lengths in (("prompt", prompt), ("answer, learned", answer), ("together", together)):
         median, longest, in_all = read_numbers(rf"^  {name} +(\S+) +(\S+) +(\S+)$", out)
         assert longest == max(lengths) and in_all == sum(lengths)
@@ -76,8 +76,8 @@ def test_check_measures_what_training_will_see(checkpoint, tmp_path, check, max_
 
     shown = re.search(r"the first sample, (\d+) tokens; the (\d+) between »these marks« are learned"
                       r":.*»(.*)«", out, re.DOTALL).groups()
-    ids, start = kept[0]
-    assert shown == (str(len(ids)), str(len(ids) - start), tokenizer.decode(ids[start:]))
+    ids, learned = kept[0].ids, kept[0].learned
+    assert shown == (str(len(ids)), str(learned), tokenizer.decode(ids[-learned:]))
 
 
 @pytest.mark.parametrize("max_length", [1, 100, 300, 10_000])
