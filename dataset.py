@@ -80,7 +80,10 @@ def find_dataset(name: str) -> Path:
         raise UserError(f"data set {name} could not be prepared; see above, and "
                         f"{folder / 'prepare.py'}")
     if Path(name).is_dir():
-        raise UserError(f"--data {name}: the folder has no {missing[0]}.jsonl")
+        hint = ""
+        if missing == ["test"]:
+            hint = f"; python data/check.py {name} --convert NEW_FOLDER draws one by share"
+        raise UserError(f"--data {name}: the folder has no {missing[0]}.jsonl{hint}")
     known = sorted(path.parent.name for path in (ROOT / "data").glob("*/prepare.py"))
     raise UserError(f"--data {name}: no folder with train.jsonl and test.jsonl, and none of "
                     + ", ".join(known) + " (data/custom/README.md has how to write one)")
@@ -113,18 +116,27 @@ def read_messages(path: Path) -> list[list[dict]]:
 
 
 def parse_line(line: bytes) -> list[dict]:
-    """The messages of one line; other keys of the line are left alone.
+    """The messages of one line; other keys of the line are left alone. Raises ValueError."""
+    return check_messages(load_row(line))
 
-    Raises ValueError unless it is {"messages": [..., {"role": "assistant", "content": "..."}]}.
-    """
+
+def load_row(line: bytes):
+    """What the JSON of one line says. Raises ValueError with the place that is wrong."""
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as e:
         raise ValueError(f"not UTF-8: byte {e.start + 1} of the line") from None
     except json.JSONDecodeError as e:
         raise ValueError(f"not valid JSON: {e.msg} at character {e.pos + 1}") from None
     except RecursionError:
         raise ValueError("not valid JSON: nested too deep") from None
+
+
+def check_messages(row) -> list[dict]:
+    """The messages of a row.
+
+    Raises ValueError unless it is {"messages": [..., {"role": "assistant", "content": "..."}]}.
+    """
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
         raise ValueError('it must be {"messages": [...]}')
     messages = row["messages"]

@@ -3,10 +3,11 @@ import importlib.util
 import json
 import random
 import re
+import shlex
 
 import pytest
 from conftest import CHATML, REPO, tiny_tokenizer
-from runs import one_line, write_lines
+from runs import contents, one_line, write_lines
 
 import dataset
 from tokenizer import Tokenizer
@@ -171,6 +172,225 @@ def test_check_ends_in_one_line_for_what_a_user_gets_wrong(tmp_path, check_fails
         ("nano", "--length=3"): "python data/check.py --help"}
     for arguments, words in mistakes.items():
         assert words in check_fails(*arguments)[1]
+
+
+# ----- other forms, and a test split --------------------------------------------------------------
+
+FORMS = {
+    "ShareGPT": {"id": "a1", "conversations": [
+        {"from": "system", "value": "Trả lời ngắn."}, {"from": "human", "value": "Mấy giờ mở?"},
+        {"from": "gpt", "value": "8 giờ."}, {"from": "human", "value": "Còn đóng?"},
+        {"from": "gpt", "value": "21 giờ."}, {"from": "human", "value": "Cảm ơn!"}]},
+    "Alpaca": {"instruction": "Dịch câu này.", "input": "I am here.", "output": "Tôi đây."},
+    "Alpaca form": {"instruction": "Kể 1 số lẻ.", "input": "", "output": "7"},     # the same form
+    "prompt / completion": {"prompt": "2 + 2?", "completion": "4"},
+    "one list of samples in our": {"messages": say("Còn áo đỏ?", "Còn."), "references": ["Còn"]}}
+EXPECTED = {
+    "ShareGPT": [{"role": "system", "content": "Trả lời ngắn."}, *say("Mấy giờ mở?", "8 giờ."),
+                 *say("Còn đóng?", "21 giờ.")],        # the question at the end has no answer
+    "Alpaca": say("Dịch câu này.\n\nI am here.", "Tôi đây."),
+    "Alpaca form": say("Kể 1 số lẻ.", "7"),
+    "prompt / completion": say("2 + 2?", "4"),
+    "one list of samples in our": say("Còn áo đỏ?", "Còn.")}
+
+
+def number_questions(text, i):
+    """A row's text with its questions made unique."""
+    return text.replace("?", f" {i}?").replace("câu này", f"câu {i}").replace("lẻ", f"lẻ {i}")
+
+
+def write_rows(path, rows):
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    text = "\n".join(lines) if path.suffix == ".jsonl" else f"[\n{', '.join(lines)}]"
+    path.write_text(text, encoding="utf-8-sig")
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize("form", FORMS)
+def test_another_form_is_named_and_converted_by_the_command_that_is_named(
+        tmp_path, monkeypatch, check, check_fails, form, suffix):
+    if (form, suffix) == ("one list of samples in our", ".jsonl"):
+        return                                                      # it is our form
+    monkeypatch.chdir(tmp_path)
+    row = json.dumps(FORMS[form], ensure_ascii=False)
+    path = tmp_path / f"my own{suffix}"
+    write_rows(path, [json.loads(number_questions(row, i)) for i in range(40)])
+    error = check_fails(path.name)[1]
+    assert f"my own{suffix} is " in error and f"{form.removesuffix(' form')} form; " in error
+    words = shlex.split(error.partition("; ")[2].partition(" writes it as train.py reads it")[0])
+    assert words == ["python", "data/check.py", path.name, "--convert", "out_folder"]
+    assert list(tmp_path.iterdir()) == [path]                       # nothing but the advice
+    assert f"{path.name}: 40 samples in " in check(*words[2:])
+
+    train, test = (read_rows(tmp_path / f"out_folder/{split}.jsonl") for split in ("train", "test"))
+    assert (len(train), len(test)) == (36, 4)
+    expected = json.dumps(EXPECTED[form], ensure_ascii=False)
+    expected = [number_questions(expected, i) for i in range(40)]
+    converted = [json.dumps(row["messages"], ensure_ascii=False) for row in train + test]
+    assert sorted(converted) == sorted(expected)
+    assert all(("references" in row) == ("references" in FORMS[form]) for row in train + test)
+    assert "prompts of test.jsonl that train.jsonl also has: 0" in check("out_folder")
+
+
+def pairs(questions):
+    return [{"prompt": question, "completion": str(i)} for i, question in enumerate(questions)]
+
+
+def convert(check, folder, rows, *flags):
+    """-> (training questions, test questions) after --convert."""
+    folder.mkdir(exist_ok=True)
+    write_rows(folder / "rows.jsonl", rows)
+    out = folder / f"out{len(list(folder.iterdir()))}"
+    check(folder / "rows.jsonl", f"--convert={out}", *flags)
+    return [[row["messages"][0]["content"] for row in read_rows(out / f"{split}.jsonl")]
+            for split in ("train", "test")]
+
+
+@pytest.mark.parametrize(("n", "share", "n_test"), [
+    (200, 0.2, 40), (200, 0.1, 20), (25, 0.1, 2), (3, 0.1, 1), (2, 0.1, 1), (2, 0.9, 1)])
+def test_the_share_of_the_test_split(tmp_path, check, n, share, n_test):
+    rows = pairs(f"{i}?" for i in range(n))
+    train, test = convert(check, tmp_path, rows, f"--test_share={share}")
+    assert (len(train), len(test)) == (n - n_test, n_test)
+    assert sorted(train + test) == sorted(row["prompt"] for row in rows)
+
+
+def test_the_seed_draws_the_test_split(tmp_path, check):
+    rows = pairs(f"{i}?" for i in range(100))
+    splits = [convert(check, tmp_path, rows, *flags)
+              for flags in ([], ["--seed=42"], ["--seed=43"])]
+    assert splits[0] == splits[1] and set(splits[0][1]) != set(splits[2][1])
+    assert splits[0][1] != [f"{i}?" for i in range(10)]             # not the first
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_question_that_comes_again_lands_on_one_side(tmp_path, check, seed):
+    """30 questions, each asked once to four times in other cases and spacings."""
+    draw = random.Random(seed)
+    questions = []
+    for i in range(30):
+        ways = f"Giá áo {i}?", f"giá  ÁO {i}?", f" Giá áo\n{i}? "
+        questions += [draw.choice(ways) for _ in range(draw.randint(1, 4))]
+    draw.shuffle(questions)
+    split = convert(check, tmp_path, pairs(questions), f"--seed={seed}")
+    sides = [{" ".join(text.lower().split()) for text in side} for side in split]
+    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 30
+    assert sorted(split[0] + split[1]) == sorted(questions)
+    assert 0 <= round(len(questions) / 10) - len(split[1]) <= 3     # the last ones did not fit
+
+
+def test_conversations_that_begin_alike_stay_together(tmp_path, check):
+    """A line for each turn: the second holds the answer to the first one's question."""
+    rows = []
+    for i in range(10):
+        first, second = say(f"{i}?", f"{i}."), say("Vì sao?", "Thế thôi.")
+        rows += [{"messages": first}, {"messages": first + second}]
+    train, test = convert(check, tmp_path, rows, "--test_share=0.2")
+    assert len(train) == 16 and len(set(train)) == 8
+    assert len(test) == 4 and len(set(test)) == 2
+
+
+def test_groups_that_are_larger_than_the_share(tmp_path, check, check_fails):
+    questions = ["A?"] * 5 + ["B?"] * 3 + ["C?"] * 4
+    train, test = convert(check, tmp_path, pairs(questions), "--test_share=0.1")
+    assert test == ["B?"] * 3 and sorted(train) == ["A?"] * 5 + ["C?"] * 4
+    write_rows(tmp_path / "same.jsonl", pairs(["A?"] * 5))
+    error = check_fails(tmp_path / "same.jsonl", f"--convert={tmp_path / 'no'}")[1]
+    assert "all samples begin with the same question" in error and not (tmp_path / "no").exists()
+
+
+def test_a_folder_without_a_test_split(tmp_path, check, check_fails):
+    folder, out = tmp_path / "mine", tmp_path / "out"
+    folder.mkdir()
+    write_lines(folder / "train.jsonl", [say(f"{i}?", "!") for i in range(20)])
+    before = contents(folder)
+    assert f"python data/check.py {folder} --convert NEW_FOLDER draws one" in check_fails(folder)[1]
+    check(folder, f"--convert={out}", "--test_share=0.25")
+    assert [len(read_rows(out / f"{split}.jsonl")) for split in ("train", "test")] == [15, 5]
+    assert contents(folder) == before
+    check(out)                                                      # and it passes
+
+
+def test_a_test_split_that_exists_is_converted_and_not_drawn(tmp_path, check):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    write_rows(folder / "train.jsonl", pairs(["A?", "B?"]))
+    write_rows(folder / "test.jsonl", pairs(["C?"]))
+    check(folder, f"--convert={tmp_path / 'one'}")
+    train, test = (folder / f"{split}.jsonl" for split in ("train", "test"))
+    check(train, f"--test={test}", f"--convert={tmp_path / 'two'}")
+    for out in (tmp_path / "one", tmp_path / "two"):
+        assert [row["messages"] for row in read_rows(out / "train.jsonl")] == [
+            say("A?", "0"), say("B?", "1")]
+        assert [row["messages"] for row in read_rows(out / "test.jsonl")] == [say("C?", "0")]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl"])
+def test_nothing_is_written_over(tmp_path, check_fails, name):
+    write_rows(tmp_path / "rows.jsonl", pairs(["A?", "B?"]))
+    (tmp_path / name).write_text("mine")
+    before = contents(tmp_path)
+    error = check_fails(tmp_path / "rows.jsonl", f"--convert={tmp_path}")[1]
+    assert f"{tmp_path / name} exists already" in error and contents(tmp_path) == before
+
+
+def test_rows_that_cannot_be_learned_from_are_left_out_and_named(tmp_path, check, check_fails):
+    good = pairs(["A?", "B?"])
+    bad = {
+        '{"prompt": "C?", "completion": 5}': "prompt / completion: its parts must be text, not 5",
+        '{"prompt": "C?", "completion": ""}': "the assistant's answer is empty",
+        '{"conversations": [{"from": "bot", "value": "x"}]}': "ShareGPT: a turn must be",
+        '{"conversations": [{"from": "human", "value": "x"}]}': "the last message must be",
+        '{"text": "x"}': "it is in none of the forms",
+        '{"prompt": ': "not valid JSON"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([json.dumps(good[0]), *bad, json.dumps(good[1])]), encoding="utf-8")
+    out = check(path, f"--convert={tmp_path / 'out'}")
+    assert f"{path}: 2 samples in prompt / completion form, left out: 6\n" in out
+    for number, reason in enumerate(bad.values(), 2):
+        assert f"  line {number}: {reason}" in out
+    written = read_rows(tmp_path / "out/train.jsonl") + read_rows(tmp_path / "out/test.jsonl")
+    assert sorted(row["messages"][0]["content"] for row in written) == ["A?", "B?"]
+
+    path.write_text("\n".join(bad), encoding="utf-8")
+    error = check_fails(path, f"--convert={tmp_path / 'none'}")[1]
+    assert "holds no sample that can be converted" in error and not (tmp_path / "none").exists()
+
+
+def test_files_that_cannot_be_read_so_end_in_one_line(tmp_path, check_fails):
+    for name, text, words in (
+            ("broken.json", '[{"prompt": "A?"', "is not valid JSON"),
+            ("other.json", '[{"text": "A?"}]', "is in none of the forms"),
+            ("empty.json", "[]", "is in none of the forms"),
+            ("bytes.json", b'[{"prompt": "\xff"}]', "is not valid JSON")):
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        assert words in check_fails(tmp_path / name)[1]
+    for flags, words in (("--test_share=0", "--test_share 0.0: it must be above 0"),
+                         ("--test_share=1", "at most 0.9"), ("--seed=-1", "--seed -1"),
+                         ("--supervise=some", "invalid choice")):
+        assert words in check_fails(tmp_path / "other.json", f"--convert={tmp_path}", flags)[1]
+
+
+def test_half_a_surrogate_pair_survives(tmp_path, check):
+    (tmp_path / "x.jsonl").write_text('{"prompt": "A?", "completion": "\\ud83d"}\n'
+                                      '{"prompt": "B?", "completion": "\\ud83d\\ude00"}\n')
+    check(tmp_path / "x.jsonl", f"--convert={tmp_path / 'out'}")
+    rows = read_rows(tmp_path / "out/train.jsonl") + read_rows(tmp_path / "out/test.jsonl")
+    assert {row["messages"][1]["content"] for row in rows} == {"\ud83d", "\U0001f600"}
+
+
+def test_check_counts_what_supervise_all_learns(tmp_path, check):
+    path = tmp_path / "x.jsonl"
+    write_lines(path, [[*say("A?", "12 + 7 = 19."), *say("B?", "19.")]])
+    learned = [read_numbers(r"^  answer, learned +(\S+)", check(path, f"--supervise={which}"))[0]
+               for which in ("last", "all")]
+    one_turn = tmp_path / "y.jsonl"
+    write_lines(one_turn, [say("A?", "12 + 7 = 19.")])
+    assert learned[1] - learned[0] == read_numbers(r"^  answer, learned +(\S+)", check(one_turn))[0]
 
 
 # ----- the page about your own data ---------------------------------------------------------------
