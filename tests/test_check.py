@@ -10,6 +10,13 @@ from conftest import CHATML, REPO, tiny_tokenizer
 from runs import contents, one_line, write_lines
 
 import dataset
+import evaluate
+import export
+import sample
+import train
+from plumbing.records import read_rows
+from settings import parse as parse_run
+from settings import settled
 from tokenizer import Tokenizer
 
 spec = importlib.util.spec_from_file_location("data_check", REPO / "data/check.py")
@@ -27,7 +34,7 @@ def check(checkpoint, capsys):
     model = checkpoint()
     capsys.readouterr()                 # what transformers prints as it writes
 
-    def run(*arguments):
+    def run(*arguments):                # of two --model the last one counts
         data_check.main([*map(str, arguments), f"--model={model}"])
         return capsys.readouterr().out
     return run
@@ -205,7 +212,7 @@ def write_rows(path, rows):
     path.write_text(text, encoding="utf-8-sig")
 
 
-def read_rows(path):
+def read_lines(path):
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
@@ -226,7 +233,8 @@ def test_another_form_is_named_and_converted_by_the_command_that_is_named(
     assert list(tmp_path.iterdir()) == [path]                       # nothing but the advice
     assert f"{path.name}: 40 samples in " in check(*words[2:])
 
-    train, test = (read_rows(tmp_path / f"out_folder/{split}.jsonl") for split in ("train", "test"))
+    out = tmp_path / "out_folder"
+    train, test = read_lines(out / "train.jsonl"), read_lines(out / "test.jsonl")
     assert (len(train), len(test)) == (36, 4)
     expected = json.dumps(EXPECTED[form], ensure_ascii=False)
     expected = [number_questions(expected, i) for i in range(40)]
@@ -246,7 +254,7 @@ def convert(check, folder, rows, *flags):
     write_rows(folder / "rows.jsonl", rows)
     out = folder / f"out{len(list(folder.iterdir()))}"
     check(folder / "rows.jsonl", f"--convert={out}", *flags)
-    return [[row["messages"][0]["content"] for row in read_rows(out / f"{split}.jsonl")]
+    return [[row["messages"][0]["content"] for row in read_lines(out / f"{split}.jsonl")]
             for split in ("train", "test")]
 
 
@@ -310,7 +318,7 @@ def test_a_folder_without_a_test_split(tmp_path, check, check_fails):
     before = contents(folder)
     assert f"python data/check.py {folder} --convert NEW_FOLDER draws one" in check_fails(folder)[1]
     check(folder, f"--convert={out}", "--test_share=0.25")
-    assert [len(read_rows(out / f"{split}.jsonl")) for split in ("train", "test")] == [15, 5]
+    assert [len(read_lines(out / f"{split}.jsonl")) for split in ("train", "test")] == [15, 5]
     assert contents(folder) == before
     check(out)                                                      # and it passes
 
@@ -324,9 +332,9 @@ def test_a_test_split_that_exists_is_converted_and_not_drawn(tmp_path, check):
     train, test = (folder / f"{split}.jsonl" for split in ("train", "test"))
     check(train, f"--test={test}", f"--convert={tmp_path / 'two'}")
     for out in (tmp_path / "one", tmp_path / "two"):
-        assert [row["messages"] for row in read_rows(out / "train.jsonl")] == [
+        assert [row["messages"] for row in read_lines(out / "train.jsonl")] == [
             say("A?", "0"), say("B?", "1")]
-        assert [row["messages"] for row in read_rows(out / "test.jsonl")] == [say("C?", "0")]
+        assert [row["messages"] for row in read_lines(out / "test.jsonl")] == [say("C?", "0")]
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl"])
@@ -353,7 +361,7 @@ def test_rows_that_cannot_be_learned_from_are_left_out_and_named(tmp_path, check
     assert f"{path}: 2 samples in prompt / completion form, left out: 6\n" in out
     for number, reason in enumerate(bad.values(), 2):
         assert f"  line {number}: {reason}" in out
-    written = read_rows(tmp_path / "out/train.jsonl") + read_rows(tmp_path / "out/test.jsonl")
+    written = read_lines(tmp_path / "out/train.jsonl") + read_lines(tmp_path / "out/test.jsonl")
     assert sorted(row["messages"][0]["content"] for row in written) == ["A?", "B?"]
 
     path.write_text("\n".join(bad), encoding="utf-8")
@@ -379,7 +387,7 @@ def test_half_a_surrogate_pair_survives(tmp_path, check):
     (tmp_path / "x.jsonl").write_text('{"prompt": "A?", "completion": "\\ud83d"}\n'
                                       '{"prompt": "B?", "completion": "\\ud83d\\ude00"}\n')
     check(tmp_path / "x.jsonl", f"--convert={tmp_path / 'out'}")
-    rows = read_rows(tmp_path / "out/train.jsonl") + read_rows(tmp_path / "out/test.jsonl")
+    rows = read_lines(tmp_path / "out/train.jsonl") + read_lines(tmp_path / "out/test.jsonl")
     assert {row["messages"][1]["content"] for row in rows} == {"\ud83d", "\U0001f600"}
 
 
@@ -395,23 +403,58 @@ def test_check_counts_what_supervise_all_learns(tmp_path, check):
 
 # ----- the page about your own data ---------------------------------------------------------------
 
-def run_recipe(page, number, folder, monkeypatch):
-    """Run a Python example of data/custom/README.md in `folder`. number: 0 is the page's first."""
-    examples = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    monkeypatch.chdir(folder)
-    exec(examples[number], {})
+PAGE = (REPO / "data/custom/README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("n", "n_test"), [(200, 40), (1000, 200), (2500, 500), (20_000, 500)])
-def test_the_recipe_for_training_and_test_samples(tmp_path, monkeypatch, n, n_test):
-    page = (REPO / "data/custom/README.md").read_text(encoding="utf-8")
-    rows = ["question,answer"] + [f'"{i} + 1, là?\u2028",{i + 1}' for i in range(n)]
-    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    run_recipe(page, 0, tmp_path, monkeypatch)
-    run_recipe(page, 1, tmp_path, monkeypatch)
-    train = dataset.read_messages(tmp_path / "train.jsonl")
-    test = dataset.read_messages(tmp_path / "test.jsonl")
-    assert (len(train), len(test)) == (n - n_test, n_test)
-    written = {messages[0]["content"]: messages[1]["content"] for messages in train + test}
-    assert written == {f"{i} + 1, là?\u2028": str(i + 1) for i in range(n)}
-    assert test != [say(f"{i} + 1, là?\u2028", str(i + 1)) for i in range(n_test)]  # shuffled
+def page_commands(script):
+    """The arguments of each command of the page that runs `script`."""
+    lines = re.findall(rf"^python {script} (.*)$", PAGE, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+def test_the_shop_from_its_table_to_transformers(checkpoint, tmp_path, monkeypatch, check, capsys):
+    """The page's first section: its Python examples and its commands, on a tiny model."""
+    rows = ["question,answer"] + [f'"{i} + 1, là?\u2028",{i + 1}' for i in range(200)]
+    (tmp_path / "shop.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    to_lines, in_transformers = examples
+    exec(to_lines, {})
+    convert_shop, check_shop = page_commands("data/check.py")
+    check(*convert_shop)
+    train_set = dataset.read_messages(tmp_path / "shop/train.jsonl")
+    test_set = dataset.read_messages(tmp_path / "shop/test.jsonl")
+    assert (len(train_set), len(test_set)) == (160, 40)
+    written = {messages[0]["content"]: messages[1]["content"] for messages in train_set + test_set}
+    assert written == {f"{i} + 1, là?\u2028": str(i + 1) for i in range(200)}
+    assert "shop/train.jsonl: 160 samples, wrong lines: 0" in check(*check_shop)
+
+    [train_shop], (compare, chat) = page_commands("train.py"), page_commands("sample.py")
+    [answer_all], [merge] = page_commands("evaluate.py"), page_commands("export.py")
+    train.main([*train_shop, f"--model={checkpoint()}"])
+    last = read_rows(tmp_path / "out/shop/log.csv")[-1]
+    assert last["step"] == 30
+    sample.main(compare)
+    evaluate.main(answer_all)
+    result = json.loads((tmp_path / "out/shop_answers.json").read_text())
+    assert result["test_nll"] == pytest.approx(last["test_nll"], abs=1e-5)
+    assert len(read_lines(tmp_path / "out/shop_answers.jsonl")) == 40
+    export.main(merge)
+    capsys.readouterr()
+    exec(in_transformers, {})
+    theirs = capsys.readouterr().out
+    sample.main([*chat, "When do you open?", "--max_new_tokens=100"])
+    assert theirs.strip() and theirs.strip() == capsys.readouterr().out.strip()
+
+
+def test_the_settings_for_each_size(tmp_path, check):
+    """The page's table: the numbers of test samples and of steps follow from its flags."""
+    table = re.findall(r"^\| ([\d,]+) \| `(--test_share \S+)` \((\d+)\) \| `(.+)` \| ([\d,]+) \|$",
+                       PAGE, re.MULTILINE)
+    assert [row[0] for row in table] == ["200", "2,000", "20,000"]
+    for n, share, n_test, flags, steps in table:
+        n, steps = int(n.replace(",", "")), int(steps.replace(",", ""))
+        folder = tmp_path / str(n)
+        train, test = convert(check, folder, pairs(f"{i}?" for i in range(n)), *share.split())
+        assert (len(train), len(test)) == (n - int(n_test), int(n_test))
+        assert settled(parse_run(flags.split()), len(train)).max_steps == steps
