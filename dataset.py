@@ -186,15 +186,15 @@ def encode_sample(messages: list[dict], tokenizer, supervise: str = "last") -> S
 def find_answer(messages: list[dict], turn: int, whole: str, tokenizer) -> tuple[int, int]:
     """Where the answer messages[turn] begins and ends in `whole`, the rendering of all messages.
 
-    It begins where its prompt ends, so `whole` must begin with the prompt. What it is shows a
-    rendering that stops after it. Mostly `whole` has the same in this place. But some templates
-    rewrite a turn when others follow. Qwen3's leaves out the thoughts:
+    It begins where its prompt ends, so `whole` must begin with the prompt. A rendering that stops
+    after the answer shows how it is written as the last one, and usually `whole` has the same in
+    this place. But some templates rewrite a turn when others follow. Qwen3's drops the thoughts:
 
         messages[:turn + 1]    assistant\\n<think>\\n2 + 2\\n</think>\\n\\n4<|im_end|>
         whole                  assistant\\n4<|im_end|>\\n<|im_start|>user\\nAnd + 3?<|im_end|>
 
-    Then what is left, up to the end of the turn, must be the end of the answer: 4<|im_end|>. Raises
-    UserError if the template does neither.
+    Then what is left, up to the end of the turn, must be the end of the answer: 4<|im_end|>. If a
+    template does neither, UserError is raised.
     """
     prompt = prompt_of(messages[:turn], tokenizer)
     if not whole.startswith(prompt):
