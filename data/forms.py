@@ -138,12 +138,12 @@ def split_by_share(rows: list[dict], share: float, seed: int) -> tuple[list[dict
         raise UserError("all samples begin with the same question, so that no test sample would be "
                         "a new one; split them by hand (data/custom/README.md)")
     random.Random(seed).shuffle(groups)
-    wanted = min(max(1, round(share * len(rows))), len(rows) - 1)
+    wanted = min(round(share * len(rows)), len(rows) - 1)
     train, test = [], []
     for group in groups:
         side = test if len(test) + len(group) <= wanted else train
         side += group
-    if not test:                            # each group is larger than the share
+    if not test:                            # each group, even of one, is larger than the share
         test = min(groups, key=len)
         train = [row for group in groups if group is not test for row in group]
     return train, test
