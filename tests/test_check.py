@@ -364,6 +364,11 @@ def test_rows_that_cannot_be_learned_from_are_left_out_and_named(tmp_path, check
     written = read_lines(tmp_path / "out/train.jsonl") + read_lines(tmp_path / "out/test.jsonl")
     assert sorted(row["messages"][0]["content"] for row in written) == ["A?", "B?"]
 
+    one_list = tmp_path / "rows.json"
+    write_rows(one_list, [good[0], {"text": "x"}, good[1]])
+    out = check(one_list, f"--convert={tmp_path / 'list'}")
+    assert f"{one_list}: 2 samples in prompt / completion form, left out: 1\n  entry 2:" in out
+
     path.write_text("\n".join(bad), encoding="utf-8")
     error = check_fails(path, f"--convert={tmp_path / 'none'}")[1]
     assert "holds no sample that can be converted" in error and not (tmp_path / "none").exists()
