@@ -18,9 +18,16 @@ generation, where the model is given the prompt alone. Encoded as one text, a me
 prompt's last characters and the answer's first into one token, and no position would be the
 boundary.
 
+--supervise all learns the earlier answers too, each with the token that ends its turn. Then a
+sample has several learned parts:
+
+    <|im_start|>user\\n2 + 2?<|im_end|>\\n<|im_start|>assistant\\n       4<|im_end|>   learned
+    \\n<|im_start|>user\\nAnd + 3?<|im_end|>\\n<|im_start|>assistant\\n   7<|im_end|>   learned
+
 Which tokens carry loss is decided by position, never by token id. In many models the padding token
 is the end token: masking by id would hide the end from the loss, and the model would never stop.
 """
+import itertools
 import json
 import subprocess
 import sys
@@ -34,14 +41,24 @@ from plumbing.errors import UserError
 from plumbing.files import ROOT
 
 ROLES = ("system", "user", "assistant", "tool")
+IGNORED = -100      # the label of a token that is not learned, as in Hugging Face's code
 # Llama 3's templates print today's date unless they are given one. A seed must mean the same data
 # tomorrow, so they are given this one.
 DATE = "26 Jul 2024"
 
 
 class Sample(NamedTuple):
-    ids: list[int]      # prompt and answer
-    start: int          # the first supervised position: the length of the prompt
+    ids: list[int]
+    labels: list[int]   # the same ids where they are learned, IGNORED elsewhere
+
+    @property
+    def learned(self) -> int:
+        """The number of tokens that are learned."""
+        return len(self.labels) - self.labels.count(IGNORED)
+
+    def cut(self, length: int) -> "Sample":
+        """The first `length` tokens."""
+        return Sample(self.ids[:length], self.labels[:length])
 
 
 # ----- files --------------------------------------------------------------------------------------
@@ -63,7 +80,10 @@ def find_dataset(name: str) -> Path:
         raise UserError(f"data set {name} could not be prepared; see above, and "
                         f"{folder / 'prepare.py'}")
     if Path(name).is_dir():
-        raise UserError(f"--data {name}: the folder has no {missing[0]}.jsonl")
+        hint = ""
+        if missing == ["test"]:
+            hint = f"; python data/check.py {name} --convert NEW_FOLDER draws one by share"
+        raise UserError(f"--data {name}: the folder has no {missing[0]}.jsonl{hint}")
     known = sorted(path.parent.name for path in (ROOT / "data").glob("*/prepare.py"))
     raise UserError(f"--data {name}: no folder with train.jsonl and test.jsonl, and none of "
                     + ", ".join(known) + " (data/custom/README.md has how to write one)")
@@ -96,18 +116,27 @@ def read_messages(path: Path) -> list[list[dict]]:
 
 
 def parse_line(line: bytes) -> list[dict]:
-    """The messages of one line; other keys of the line are left alone.
+    """The messages of one line; other keys of the line are left alone. Raises ValueError."""
+    return check_messages(load_row(line))
 
-    Raises ValueError unless it is {"messages": [..., {"role": "assistant", "content": "..."}]}.
-    """
+
+def load_row(line: bytes):
+    """What the JSON of one line says. Raises ValueError with the place that is wrong."""
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as e:
         raise ValueError(f"not UTF-8: byte {e.start + 1} of the line") from None
     except json.JSONDecodeError as e:
         raise ValueError(f"not valid JSON: {e.msg} at character {e.pos + 1}") from None
     except RecursionError:
         raise ValueError("not valid JSON: nested too deep") from None
+
+
+def check_messages(row) -> list[dict]:
+    """The messages of a row.
+
+    Raises ValueError unless it is {"messages": [..., {"role": "assistant", "content": "..."}]}.
+    """
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
         raise ValueError('it must be {"messages": [...]}')
     messages = row["messages"]
@@ -133,40 +162,78 @@ def prompt_of(messages: list[dict], tokenizer) -> str:
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, date_string=DATE)
 
 
-def encode_sample(messages: list[dict], tokenizer) -> Sample:
-    """The sample's ids, uncut.
+def encode_sample(messages: list[dict], tokenizer, supervise: str = "last") -> Sample:
+    """The sample's ids and labels, uncut.
 
-    Raises UserError if the template does not render the prompt as the beginning of the whole: then
-    nobody can say where the answer begins. Some templates rewrite earlier turns when a later one
-    follows.
+    supervise: "last", the last message is learned; "all", every answer of the assistant. What it
+    says before the first question (a greeting) answers nothing, and is never learned. Raises
+    UserError if the template leaves open which tokens are an answer's.
     """
-    prompt = prompt_of(messages[:-1], tokenizer)
     whole = tokenizer.apply_chat_template(messages, date_string=DATE)
+    turns = [len(messages) - 1]
+    if supervise == "all":
+        turns = [i for i, m in enumerate(messages) if i and m["role"] == "assistant"]
+    ids, labels, done = [], [], 0           # done: characters of `whole` that are encoded
+    for turn in turns:
+        start, end = find_answer(messages, turn, whole, tokenizer)
+        context, answer = tokenizer.encode(whole[done:start]), tokenizer.encode(whole[start:end])
+        ids += context + answer
+        labels += [IGNORED] * len(context) + answer
+        done = end
+    return Sample(ids, labels)
+
+
+def find_answer(messages: list[dict], turn: int, whole: str, tokenizer) -> tuple[int, int]:
+    """Where the answer messages[turn] begins and ends in `whole`, the rendering of all messages.
+
+    It begins where its prompt ends, so `whole` must begin with the prompt. A rendering that stops
+    after the answer shows how it is written as the last one, and usually `whole` has the same in
+    this place. But some templates rewrite a turn when others follow. Qwen3's drops the thoughts:
+
+        messages[:turn + 1]    assistant\\n<think>\\n2 + 2\\n</think>\\n\\n4<|im_end|>
+        whole                  assistant\\n4<|im_end|>\\n<|im_start|>user\\nAnd + 3?<|im_end|>
+
+    Then what is left, up to the end of the turn, must be the end of the answer: 4<|im_end|>. If a
+    template does neither, UserError is raised.
+    """
+    prompt = prompt_of(messages[:turn], tokenizer)
     if not whole.startswith(prompt):
         raise UserError("the chat template rewrites the prompt when the answer follows, so that "
                         f"their boundary is unclear; it begins with {prompt[-40:]!r}")
-    prompt_ids = tokenizer.encode(prompt)
-    answer_ids = tokenizer.encode(whole[len(prompt):])
+    start, rest = len(prompt), whole[len(prompt):]
+    end = "" if tokenizer.end_of_turn is None else tokenizer.decode([tokenizer.end_of_turn])
+    answer = tokenizer.apply_chat_template(messages[:turn + 1], date_string=DATE)
+    answer = answer.removeprefix(prompt)
     # Most templates write a newline after the end of the turn. Generation stops before it, so it is
     # not learned.
-    if tokenizer.end_of_turn in answer_ids:
-        while answer_ids[-1] != tokenizer.end_of_turn:
-            answer_ids.pop()
-    return Sample(prompt_ids + answer_ids, len(prompt_ids))
+    if end in answer:
+        answer = answer[:answer.rindex(end) + len(end)]
+    if rest.startswith(answer):
+        return start, start + len(answer)
+    left = rest[:rest.find(end) + len(end)]
+    if left and left.endswith(end) and answer.endswith(left):
+        return start, start + len(left)
+    raise UserError(f"the chat template rewrites message {turn + 1} when others follow, so that it "
+                    "is unclear which tokens are its answer; --supervise last learns the last "
+                    "message alone")
 
 
-def load_split(path: Path, tokenizer, max_length: int) -> tuple[list[Sample], int]:
+def load_split(path: Path, tokenizer, max_length: int, supervise: str = "last"
+               ) -> tuple[list[Sample], int]:
     """The samples of one file, cut at the right end to `max_length` tokens -> (samples, dropped).
 
     A cut sample has lost its end token: it still teaches, but not where to stop. A sample is
     dropped if its prompt alone fills `max_length`, because nothing supervised is left. Raises
-    UserError if that happens to all of them.
+    UserError if that happens to all of them, or with the line that the template refuses.
     """
     samples, dropped = [], 0
-    for messages in read_messages(path):
-        ids, start = encode_sample(messages, tokenizer)
-        if start < len(ids[:max_length]):
-            samples.append(Sample(ids[:max_length], start))
+    for messages, (number, _) in zip(read_messages(path), numbered_lines(path)):
+        try:
+            sample = encode_sample(messages, tokenizer, supervise).cut(max_length)
+        except UserError as e:
+            raise UserError(f"{path}, line {number}: {e}") from None
+        if sample.learned:
+            samples.append(sample)
         else:
             dropped += 1
     if not samples:
@@ -220,20 +287,22 @@ def pad_batch(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
     """
     B, T = len(samples), max(len(sample.ids) for sample in samples)
     ids = torch.zeros((B, T), dtype=torch.long)
-    labels = torch.full((B, T), -100)
-    for b, (tokens, start) in enumerate(samples):
-        ids[b, :len(tokens)] = torch.tensor(tokens)
-        labels[b, start:len(tokens)] = torch.tensor(tokens[start:])
+    labels = torch.full((B, T), IGNORED)
+    for b, sample in enumerate(samples):
+        ids[b, :len(sample.ids)] = torch.tensor(sample.ids)
+        labels[b, :len(sample.labels)] = torch.tensor(sample.labels)
     return ids, labels
 
 
 # ----- one sample, shown --------------------------------------------------------------------------
 
 def show_sample(sample: Sample, tokenizer):
-    """Print a sample, its supervised part in green or, outside a terminal, between » and «."""
+    """Print a sample, what is learned in green or, outside a terminal, between » and «."""
     left, right = ("\033[32m", "\033[0m") if sys.stdout.isatty() else ("»", "«")
-    prompt = tokenizer.decode(sample.ids[:sample.start])
-    answer = tokenizer.decode(sample.ids[sample.start:])
-    learned = len(sample.ids) - sample.start
-    print(f"\nthe first sample, {len(sample.ids)} tokens; the {learned} between {left}these marks"
-          f"{right} are learned:\n{prompt}{left}{answer}{right}\n", flush=True)
+    shown = ""
+    pairs = zip(sample.ids, sample.labels, strict=True)
+    for learned, part in itertools.groupby(pairs, key=lambda pair: pair[1] != IGNORED):
+        text = tokenizer.decode([token for token, _ in part])
+        shown += left + text + right if learned else text
+    print(f"\nthe first sample, {len(sample.ids)} tokens; the {sample.learned} between {left}these "
+          f"marks{right} are learned:\n{shown}\n", flush=True)

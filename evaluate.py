@@ -10,12 +10,13 @@ r"""Measure a model on the test split of a data set: the test NLL, and the metri
     accuracy      classification: the share of right labels, counted in two ways
     bleu          corpus BLEU against any number of references, as sacrebleu has it
 
-metrics.py has the rules of each. The folder of a data set names its metric in task.json:
+metrics.py has the rules of each. Without a metric the answers are written all the same, to be read.
+The folder of a data set names its metric in task.json:
 
     {"metric": "exact_match"}
     {"metric": "accuracy", "labels": ["negative", "positive"]}
     {"metric": "bleu"}
-    {"metric": null}                                    the NLL alone, also if there is no task.json
+    {"metric": null}                                    none, as if there were no task.json
 
 A line of test.jsonl may hold "references": ["...", "..."] next to its "messages": all the right
 answers. Without it, the assistant's message is the one right answer.
@@ -63,9 +64,11 @@ from plumbing.files import (NANO_BASE, describe_missing_file, make_folder, read_
                             resolve, write_json)
 from plumbing.records import read_rows
 from plumbing.text import markdown_table
+from settings import SUPERVISE
 
 # Each metric, and how many tokens an answer may have: a calculation, a label, a sentence or two.
 METRICS = {"exact_match": 256, "accuracy": 16, "bleu": 96}
+TOKENS_WITHOUT_METRIC = 256
 
 
 # ----- settings -----------------------------------------------------------------------------------
@@ -82,9 +85,12 @@ class Settings:
     batch: int = flag(16, "answers generated together", at_least=1)
     max_new_tokens: int = flag(
         None, "longest answer, in tokens; default: "
-        + ", ".join(f"{most} for {metric}" for metric, most in METRICS.items()), at_least=1)
+        + ", ".join(f"{most} for {metric}" for metric, most in METRICS.items())
+        + f", {TOKENS_WITHOUT_METRIC} without a metric", at_least=1)
     max_length: int = flag(
         256, "tokens; for the test NLL longer samples are cut, as in train.py", at_least=1)
+    supervise: str = flag(
+        "last", "the answers that the test NLL is of, as in train.py", choices=SUPERVISE)
     metric: str = flag(
         None, "default: what the data set's task.json says", choices=tuple(METRICS))
     labels: str = flag(None, "of accuracy, separated by commas; default: those of task.json")
@@ -239,7 +245,7 @@ def encode_labels(questions, labels, tokenizer) -> list[list[list[int]]]:
         for label in labels:
             messages = [*question.messages[:-1], {"role": "assistant", "content": label}]
             sample = dataset.encode_sample(messages, tokenizer)
-            answers.append(sample.ids[sample.start:])
+            answers.append(sample.ids[-sample.learned:])
         encoded.append(answers)
     return encoded
 
@@ -260,7 +266,7 @@ def label_nll(model, prompts: list[list[int]], answers: list[list[list[int]]]) -
     cache.used = ids.shape[1]
     nlls = []
     for answer in zip(*answers):                        # B lists of ids, one for each prompt
-        ids, targets = dataset.pad_batch([dataset.Sample(row, 0) for row in answer])    # (B, T)
+        ids, targets = dataset.pad_batch([dataset.Sample(row, row) for row in answer])  # (B, T)
         h = model.hidden_after(ids.to(model.device), cache)                     # (B, T, C)
         h = torch.cat((last, h[:, :-1]), dim=1)         # each predicts the token after it
         logits = model.lm_head(h).float().transpose(1, 2)                       # (B, V, T)
@@ -278,7 +284,8 @@ def run_evaluation(settings) -> dict:
     folder = dataset.find_dataset(settings.data)
     task = read_task(folder, settings.metric, settings.labels)
     questions = read_questions(folder / "test.jsonl", task, settings.limit)
-    settings.max_new_tokens = settings.max_new_tokens or METRICS.get(task.metric)
+    if settings.max_new_tokens is None:
+        settings.max_new_tokens = METRICS.get(task.metric, TOKENS_WITHOUT_METRIC)
     identity = describe_evaluation(settings, task, folder)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     out = Path(settings.out or f"out/eval_{digest[:10]}.jsonl")
@@ -299,12 +306,11 @@ def run_evaluation(settings) -> dict:
         if "test_nll" not in result:
             result |= measure_test_nll(model, tokenizer, folder / "test.jsonl", settings)
             write_json(path, result)
-        if task.metric:
-            answer_questions(model, tokenizer, task, questions, rows, out, settings)
-            in_order = [rows[question.index] for question in questions]
-            with replacing(out) as part:
-                part.write_text(answer_lines(in_order), encoding="utf-8", errors="backslashreplace")
-            result |= summarize_answers(task, in_order)
+        answer_questions(model, tokenizer, task, questions, rows, out, settings)
+        in_order = [rows[question.index] for question in questions]
+        with replacing(out) as part:
+            part.write_text(answer_lines(in_order), encoding="utf-8", errors="backslashreplace")
+        result |= summarize_answers(task, in_order)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped with {len(rows)} of {len(questions)} answers; the same "
                                 "command continues") from None
@@ -330,7 +336,7 @@ def open_adapted_model(settings):
 
 def measure_test_nll(model, tokenizer, path, settings) -> dict:
     """test_nll as train.py logs it; test_dropped: samples whose prompt alone fills --max_length."""
-    samples, dropped = dataset.load_split(path, tokenizer, settings.max_length)
+    samples, dropped = dataset.load_split(path, tokenizer, settings.max_length, settings.supervise)
     batches = dataset.micro_batches(samples[:settings.limit], settings.batch)
     return {"test_dropped": dropped, "test_nll": mean_nll(model, batches)}
 
@@ -345,6 +351,8 @@ def describe_evaluation(settings, task, folder: Path) -> dict:
     """
     names = ("model", "adapter", "data", "limit", "max_length", "max_new_tokens", "dtype", "nf4")
     description = {name: getattr(settings, name) for name in names} | task._asdict()
+    if settings.supervise != "last":        # a later setting: earlier results keep their names
+        description["supervise"] = settings.supervise
     weights = []
     for file in weight_files(resolve(settings.model)):
         weights.append((file.name, file.stat().st_size, file.stat().st_mtime))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 
 class Task(NamedTuple):
-    metric: str | None          # exact_match, accuracy or bleu; None: nothing is answered
+    metric: str | None          # exact_match, accuracy or bleu; None: answers are not judged
     labels: list[str]           # of accuracy, in Unicode's form NFC; else empty
 
 
@@ -244,7 +244,7 @@ def judge_answer(task, messages: list[dict], references: list[str], answer: str)
 
 
 def summarize_answers(task, rows: list[dict]) -> dict:
-    """The metric over all answers. Shares lie between 0 and 1.
+    """Their number, and the metric over all answers if there is one. Shares lie between 0 and 1.
 
     An answer that ran into the limit of tokens counts like any other, by what it holds until then.
 
@@ -253,6 +253,8 @@ def summarize_answers(task, rows: list[dict]) -> dict:
     summary = {"n": len(rows)}
     for name in ("tokens", "seconds"):
         summary[f"answer_{name}"] = round(sum(row[name] for row in rows), 3)
+    if task.metric is None:
+        return summary
     if task.metric == "bleu":
         answers, references = [row["answer"] for row in rows], [row["references"] for row in rows]
         return summary | {"bleu": corpus_bleu(answers, references)}

@@ -628,8 +628,9 @@ def count_supervised_tokens(config: Config) -> tuple[int, int]:
     else:
         folder = resolve(config.model, ["tokenizer*.json", "chat_template*"])
     tokenizer = Tokenizer.from_pretrained(folder)
-    samples, _ = load_split(find_dataset(config.data) / "train.jsonl", tokenizer, config.max_length)
-    tokens = sum(len(sample.ids) - sample.start for sample in samples)
+    path = find_dataset(config.data) / "train.jsonl"
+    samples, _ = load_split(path, tokenizer, config.max_length, config.supervise)
+    tokens = sum(sample.learned for sample in samples)
     epochs = config.max_steps * config.batch_eff / len(samples)
     return tokens, round(tokens * min(1, epochs))
 
@@ -876,8 +877,8 @@ def draw_memory(c: ModelConfig, config: Config, path: Path):
 
 # ----- the command --------------------------------------------------------------------------------
 
-TRAIN_FLAGS = ["model", "data", "method", "nf4", "options", "rank", "targets", "optimizer",
-               "micro_bs", "grad_accum", "max_length", "max_steps", "dtype", "device"]
+TRAIN_FLAGS = ["model", "data", "supervise", "method", "nf4", "options", "rank", "targets",
+               "optimizer", "micro_bs", "grad_accum", "max_length", "max_steps", "dtype", "device"]
 
 
 def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool]:

@@ -28,6 +28,7 @@ RELATIVES = tuple(sorted(path.stem for path in FOLDER.glob("[a-z]*.py")))
 METHODS = ("full", "qlora", *RELATIVES)
 OPTIMIZER_NAMES = ("adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
+SUPERVISE = ("last", "all")
 SCHEDULES = ("constant", "cosine", "linear")
 LESS_MEMORY = ("lower --micro_bs (and raise --grad_accum as much), or --max_length, or add "
                "--gradient_checkpointing")
@@ -39,6 +40,9 @@ class Config:
         "nano", "folder, hub repository (owner/name, owner/name@revision), or the embedded nano",
         group="what")
     data: str = flag("nano", "name under data/, or a folder with train.jsonl and test.jsonl")
+    supervise: str = flag(
+        "last", "the answers that are learned: the last of a conversation, or all of the "
+        "assistant's", choices=SUPERVISE)
     method: str = flag(
         "lora", "what is trained: full, every weight; lora, adapters on a frozen base; qlora, "
         "adapters on a base in four bits; the others are LoRA's relatives and rivals, and each is "

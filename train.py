@@ -77,8 +77,9 @@ def read_data(config: Config) -> Data:
     check_config(config)
     tokenizer = Tokenizer.from_pretrained(config.model)
     folder = dataset.find_dataset(config.data)
-    train_set, dropped = dataset.load_split(folder / "train.jsonl", tokenizer, config.max_length)
-    test_set, test_dropped = dataset.load_split(folder / "test.jsonl", tokenizer, config.max_length)
+    how = tokenizer, config.max_length, config.supervise
+    train_set, dropped = dataset.load_split(folder / "train.jsonl", *how)
+    test_set, test_dropped = dataset.load_split(folder / "test.jsonl", *how)
     test_set = test_set[:config.eval_samples or None]
     return Data(tokenizer, folder, train_set, dropped, test_set, test_dropped)
 

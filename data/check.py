@@ -2,14 +2,20 @@
 
     python data/check.py my_folder --model HuggingFaceTB/SmolLM2-135M-Instruct --max_length 256
     python data/check.py my.jsonl --test my_test.jsonl
+    python data/check.py my.json --convert my_folder --test_share 0.1
 
 For each file it says which lines are wrong and why, how long the samples are, how many are cut, and
 which prompts occur twice. It also looks for test prompts in the training file, and shows one sample
 with the part that is learned marked. Exit code 2 if a line is wrong, else 0.
+
+--convert writes train.jsonl and test.jsonl in our form, from a file in ShareGPT's or Alpaca's form,
+from prompt / completion pairs (forms.py shows them), or from our own form. If there is no test
+split, it draws one.
 """
 import bisect
 import json
 import math
+import shlex
 import statistics
 import sys
 from collections import Counter
@@ -17,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path += [str(Path(__file__).resolve().parents[n]) for n in (0, 1)]     # data/, and above it
+from common import write_files  # noqa: E402
 from dataset import (  # noqa: E402
     Sample,
     encode_sample,
@@ -26,8 +33,10 @@ from dataset import (  # noqa: E402
     parse_line,
     show_sample,
 )
+from forms import find_form, is_list, read_any_form, split_by_share  # noqa: E402
 from plumbing.cli import check_ranges, flag, parse_flags, run_command  # noqa: E402
 from plumbing.errors import UserError, errors_in_one_line, fail  # noqa: E402
+from settings import SUPERVISE  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
 SHOWN = 10          # wrong lines that are shown of a file
@@ -37,11 +46,19 @@ BAR = 40            # characters of the longest bar of a histogram
 @dataclass
 class Settings:
     data: str = flag(
-        None, "a .jsonl file, a folder with train.jsonl and test.jsonl, or a name under data/",
-        positional=True)
+        None, "a .jsonl or .json file, a folder with train.jsonl and test.jsonl, or a name under "
+        "data/", positional=True)
     model: str = flag("nano", "whose tokenizer and chat template are used")
     max_length: int = flag(256, "tokens, as train.py cuts them", at_least=1)
+    supervise: str = flag("last", "the answers that are learned, as in train.py", choices=SUPERVISE)
     test: Path = flag(None, "the test file that goes with the file")
+    convert: Path = flag(
+        None, "write train.jsonl and test.jsonl in our form to this folder, and nothing over what "
+        "exists", group="other forms, and a test split")
+    test_share: float = flag(
+        0.1, "share of the samples that are drawn for testing, if there is no test split; at least "
+        "one. Samples that begin with the same question stay together", above=0, at_most=0.9)
+    seed: int = flag(42, "of that draw", at_least=0)
 
 
 class Line(NamedTuple):
@@ -52,7 +69,7 @@ class Line(NamedTuple):
 
 # ----- read a file --------------------------------------------------------------------------------
 
-def survey_file(path: Path, tokenizer) -> tuple[list[Line], list[str]]:
+def survey_file(path: Path, tokenizer, supervise: str = "last") -> tuple[list[Line], list[str]]:
     """Every line that can be learned from, and for every other one what is wrong with it.
 
     It reads and encodes lines as training does. But training stops at the first wrong line.
@@ -61,7 +78,8 @@ def survey_file(path: Path, tokenizer) -> tuple[list[Line], list[str]]:
     for number, line in numbered_lines(path):
         try:
             messages = parse_line(line)
-            lines.append(Line(number, messages, encode_sample(messages, tokenizer)))
+            sample = encode_sample(messages, tokenizer, supervise)
+            lines.append(Line(number, messages, sample))
         except ValueError as e:
             wrong.append(f"line {number}: {' '.join(str(e).split())}")
     if not lines and not wrong:
@@ -92,14 +110,18 @@ def fold_messages(messages: list[dict]) -> str:
 def show_file(path: Path, lines: list[Line], wrong: list[str], max_length: int):
     samples = "1 sample" if len(lines) == 1 else f"{len(lines):,} samples"
     print(f"{path}: {samples}, wrong lines: {len(wrong):,}")
-    for reason in wrong[:SHOWN]:
-        print(f"  {reason}")
-    if len(wrong) > SHOWN:
-        print(f"  and {len(wrong) - SHOWN:,} more")
+    show_wrong(wrong)
     if lines:
         show_lengths([line.sample for line in lines], max_length)
         show_repeats(find_repeats(lines, lines), "prompts that an earlier line also has")
     print()
+
+
+def show_wrong(reasons: list[str]):
+    for reason in reasons[:SHOWN]:
+        print(f"  {reason}")
+    if len(reasons) > SHOWN:
+        print(f"  and {len(reasons) - SHOWN:,} more")
 
 
 def show_lengths(samples: list[Sample], max_length: int):
@@ -109,15 +131,15 @@ def show_lengths(samples: list[Sample], max_length: int):
     alone fills max_length, nothing is left to learn, and training drops the sample.
     """
     lengths = [len(sample.ids) for sample in samples]
-    prompts = [sample.start for sample in samples]
-    answers = [n - start for n, start in zip(lengths, prompts, strict=True)]
+    answers = [sample.learned for sample in samples]
+    prompts = [n - learned for n, learned in zip(lengths, answers, strict=True)]
     print(f"\n  {'tokens per sample':<18}{'median':>9}{'longest':>10}{'in all':>14}")
     for name, some in (("prompt", prompts), ("answer, learned", answers), ("together", lengths)):
         print(f"  {name:<18}{statistics.median_low(some):>9,}{max(some):>10,}{sum(some):>14,}")
     print()
     show_histogram(lengths, max_length)
     cut = sum(n > max_length for n in lengths)
-    dropped = sum(start >= max_length for start in prompts)
+    dropped = sum(not sample.cut(max_length).learned for sample in samples)
     print(f"\n  cut at --max_length {max_length:,} (░): {cut:,}; dropped, because nothing of the "
           f"answer is left: {dropped:,}")
 
@@ -160,19 +182,75 @@ def show_repeats(pairs: list[tuple[Line, Line]], what: str):
 
 def show_first_sample(lines: list[Line], tokenizer, max_length: int):
     """The first sample of which something is learned, as training cuts it."""
-    for _, _, (ids, start) in lines:
-        if start < len(ids[:max_length]):
-            show_sample(Sample(ids[:max_length], start), tokenizer)
+    for line in lines:
+        cut = line.sample.cut(max_length)
+        if cut.learned:
+            show_sample(cut, tokenizer)
             return
+
+
+# ----- other forms --------------------------------------------------------------------------------
+
+def refuse_other_form(path: Path, settings):
+    """Raise UserError, with the command that converts, for a file that train.py cannot read."""
+    form, one_list = find_form(path), is_list(path)
+    if form is None and path.suffix == ".json":
+        raise UserError(f"{path} is in none of the forms that are known here; data/forms.py lists "
+                        "them")
+    if form is None or (form == "our" and not one_list):
+        return
+    command = ["python", "data/check.py", settings.data, "--convert", "out_folder"]
+    if settings.test:
+        command += ["--test", str(settings.test)]
+    what = "one list of samples in our form" if form == "our" else f"in {form} form"
+    raise UserError(f"{path} is {what}; {shlex.join(command)} writes it as train.py reads it")
+
+
+def convert_files(train: Path, test: Path | None, settings):
+    """Write train.jsonl and test.jsonl to the folder --convert, both or none.
+
+    Rows that cannot be learned from are left out and named.
+    """
+    targets = [settings.convert / "train.jsonl", settings.convert / "test.jsonl"]
+    for path in targets:
+        if path.exists():
+            raise UserError(f"{path} exists already; give another folder to --convert")
+    train_rows = read_rows_to_convert(train)
+    if test:
+        test_rows, drawn = read_rows_to_convert(test), ""
+    else:
+        train_rows, test_rows = split_by_share(train_rows, settings.test_share, settings.seed)
+        drawn = f", drawn by --test_share {settings.test_share:g} --seed {settings.seed}"
+    splits = train_rows, test_rows
+    write_files({path: lines_of(rows) for path, rows in zip(targets, splits, strict=True)})
+    print(f"{targets[0]}: {len(train_rows):,} samples\n{targets[1]}: {len(test_rows):,}{drawn}\n"
+          f"To check them: {shlex.join(['python', 'data/check.py', str(settings.convert)])}")
+
+
+def read_rows_to_convert(path: Path) -> list[dict]:
+    """The rows of `path` in our form. Prints which are left out. Raises UserError if all are."""
+    form = find_form(path)
+    rows, wrong = read_any_form(path)
+    print(f"{path}: {len(rows):,} samples in {form or 'no known'} form, left out: {len(wrong):,}")
+    show_wrong(wrong)
+    if not rows:
+        raise UserError(f"{path} holds no sample that can be converted; data/forms.py lists the "
+                        "forms")
+    return rows
+
+
+def lines_of(rows: list[dict]) -> bytes:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return text.encode("utf-8", errors="backslashreplace")      # half a surrogate pair: \\ud83d
 
 
 # ----- the command --------------------------------------------------------------------------------
 
-def check_files(train: Path, test: Path | None, tokenizer, max_length: int) -> int:
+def check_files(train: Path, test: Path | None, tokenizer, max_length: int, supervise: str) -> int:
     """Print how a training file and, if given, its test file look -> how many lines are wrong."""
-    train_lines, wrong = survey_file(train, tokenizer)
+    train_lines, wrong = survey_file(train, tokenizer, supervise)
     if test:
-        test_lines, test_wrong = survey_file(test, tokenizer)
+        test_lines, test_wrong = survey_file(test, tokenizer, supervise)
     show_file(train, train_lines, wrong, max_length)
     if test:
         show_file(test, test_lines, test_wrong, max_length)
@@ -183,16 +261,30 @@ def check_files(train: Path, test: Path | None, tokenizer, max_length: int) -> i
     return len(wrong)
 
 
+def find_files(settings) -> tuple[Path, Path | None]:
+    """The training file, and the test file if there is one."""
+    path = Path(settings.data)
+    if path.suffix in (".json", ".jsonl") and not path.is_dir():
+        return path, settings.test
+    test = path / "test.jsonl"
+    if settings.convert and path.is_dir():
+        return path / "train.jsonl", settings.test or (test if test.exists() else None)
+    folder = find_dataset(settings.data)
+    return folder / "train.jsonl", settings.test or folder / "test.jsonl"
+
+
 def main(argv=None):
     settings = parse_flags(Settings, "data/check.py", __doc__, argv)
     with errors_in_one_line():
         check_ranges(settings)
+        train, test = find_files(settings)
+        if settings.convert:
+            convert_files(train, test, settings)
+            return
+        for path in (train, test) if test else (train,):
+            refuse_other_form(path, settings)
         tokenizer = Tokenizer.from_pretrained(settings.model)
-        train, test = Path(settings.data), settings.test
-        if train.suffix != ".jsonl":
-            folder = find_dataset(settings.data)
-            train, test = folder / "train.jsonl", test or folder / "test.jsonl"
-        wrong = check_files(train, test, tokenizer, settings.max_length)
+        wrong = check_files(train, test, tokenizer, settings.max_length, settings.supervise)
     if wrong:
         fail(f"wrong lines: {wrong:,}, up to {SHOWN} per file shown above; training stops at the "
              "first")

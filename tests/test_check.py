@@ -3,12 +3,20 @@ import importlib.util
 import json
 import random
 import re
+import shlex
 
 import pytest
 from conftest import CHATML, REPO, tiny_tokenizer
-from runs import one_line, write_lines
+from runs import contents, one_line, write_lines
 
 import dataset
+import evaluate
+import export
+import sample
+import train
+from plumbing.records import read_rows
+from settings import parse as parse_run
+from settings import settled
 from tokenizer import Tokenizer
 
 spec = importlib.util.spec_from_file_location("data_check", REPO / "data/check.py")
@@ -26,7 +34,7 @@ def check(checkpoint, capsys):
     model = checkpoint()
     capsys.readouterr()                 # what transformers prints as it writes
 
-    def run(*arguments):
+    def run(*arguments):                # of two --model the last one counts
         data_check.main([*map(str, arguments), f"--model={model}"])
         return capsys.readouterr().out
     return run
@@ -59,14 +67,14 @@ def test_check_measures_what_training_will_see(checkpoint, tmp_path, check, max_
     write_lines(path, conversations)
     tokenizer = Tokenizer.from_pretrained(checkpoint())
     samples = [dataset.encode_sample(messages, tokenizer) for messages in conversations]
-    max_length = max_length or samples[0].start     # None: nothing of the first answer is left
+    prompt = [len(sample.ids) - sample.learned for sample in samples]
+    max_length = max_length or prompt[0]            # None: nothing of the first answer is left
     kept, dropped = dataset.load_split(path, tokenizer, max_length)
     out = check(path, f"--max_length={max_length}")
 
     assert f"{path}: 60 samples, wrong lines: 0\n" in out
     together = [len(sample.ids) for sample in samples]
-    prompt = [sample.start for sample in samples]
-    answer = [len(sample.ids) - sample.start for sample in samples]
+    answer = [sample.learned for sample in samples]
     for name, lengths in (("prompt", prompt), ("answer, learned", answer), ("together", together)):
         median, longest, in_all = read_numbers(rf"^  {name} +(\S+) +(\S+) +(\S+)$", out)
         assert longest == max(lengths) and in_all == sum(lengths)
@@ -76,8 +84,8 @@ def test_check_measures_what_training_will_see(checkpoint, tmp_path, check, max_
 
     shown = re.search(r"the first sample, (\d+) tokens; the (\d+) between »these marks« are learned"
                       r":.*»(.*)«", out, re.DOTALL).groups()
-    ids, start = kept[0]
-    assert shown == (str(len(ids)), str(len(ids) - start), tokenizer.decode(ids[start:]))
+    ids, learned = kept[0].ids, kept[0].learned
+    assert shown == (str(len(ids)), str(learned), tokenizer.decode(ids[-learned:]))
 
 
 @pytest.mark.parametrize("max_length", [1, 100, 300, 10_000])
@@ -173,25 +181,285 @@ def test_check_ends_in_one_line_for_what_a_user_gets_wrong(tmp_path, check_fails
         assert words in check_fails(*arguments)[1]
 
 
+# ----- other forms, and a test split --------------------------------------------------------------
+
+FORMS = {
+    "ShareGPT": {"id": "a1", "conversations": [
+        {"from": "system", "value": "Trả lời ngắn."}, {"from": "human", "value": "Mấy giờ mở?"},
+        {"from": "gpt", "value": "8 giờ."}, {"from": "human", "value": "Còn đóng?"},
+        {"from": "gpt", "value": "21 giờ."}, {"from": "human", "value": "Cảm ơn!"}]},
+    "Alpaca": {"instruction": "Dịch câu này.", "input": "I am here.", "output": "Tôi đây."},
+    "Alpaca form": {"instruction": "Kể 1 số lẻ.", "input": "", "output": "7"},     # the same form
+    "prompt / completion": {"prompt": "2 + 2?", "completion": "4"},
+    "one list of samples in our": {"messages": say("Còn áo đỏ?", "Còn."), "references": ["Còn"]}}
+EXPECTED = {
+    "ShareGPT": [{"role": "system", "content": "Trả lời ngắn."}, *say("Mấy giờ mở?", "8 giờ."),
+                 *say("Còn đóng?", "21 giờ.")],        # the question at the end has no answer
+    "Alpaca": say("Dịch câu này.\n\nI am here.", "Tôi đây."),
+    "Alpaca form": say("Kể 1 số lẻ.", "7"),
+    "prompt / completion": say("2 + 2?", "4"),
+    "one list of samples in our": say("Còn áo đỏ?", "Còn.")}
+
+
+def number_questions(text, i):
+    """A row's text with its questions made unique."""
+    return text.replace("?", f" {i}?").replace("câu này", f"câu {i}").replace("lẻ", f"lẻ {i}")
+
+
+def write_rows(path, rows):
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    text = "\n".join(lines) if path.suffix == ".jsonl" else f"[\n{', '.join(lines)}]"
+    path.write_text(text, encoding="utf-8-sig")
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize("form", FORMS)
+def test_another_form_is_named_and_converted_by_the_command_that_is_named(
+        tmp_path, monkeypatch, check, check_fails, form, suffix):
+    if (form, suffix) == ("one list of samples in our", ".jsonl"):
+        return                                                      # it is our form
+    monkeypatch.chdir(tmp_path)
+    row = json.dumps(FORMS[form], ensure_ascii=False)
+    path = tmp_path / f"my own{suffix}"
+    write_rows(path, [json.loads(number_questions(row, i)) for i in range(40)])
+    error = check_fails(path.name)[1]
+    assert f"my own{suffix} is " in error and f"{form.removesuffix(' form')} form; " in error
+    words = shlex.split(error.partition("; ")[2].partition(" writes it as train.py reads it")[0])
+    assert words == ["python", "data/check.py", path.name, "--convert", "out_folder"]
+    assert list(tmp_path.iterdir()) == [path]                       # nothing but the advice
+    assert f"{path.name}: 40 samples in " in check(*words[2:])
+
+    out = tmp_path / "out_folder"
+    train, test = read_lines(out / "train.jsonl"), read_lines(out / "test.jsonl")
+    assert (len(train), len(test)) == (36, 4)
+    expected = json.dumps(EXPECTED[form], ensure_ascii=False)
+    expected = [number_questions(expected, i) for i in range(40)]
+    converted = [json.dumps(row["messages"], ensure_ascii=False) for row in train + test]
+    assert sorted(converted) == sorted(expected)
+    assert all(("references" in row) == ("references" in FORMS[form]) for row in train + test)
+    assert "prompts of test.jsonl that train.jsonl also has: 0" in check("out_folder")
+
+
+def pairs(questions):
+    return [{"prompt": question, "completion": str(i)} for i, question in enumerate(questions)]
+
+
+def convert(check, folder, rows, *flags):
+    """-> (training questions, test questions) after --convert."""
+    folder.mkdir(exist_ok=True)
+    write_rows(folder / "rows.jsonl", rows)
+    out = folder / f"out{len(list(folder.iterdir()))}"
+    check(folder / "rows.jsonl", f"--convert={out}", *flags)
+    return [[row["messages"][0]["content"] for row in read_lines(out / f"{split}.jsonl")]
+            for split in ("train", "test")]
+
+
+@pytest.mark.parametrize(("n", "share", "n_test"), [
+    (200, 0.2, 40), (200, 0.1, 20), (25, 0.1, 2), (3, 0.1, 1), (2, 0.1, 1), (2, 0.9, 1)])
+def test_the_share_of_the_test_split(tmp_path, check, n, share, n_test):
+    rows = pairs(f"{i}?" for i in range(n))
+    train, test = convert(check, tmp_path, rows, f"--test_share={share}")
+    assert (len(train), len(test)) == (n - n_test, n_test)
+    assert sorted(train + test) == sorted(row["prompt"] for row in rows)
+
+
+def test_the_seed_draws_the_test_split(tmp_path, check):
+    rows = pairs(f"{i}?" for i in range(100))
+    splits = [convert(check, tmp_path, rows, *flags)
+              for flags in ([], ["--seed=42"], ["--seed=43"])]
+    assert splits[0] == splits[1] and set(splits[0][1]) != set(splits[2][1])
+    assert splits[0][1] != [f"{i}?" for i in range(10)]             # not the first
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_question_that_comes_again_lands_on_one_side(tmp_path, check, seed):
+    """30 questions, each asked once to four times in other cases and spacings."""
+    draw = random.Random(seed)
+    questions = []
+    for i in range(30):
+        ways = f"Giá áo {i}?", f"giá  ÁO {i}?", f" Giá áo\n{i}? "
+        questions += [draw.choice(ways) for _ in range(draw.randint(1, 4))]
+    draw.shuffle(questions)
+    split = convert(check, tmp_path, pairs(questions), f"--seed={seed}")
+    sides = [{" ".join(text.lower().split()) for text in side} for side in split]
+    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 30
+    assert sorted(split[0] + split[1]) == sorted(questions)
+    assert 0 <= round(len(questions) / 10) - len(split[1]) <= 3     # the last ones did not fit
+
+
+def test_conversations_that_begin_alike_stay_together(tmp_path, check):
+    """A line for each turn: the second holds the answer to the first one's question."""
+    rows = []
+    for i in range(10):
+        first, second = say(f"{i}?", f"{i}."), say("Vì sao?", "Thế thôi.")
+        rows += [{"messages": first}, {"messages": first + second}]
+    train, test = convert(check, tmp_path, rows, "--test_share=0.2")
+    assert len(train) == 16 and len(set(train)) == 8
+    assert len(test) == 4 and len(set(test)) == 2
+
+
+def test_groups_that_are_larger_than_the_share(tmp_path, check, check_fails):
+    questions = ["A?"] * 5 + ["B?"] * 3 + ["C?"] * 4
+    train, test = convert(check, tmp_path, pairs(questions), "--test_share=0.1")
+    assert test == ["B?"] * 3 and sorted(train) == ["A?"] * 5 + ["C?"] * 4
+    write_rows(tmp_path / "same.jsonl", pairs(["A?"] * 5))
+    error = check_fails(tmp_path / "same.jsonl", f"--convert={tmp_path / 'no'}")[1]
+    assert "all samples begin with the same question" in error and not (tmp_path / "no").exists()
+
+
+def test_a_folder_without_a_test_split(tmp_path, check, check_fails):
+    folder, out = tmp_path / "mine", tmp_path / "out"
+    folder.mkdir()
+    write_lines(folder / "train.jsonl", [say(f"{i}?", "!") for i in range(20)])
+    before = contents(folder)
+    assert f"python data/check.py {folder} --convert NEW_FOLDER draws one" in check_fails(folder)[1]
+    check(folder, f"--convert={out}", "--test_share=0.25")
+    assert [len(read_lines(out / f"{split}.jsonl")) for split in ("train", "test")] == [15, 5]
+    assert contents(folder) == before
+    check(out)                                                      # and it passes
+
+
+def test_a_test_split_that_exists_is_converted_and_not_drawn(tmp_path, check):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    write_rows(folder / "train.jsonl", pairs(["A?", "B?"]))
+    write_rows(folder / "test.jsonl", pairs(["C?"]))
+    check(folder, f"--convert={tmp_path / 'one'}")
+    train, test = (folder / f"{split}.jsonl" for split in ("train", "test"))
+    check(train, f"--test={test}", f"--convert={tmp_path / 'two'}")
+    for out in (tmp_path / "one", tmp_path / "two"):
+        assert [row["messages"] for row in read_lines(out / "train.jsonl")] == [
+            say("A?", "0"), say("B?", "1")]
+        assert [row["messages"] for row in read_lines(out / "test.jsonl")] == [say("C?", "0")]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl"])
+def test_nothing_is_written_over(tmp_path, check_fails, name):
+    write_rows(tmp_path / "rows.jsonl", pairs(["A?", "B?"]))
+    (tmp_path / name).write_text("mine")
+    before = contents(tmp_path)
+    error = check_fails(tmp_path / "rows.jsonl", f"--convert={tmp_path}")[1]
+    assert f"{tmp_path / name} exists already" in error and contents(tmp_path) == before
+
+
+def test_rows_that_cannot_be_learned_from_are_left_out_and_named(tmp_path, check, check_fails):
+    good = pairs(["A?", "B?"])
+    bad = {
+        '{"prompt": "C?", "completion": 5}': "prompt / completion: its parts must be text, not 5",
+        '{"prompt": "C?", "completion": ""}': "the assistant's answer is empty",
+        '{"conversations": [{"from": "bot", "value": "x"}]}': "ShareGPT: a turn must be",
+        '{"conversations": [{"from": "human", "value": "x"}]}': "the last message must be",
+        '{"text": "x"}': "it is in none of the forms",
+        '{"prompt": ': "not valid JSON"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([json.dumps(good[0]), *bad, json.dumps(good[1])]), encoding="utf-8")
+    out = check(path, f"--convert={tmp_path / 'out'}")
+    assert f"{path}: 2 samples in prompt / completion form, left out: 6\n" in out
+    for number, reason in enumerate(bad.values(), 2):
+        assert f"  line {number}: {reason}" in out
+    written = read_lines(tmp_path / "out/train.jsonl") + read_lines(tmp_path / "out/test.jsonl")
+    assert sorted(row["messages"][0]["content"] for row in written) == ["A?", "B?"]
+
+    one_list = tmp_path / "rows.json"
+    write_rows(one_list, [good[0], {"text": "x"}, good[1]])
+    out = check(one_list, f"--convert={tmp_path / 'list'}")
+    assert f"{one_list}: 2 samples in prompt / completion form, left out: 1\n  entry 2:" in out
+
+    path.write_text("\n".join(bad), encoding="utf-8")
+    error = check_fails(path, f"--convert={tmp_path / 'none'}")[1]
+    assert "holds no sample that can be converted" in error and not (tmp_path / "none").exists()
+
+
+def test_files_that_cannot_be_read_so_end_in_one_line(tmp_path, check_fails):
+    for name, text, words in (
+            ("broken.json", '[{"prompt": "A?"', "is not valid JSON"),
+            ("other.json", '[{"text": "A?"}]', "is in none of the forms"),
+            ("empty.json", "[]", "is in none of the forms"),
+            ("bytes.json", b'[{"prompt": "\xff"}]', "is not valid JSON")):
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        assert words in check_fails(tmp_path / name)[1]
+    for flags, words in (("--test_share=0", "--test_share 0.0: it must be above 0"),
+                         ("--test_share=1", "at most 0.9"), ("--seed=-1", "--seed -1"),
+                         ("--supervise=some", "invalid choice")):
+        assert words in check_fails(tmp_path / "other.json", f"--convert={tmp_path}", flags)[1]
+
+
+def test_half_a_surrogate_pair_survives(tmp_path, check):
+    (tmp_path / "x.jsonl").write_text('{"prompt": "A?", "completion": "\\ud83d"}\n'
+                                      '{"prompt": "B?", "completion": "\\ud83d\\ude00"}\n')
+    check(tmp_path / "x.jsonl", f"--convert={tmp_path / 'out'}")
+    rows = read_lines(tmp_path / "out/train.jsonl") + read_lines(tmp_path / "out/test.jsonl")
+    assert {row["messages"][1]["content"] for row in rows} == {"\ud83d", "\U0001f600"}
+
+
+def test_check_counts_what_supervise_all_learns(tmp_path, check):
+    path = tmp_path / "x.jsonl"
+    write_lines(path, [[*say("A?", "12 + 7 = 19."), *say("B?", "19.")]])
+    learned = [read_numbers(r"^  answer, learned +(\S+)", check(path, f"--supervise={which}"))[0]
+               for which in ("last", "all")]
+    one_turn = tmp_path / "y.jsonl"
+    write_lines(one_turn, [say("A?", "12 + 7 = 19.")])
+    assert learned[1] - learned[0] == read_numbers(r"^  answer, learned +(\S+)", check(one_turn))[0]
+
+
 # ----- the page about your own data ---------------------------------------------------------------
 
-def run_recipe(page, number, folder, monkeypatch):
-    """Run a Python example of data/custom/README.md in `folder`. number: 0 is the page's first."""
-    examples = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    monkeypatch.chdir(folder)
-    exec(examples[number], {})
+PAGE = (REPO / "data/custom/README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("n", "n_test"), [(200, 40), (1000, 200), (2500, 500), (20_000, 500)])
-def test_the_recipe_for_training_and_test_samples(tmp_path, monkeypatch, n, n_test):
-    page = (REPO / "data/custom/README.md").read_text(encoding="utf-8")
-    rows = ["question,answer"] + [f'"{i} + 1, là?\u2028",{i + 1}' for i in range(n)]
-    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    run_recipe(page, 0, tmp_path, monkeypatch)
-    run_recipe(page, 1, tmp_path, monkeypatch)
-    train = dataset.read_messages(tmp_path / "train.jsonl")
-    test = dataset.read_messages(tmp_path / "test.jsonl")
-    assert (len(train), len(test)) == (n - n_test, n_test)
-    written = {messages[0]["content"]: messages[1]["content"] for messages in train + test}
-    assert written == {f"{i} + 1, là?\u2028": str(i + 1) for i in range(n)}
-    assert test != [say(f"{i} + 1, là?\u2028", str(i + 1)) for i in range(n_test)]  # shuffled
+def page_commands(script):
+    """The arguments of each command of the page that runs `script`."""
+    lines = re.findall(rf"^python {script} (.*)$", PAGE, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+def test_the_shop_from_its_table_to_transformers(checkpoint, tmp_path, monkeypatch, check, capsys):
+    """The page's first section: its Python examples and its commands, on a tiny model."""
+    rows = ["question,answer"] + [f'"{i} + 1, là?\u2028",{i + 1}' for i in range(200)]
+    (tmp_path / "shop.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    to_lines, in_transformers = examples
+    exec(to_lines, {})
+    convert_shop, check_shop = page_commands("data/check.py")
+    check(*convert_shop)
+    train_set = dataset.read_messages(tmp_path / "shop/train.jsonl")
+    test_set = dataset.read_messages(tmp_path / "shop/test.jsonl")
+    assert (len(train_set), len(test_set)) == (160, 40)
+    written = {messages[0]["content"]: messages[1]["content"] for messages in train_set + test_set}
+    assert written == {f"{i} + 1, là?\u2028": str(i + 1) for i in range(200)}
+    assert "shop/train.jsonl: 160 samples, wrong lines: 0" in check(*check_shop)
+
+    [train_shop], (compare, chat) = page_commands("train.py"), page_commands("sample.py")
+    [answer_all], [merge] = page_commands("evaluate.py"), page_commands("export.py")
+    train.main([*train_shop, f"--model={checkpoint()}"])
+    last = read_rows(tmp_path / "out/shop/log.csv")[-1]
+    assert last["step"] == 30
+    sample.main(compare)
+    evaluate.main(answer_all)
+    result = json.loads((tmp_path / "out/shop_answers.json").read_text())
+    assert result["test_nll"] == pytest.approx(last["test_nll"], abs=1e-5)
+    assert len(read_lines(tmp_path / "out/shop_answers.jsonl")) == 40
+    export.main(merge)
+    capsys.readouterr()
+    exec(in_transformers, {})
+    theirs = capsys.readouterr().out
+    sample.main([*chat, "When do you open?", "--max_new_tokens=100"])
+    assert theirs.strip() and theirs.strip() == capsys.readouterr().out.strip()
+
+
+def test_the_settings_for_each_size(tmp_path, check):
+    """The page's table: the numbers of test samples and of steps follow from its flags."""
+    table = re.findall(r"^\| ([\d,]+) \| `(--test_share \S+)` \((\d+)\) \| `(.+)` \| ([\d,]+) \|$",
+                       PAGE, re.MULTILINE)
+    assert [row[0] for row in table] == ["200", "2,000", "20,000"]
+    for n, share, n_test, flags, steps in table:
+        n, steps = int(n.replace(",", "")), int(steps.replace(",", ""))
+        folder = tmp_path / str(n)
+        train, test = convert(check, folder, pairs(f"{i}?" for i in range(n)), *share.split())
+        assert (len(train), len(test)) == (n - int(n_test), int(n_test))
+        assert settled(parse_run(flags.split()), len(train)).max_steps == steps

@@ -63,6 +63,13 @@ def tokenizer(tmp_path_factory):
     return make
 
 
+def start_of(sample):
+    """The length of the prompt, where the last message alone is learned."""
+    start = len(sample.ids) - sample.learned
+    assert sample.labels == [-100] * start + sample.ids[start:]
+    return start
+
+
 # ----- what is supervised -------------------------------------------------------------------------
 
 TEMPLATES = {
@@ -83,10 +90,10 @@ def test_supervised_is_the_last_answer_with_its_end_token(
     answer = messages[-1]["content"]
     if "</think>" not in answer:
         answer = no_thoughts + answer
-    assert t.decode(sample.ids[sample.start:]) == answer + end
+    assert t.decode(sample.ids[start_of(sample):]) == answer + end
     assert sample.ids[-1] == t.end_of_turn == t.added[end]
     ids, labels = dataset.pad_batch([sample])
-    assert labels[0].tolist() == [-100] * sample.start + sample.ids[sample.start:]
+    assert labels[0].tolist() == [-100] * start_of(sample) + sample.ids[start_of(sample):]
     assert ids[0].tolist() == sample.ids
 
 
@@ -105,7 +112,7 @@ def test_the_prompt_is_what_generation_sees(tokenizer, template, end, no_thought
     for messages in CONVERSATIONS.values():
         train.answer_question(run, messages)
         sample = dataset.encode_sample(messages, t)
-        assert sample.ids[:sample.start] == seen[-1]
+        assert sample.ids[:start_of(sample)] == seen[-1]
         prompt = t.apply_chat_template(messages[:-1], add_generation_prompt=True)
         assert seen[-1] == t.encode(prompt)
     assert "nghĩ" not in t.decode(seen[1]) or template != QWEN3     # the rewritten turn
@@ -117,9 +124,9 @@ def test_no_token_reaches_over_the_boundary(tokenizer):
     t, messages = tokenizer(), [ASK, {"role": "assistant", "content": "\n19."}]
     sample = dataset.encode_sample(messages, t)
     in_one_piece = t.encode(t.apply_chat_template(messages))
-    assert t.decode(sample.ids[sample.start:]) == "\n19.<|im_end|>"
-    assert t.decode(sample.ids[:sample.start]).endswith("assistant\n")
-    assert in_one_piece[:sample.start] != sample.ids[:sample.start]
+    assert t.decode(sample.ids[start_of(sample):]) == "\n19.<|im_end|>"
+    assert t.decode(sample.ids[:start_of(sample)]).endswith("assistant\n")
+    assert in_one_piece[:start_of(sample)] != sample.ids[:start_of(sample)]
 
 
 def test_the_end_token_is_supervised_where_it_is_the_padding_token(tokenizer):
@@ -143,7 +150,7 @@ def test_the_first_sample_is_shown_with_its_supervised_part_marked(tokenizer, ca
     sample = dataset.encode_sample([ASK, ANSWER], t)
     dataset.show_sample(sample, t)
     shown = capsys.readouterr().out
-    n, learned = len(sample.ids), len(sample.ids) - sample.start
+    n, learned = len(sample.ids), len(sample.ids) - start_of(sample)
     assert f"{n} tokens; the {learned} between »these marks« are learned" in shown
     assert ("<|im_start|>user\nLan có 12 quả táo?<|im_end|>\n"
             "<|im_start|>assistant\n»12 + 7 = 19.<|im_end|>«") in shown
@@ -151,6 +158,140 @@ def test_the_first_sample_is_shown_with_its_supervised_part_marked(tokenizer, ca
     dataset.show_sample(sample, t)
     green = "assistant\n\033[32m12 + 7 = 19.<|im_end|>\033[0m\n"
     assert green in capsys.readouterr().out
+
+
+# ----- --supervise all ----------------------------------------------------------------------------
+
+GREETING = {"role": "assistant", "content": "Xin chào!"}
+THREE_TURNS = [SYSTEM, ASK, TELL, AGAIN, ANSWER, ASK, TELL]
+# What the tests' templates put around an answer, for a template that tells transformers so.
+TO_MARK = {
+    "chatml": ("{{ message.role }}\n{{ message.content }}<|im_end|>\n",
+               "{{ message.role }}\n{% if message.role == 'assistant' %}{% generation %}"
+               "{{ message.content }}<|im_end|>{% endgeneration %}{{ '\n' }}{% else %}"
+               "{{ message.content }}<|im_end|>\n{% endif %}"),
+    "llama3": ("{{ m.content | trim }}<|eot_id|>",
+               "{% if m.role == 'assistant' %}{% generation %}{{ m.content | trim }}<|eot_id|>"
+               "{% endgeneration %}{% else %}{{ m.content | trim }}<|eot_id|>{% endif %}"),
+    "qwen3": (QWEN3[QWEN3.index("        {%- if loop.index0 > ns.last"):
+                    QWEN3.index('    {%- elif message.role == "tool" %}')],
+              "{{- '<|im_start|>assistant\n' }}{% generation %}"
+              "{%- if loop.index0 > ns.last_query_index and (loop.last or reasoning_content) %}"
+              "{{- '<think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n' }}{%- endif %}"
+              "{{- content }}{{- '<|im_end|>' }}{% endgeneration %}{{- '\n' }}")}
+
+
+def learned_texts(sample, t):
+    """The text of each learned part of a sample."""
+    parts = itertools.groupby(zip(sample.ids, sample.labels), key=lambda pair: pair[1] != -100)
+    return [t.decode([i for i, _ in part]) for learned, part in parts if learned]
+
+
+@pytest.mark.parametrize("name", TO_MARK)
+def test_all_answers_are_those_that_transformers_masks(tokenizer, name, tmp_path):
+    """transformers' assistant mask, which TRL's assistant_only_loss takes, for a template that
+    marks the same text. Qwen3's takes the thoughts out of earlier turns."""
+    from transformers import AutoTokenizer
+    template, marked = TEMPLATES[name][0], template_with_marks(name)
+    t = tokenizer(template, bos_token="<|begin_of_text|>")
+    t.save_pretrained(tmp_path)
+    peer = AutoTokenizer.from_pretrained(tmp_path)
+    for messages in [*CONVERSATIONS.values(), THREE_TURNS]:
+        rendered = peer.apply_chat_template(messages, chat_template=marked, tokenize=False)
+        assert rendered == t.apply_chat_template(messages)          # the marks change no text
+        masked = peer.apply_chat_template(
+            messages, chat_template=marked, return_dict=True, return_assistant_tokens_mask=True)
+        sample = dataset.encode_sample(messages, t, "all")
+        n = len(sample.ids)
+        assert masked["input_ids"][:n] == sample.ids
+        assert t.decode(masked["input_ids"][n:]) in ("", "\n")      # after the last turn
+        mask = [int(label != -100) for label in sample.labels]
+        assert masked["assistant_masks"] == mask + [0] * (len(masked["input_ids"]) - n)
+        answers = [m for m in messages if m["role"] == "assistant"]
+        assert len(learned_texts(sample, t)) == len(answers)
+
+
+def template_with_marks(name):
+    template, (plain, marked) = TEMPLATES[name][0], TO_MARK[name]
+    assert template.count(plain) == 1
+    return template.replace(plain, marked)
+
+
+@pytest.mark.parametrize("name", ["chatml", "qwen2.5", "smollm2", "llama3"])
+def test_all_answers_are_those_of_renderings_that_stop_there(tokenizer, name):
+    """By hand, for templates that only ever add text: render up to each answer, and with it."""
+    template, end, _ = TEMPLATES[name]
+    t = tokenizer(template, bos_token="<|begin_of_text|>")
+    for messages in [*CONVERSATIONS.values(), THREE_TURNS]:
+        sample = dataset.encode_sample(messages, t, "all")
+        labels = [-100] * len(sample.ids)
+        for turn, message in enumerate(messages):
+            if message["role"] == "assistant":
+                prompt = t.apply_chat_template(messages[:turn], add_generation_prompt=True)
+                whole = t.apply_chat_template(messages[:turn + 1])
+                start, stop = len(t.encode(prompt)), len(t.encode(whole.removesuffix("\n")))
+                labels[start:stop] = sample.ids[start:stop]
+                assert sample.ids[stop - 1] == t.added[end]
+        assert sample.labels == labels
+        assert sample.ids == dataset.encode_sample(messages, t).ids
+
+
+def test_thoughts_that_the_template_takes_out_are_not_learned(tokenizer):
+    t = tokenizer(QWEN3)
+    sample = dataset.encode_sample(THREE_TURNS, t, "all")
+    assert learned_texts(sample, t) == [
+        "12 quả.<|im_end|>", "12 + 7 = 19.<|im_end|>",
+        "<think>\nnghĩ\n</think>\n\n12 quả.<|im_end|>"]
+
+
+def test_a_greeting_is_context(tokenizer):
+    t = tokenizer(read_template("qwen2_5"))
+    sample = dataset.encode_sample([GREETING, ASK, TELL, AGAIN, ANSWER], t, "all")
+    assert learned_texts(sample, t) == [TELL["content"] + "<|im_end|>", "12 + 7 = 19.<|im_end|>"]
+    assert "Xin chào!" in t.decode(sample.ids)
+
+
+HEADER = ("{% for m in messages %}{% set earlier = m.role == 'assistant' and not loop.last %}"
+          "<|im_start|>{{ m.role }}\n")
+FOOTER = "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+UNCLEAR = {
+    "shortened": "{{ m.content[:3] if earlier else m.content }}<|im_end|>\n",
+    "a note": "{{ m.content }}{{ ' (old)' if earlier }}<|im_end|>\n",
+    "closed by nothing": "{{ m.content }}{{ '' if earlier else '<|im_end|>' }}\n"}
+
+
+@pytest.mark.parametrize("body", UNCLEAR.values(), ids=UNCLEAR)
+def test_an_earlier_answer_that_cannot_be_found_is_refused_with_its_line(tokenizer, tmp_path, body):
+    t, path = tokenizer(HEADER + body + FOOTER), tmp_path / "x.jsonl"
+    messages = [ASK, {"role": "assistant", "content": "Mười hai."}, AGAIN, ANSWER]
+    write_lines(path, [[ASK, ANSWER], messages])
+    with pytest.raises(UserError, match="x.jsonl, line 2: the chat template rewrites message 2 .*"
+                                        "--supervise last learns the last message alone"):
+        dataset.load_split(path, t, 1000, "all")
+    assert dataset.load_split(path, t, 1000)[1] == 0                # the last one is clear
+
+
+def test_what_is_cut_of_several_answers(tokenizer, tmp_path):
+    t, path = tokenizer(), tmp_path / "x.jsonl"
+    write_lines(path, [[ASK, ANSWER, AGAIN, ANSWER]])
+    whole = dataset.encode_sample([ASK, ANSWER, AGAIN, ANSWER], t, "all")
+    first = dataset.encode_sample([ASK, ANSWER], t)
+    fits = len(first.ids) + 1                       # the first answer, and a token of what follows
+    [cut], dropped = dataset.load_split(path, t, fits, "all")
+    assert cut == (whole.ids[:fits], [*first.labels, -100]) and dropped == 0
+    assert cut.learned == first.learned == whole.learned / 2
+    with pytest.raises(UserError, match="no sample has a supervised token"):
+        dataset.load_split(path, t, start_of(first), "all")
+
+
+def test_several_answers_are_shown_marked(tokenizer, capsys):
+    t = tokenizer()
+    sample = dataset.encode_sample([ASK, ANSWER, AGAIN, ANSWER], t, "all")
+    dataset.show_sample(sample, t)
+    shown = capsys.readouterr().out
+    assert f"{len(sample.ids)} tokens; the {sample.learned} between »these marks«" in shown
+    assert ("assistant\n»12 + 7 = 19.<|im_end|>«\n<|im_start|>user\nThêm 7 quả?<|im_end|>\n"
+            "<|im_start|>assistant\n»12 + 7 = 19.<|im_end|>«\n") in shown
 
 
 # ----- files --------------------------------------------------------------------------------------
@@ -164,13 +305,13 @@ def test_samples_are_cut_at_the_right_end_dropped_and_counted(tokenizer, tmp_pat
     assert dataset.load_split(path, t, 10_000) == (samples, 0)
 
     fits = len(first.ids)
-    assert len(last.ids) > fits and long.start > fits
-    cut_last = Sample(last.ids[:fits], last.start)
+    assert len(last.ids) > fits and start_of(long) > fits
+    cut_last = Sample(last.ids[:fits], last.labels[:fits])
     assert dataset.load_split(path, t, fits) == ([first, cut_last], 1)
 
-    one_left = first.start + 1
+    one_left = start_of(first) + 1
     kept, _ = dataset.load_split(path, t, one_left)
-    assert kept[0] == (first.ids[:one_left], first.start)
+    assert kept[0] == (first.ids[:one_left], first.labels[:one_left])
     none_left = one_left - 1
     with pytest.raises(UserError, match="no sample has a supervised token within --max_length "
                                         f"{none_left}"):
@@ -271,7 +412,10 @@ def test_the_order_is_that_of_the_trainer(checkpoint, tmp_path):
 def test_micro_batches_hold_every_sample_sorted_and_padded_without_loss():
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(3, 60, (18,), generator=generator).tolist()
-    samples = [Sample([1 + i] * n, n // 2) for i, n in enumerate(lengths)]
+    samples = []
+    for i, n in enumerate(lengths):
+        ids = [1 + i] * n
+        samples.append(Sample(ids, [-100] * (n // 2) + ids[n // 2:]))
     batches = dataset.micro_batches(samples, 4)
     assert [len(ids) for ids, _ in batches] == [4, 4, 4, 4, 2]
     longest = sorted(lengths, reverse=True)[::4]

@@ -3,6 +3,7 @@ anywhere. How an answer is judged is in test_metrics.py."""
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import REPO, tiny
-from runs import command, one_line
+from runs import command, one_line, write_lines
 from sacrebleu import corpus_bleu
 from transformers import AutoModelForCausalLM
 
@@ -121,7 +122,7 @@ def test_accuracy_in_both_ways(checkpoint, tmp_path):
 
     tokenizer = Tokenizer.from_pretrained(checkpoint())
     encoded, _ = dataset.load_split(data / "test.jsonl", tokenizer, 512)
-    tokens = sum(len(sample.ids) - sample.start for sample in encoded)
+    tokens = sum(sample.learned for sample in encoded)
     nll = sum(row["nll"][label] for row, label in zip(rows, right))
     assert nll / tokens == pytest.approx(result["test_nll"], abs=1e-5)
 
@@ -247,7 +248,50 @@ def test_the_test_nll_is_the_one_that_train_logged(checkpoint, chat, trained, tm
                 "train_seconds": last["seconds"], "bytes": weights.stat().st_size,
                 "rank": None if method == "full" else 4, "model": str(checkpoint())}
     assert {name: result[name] for name in expected} == expected
-    assert rows == [] and "n" not in result         # no metric, so there is nothing to answer
+    # no metric is named: every answer is written, and none is judged
+    questions = dataset.read_messages(chat / "test.jsonl")[:train_settings.get("eval_samples")]
+    asked = [(row["question"], *row["references"]) for row in rows]
+    assert asked == [(ask["content"], tell["content"]) for ask, tell in questions]
+    assert all(row["tokens"] > 0 and "correct" not in row for row in rows)
+    assert result["n"] == len(rows) and not set(evaluate.METRICS) & set(result)
+
+
+def test_the_test_nll_of_all_answers(checkpoint, tmp_path):
+    """A run with --supervise all logs it, and evaluate.py has it with the same flag."""
+    sums = [f"{a} + {a + 3} = {2 * a + 3}." for a in range(12)]
+    conversations = [[{"role": role, "content": text} for text in texts for role in
+                      ("user", "assistant")] for texts in zip(*[iter(sums)] * 3)]
+    for split in ("train", "test"):
+        write_lines(tmp_path / f"{split}.jsonl", conversations)
+    train.main(command(checkpoint(), tmp_path, tmp_path / "run", max_steps=1, supervise="all"))
+    logged = read_rows(tmp_path / "run/log.csv")[0]["test_nll"]
+    usual = {"model": checkpoint(), "data": tmp_path, "max_new_tokens": 4}
+    every, _ = run(**usual, supervise="all", out=tmp_path / "all.jsonl")
+    last, _ = run(**usual, out=tmp_path / "last.jsonl")
+    assert every["test_nll"] == pytest.approx(logged, abs=1e-5)
+    assert abs(last["test_nll"] - logged) > 0.01
+    assert every["settings"]["supervise"] == "all" and "supervise" not in last["settings"]
+
+
+def test_answers_without_a_metric_are_those_with_one(sums, tmp_path):
+    """Also where task.json names none, and where there is no task.json."""
+    usual = {"model": "nano", "limit": 6, "max_new_tokens": 20}
+    judged, with_metric = run(**usual, data=sums, out=tmp_path / "judged.jsonl")
+    test_nll = pytest.approx(judged["test_nll"], abs=1e-6)
+    data = tmp_path / "data"
+    shutil.copytree(sums, data)
+    for name, task in (("null", '{"metric": null}'), ("missing", None)):
+        (data / "task.json").unlink()
+        if task:
+            (data / "task.json").write_text(task)
+        result, rows = run(**usual, data=data, out=tmp_path / f"{name}.jsonl")
+        assert [row["answer"] for row in rows] == [row["answer"] for row in with_metric]
+        assert [row["index"] for row in rows] == list(range(6))
+        assert result["test_nll"] == test_nll and "exact_match" not in result
+        assert (result["n"], result["answer_tokens"]) == (6, judged["answer_tokens"])
+    assert "exact match" in evaluate.format_results([judged])
+    table = evaluate.format_results([result])
+    assert "exact match" not in table and f"{result['test_nll']:.4f}" in table
 
 
 def test_an_adapter_of_others_has_a_size_and_no_training_time(checkpoint, chat, trained, tmp_path):

@@ -433,7 +433,7 @@ def test_rank_for_data(checkpoint, chat, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  rank ")]
     tokenizer = Tokenizer.from_pretrained(checkpoint("qwen3"))
     samples, _ = load_split(chat / "train.jsonl", tokenizer, 512)
-    tokens = sum(len(s.ids) - s.start for s in samples)
+    tokens = sum(s.learned for s in samples)
     assert f"the split's {tokens:,} supervised" in lines[0]
     assert f"the run's {round(tokens * 32 / 40):,} supervised" in lines[1]
 

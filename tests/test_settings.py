@@ -28,7 +28,7 @@ def test_run_is_a_hash_of_what_decides_the_result():
         {"seed": 1}, {"max_steps": 99}, {"eval_steps": 5}, {"max_length": 128}, {"model": "other"},
         {"data": "other"}, {"method": "full"}, {"schedule": "linear"}, {"dtype": "bfloat16"},
         {"weight_decay": 0.1}, {"grad_clip": 0.0}, {"warmup_ratio": 0.1}, {"eval_samples": 5},
-        {"method": "qlora"}, {"optimizer": "paged_adamw8bit"}]
+        {"method": "qlora"}, {"optimizer": "paged_adamw8bit"}, {"supervise": "all"}]
     assert len({name_of(**other) for other in others}) == len(others)
     full = [name_of(method="full", rank=rank) for rank in (8, 16)]
     assert full[0] == full[1]           # without adapters a rank decides nothing
@@ -63,7 +63,8 @@ def test_a_setting_that_is_added_later_leaves_the_names_of_runs_that_do_not_use_
 
 
 def test_every_setting_is_hashed_or_knowingly_not():
-    known = {*settings.HASHED, *settings.NOT_HASHED, "nf4", "options"}     # only off default
+    off_default = {"nf4", "options", "supervise"}               # hashed only off their defaults
+    known = {*settings.HASHED, *settings.NOT_HASHED, *off_default}
     assert known == {field.name for field in dataclasses.fields(Config)}
 
 

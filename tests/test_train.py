@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peers import use_dequantized_weights
-from runs import command, contents, numbers, press_ctrl_c, start
+from runs import command, contents, numbers, press_ctrl_c, start, write_lines
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -71,7 +71,7 @@ def assert_same_result(out, reference):
 # ----- one step -----------------------------------------------------------------------------------
 
 def count_supervised(samples):
-    return sum(len(sample.ids) - sample.start for sample in samples)
+    return sum(sample.learned for sample in samples)
 
 
 def step_samples(samples, step):
@@ -81,9 +81,8 @@ def step_samples(samples, step):
 
 def peers_nll(peer, sample):
     """transformers' logits for one sample, unpadded -> the NLL summed over its supervised part."""
-    ids, start = sample
-    logits = peer(torch.tensor([ids])).logits[0]                            # (T, V)
-    return F.cross_entropy(logits[start - 1:-1], torch.tensor(ids[start:]), reduction="sum")
+    logits = peer(torch.tensor([sample.ids])).logits[0]                     # (T, V)
+    return F.cross_entropy(logits[:-1], torch.tensor(sample.labels[1:]), reduction="sum")
 
 
 @torch.no_grad()
@@ -208,6 +207,55 @@ def test_test_nll_is_that_of_transformers_and_weights_tokens(checkpoint, samples
     for size in (1, 3, 10):
         nll = mean_nll(model, dataset.micro_batches(test, size), nullcontext)
         assert nll == pytest.approx(by_token, abs=1e-5)
+
+
+MARKED = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+          "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{{ '\n' }}{% else %}"
+          "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}")
+
+
+def test_all_answers_of_a_conversation_are_learned_as_transformers_masks_them(
+        checkpoint, tmp_path):
+    """The loss before and in the first step, with the labels that TRL's assistant_only_loss makes:
+    ids where the assistant's mask is 1. The template is the tests' own, with its answers marked."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    draw = random.Random(0)
+    splits = {"train": [], "test": []}
+    for conversations, n in zip(splits.values(), (16, 6), strict=True):
+        for _ in range(n):
+            messages = []
+            for _ in range(draw.randint(1, 3)):
+                a, b = draw.randint(1, 50), draw.randint(1, 50)
+                messages.append({"role": "user", "content": f"Lan có {a} quả táo, thêm {b} quả?"})
+                messages.append({"role": "assistant", "content": f"{a} + {b} = {a + b}. " * 3})
+            conversations.append(messages)
+    for split, conversations in splits.items():
+        write_lines(tmp_path / f"{split}.jsonl", conversations)
+
+    peer = AutoModelForCausalLM.from_pretrained(checkpoint())
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint())
+    expected = {}
+    for split, conversations in splits.items():
+        nll_sum, tokens = 0.0, 0
+        for messages in conversations:
+            row = tokenizer.apply_chat_template(
+                messages, chat_template=MARKED, return_dict=True, return_tensors="pt",
+                return_assistant_tokens_mask=True)
+            labels = row["input_ids"].masked_fill(row["assistant_masks"] == 0, -100)
+            n = int((labels != -100).sum())
+            with torch.no_grad():
+                nll_sum += n * peer(row["input_ids"], labels=labels).loss.item()
+            tokens += n
+        expected[split] = nll_sum / tokens
+
+    losses = {}
+    for supervise in ("all", "last"):
+        out = tmp_path / supervise
+        train.main(command(checkpoint(), tmp_path, out, max_steps=1, supervise=supervise))
+        before, after = numbers(out)
+        losses[supervise] = before["test_nll"], after["train_nll"]
+    assert losses["all"] == pytest.approx((expected["test"], expected["train"]), abs=1e-4)
+    assert max(abs(a - b) for a, b in zip(*losses.values(), strict=True)) > 0.01
 
 
 # ----- precision ----------------------------------------------------------------------------------

@@ -1,0 +1,155 @@
+"""Chat data in other people's forms, read as ours; and a test split drawn by share.
+
+    our                  {"messages": [{"role": "user", "content": "..."}, ...]}
+    ShareGPT             {"conversations": [{"from": "human", "value": "..."}, ...]}; or gpt, system
+    Alpaca               {"instruction": "...", "input": "...", "output": "..."}; input may be empty
+    prompt / completion  {"prompt": "...", "completion": "..."}
+
+A file holds one such object per line (.jsonl), or one list of them (.json). data/check.py --convert
+uses what is here.
+"""
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from dataset import check_messages, load_row, numbered_lines
+from plumbing.errors import UserError
+
+SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+
+
+# ----- files --------------------------------------------------------------------------------------
+
+def is_list(path: Path) -> bool:
+    """Whether the file is one list. Some files that are called .json have an object per line."""
+    first = next(numbered_lines(path), (0, b""))[1]
+    byte_order_mark = b"\xef\xbb\xbf"
+    return path.suffix == ".json" and first.removeprefix(byte_order_mark).lstrip().startswith(b"[")
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The number and the JSON of each sample, counted from 1: lines, or the entries of a list."""
+    if not is_list(path):
+        yield from numbered_lines(path)
+        return
+    try:
+        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as e:       # ValueError: also for bytes that are not UTF-8
+        raise UserError(f"{path} is not valid JSON: {e}") from None
+    for number, row in enumerate(rows, 1):
+        yield number, json.dumps(row).encode()
+
+
+def find_form(path: Path) -> str | None:
+    """What form the first sample of a file has: "our", the name of another one, or None."""
+    for _, line in numbered_rows(path):
+        try:
+            return form_of(load_row(line))
+        except ValueError:
+            break
+    return None
+
+
+def read_any_form(path: Path) -> tuple[list[dict], list[str]]:
+    """The rows of a file in our form, and for each row that cannot be read so what is wrong.
+
+    A row that is in our form stays whole, with its other keys.
+    """
+    what = "entry" if is_list(path) else "line"
+    rows, wrong = [], []
+    for number, line in numbered_rows(path):
+        try:
+            row = load_row(line)
+            if form_of(row) != "our":
+                row = {"messages": read_messages_of(row)}
+            check_messages(row)
+            rows.append(row)
+        except ValueError as e:
+            wrong.append(f"{what} {number}: {e}")
+    return rows, wrong
+
+
+# ----- forms --------------------------------------------------------------------------------------
+
+def form_of(row) -> str | None:
+    """The name of a row's form, by its keys."""
+    keys = set(row) if isinstance(row, dict) else set()
+    if "messages" in keys:
+        return "our"
+    if "conversations" in keys:
+        return "ShareGPT"
+    if {"instruction", "output"} <= keys:
+        return "Alpaca"
+    if {"prompt", "completion"} <= keys:
+        return "prompt / completion"
+    return None
+
+
+def read_messages_of(row) -> list[dict]:
+    """The messages of a row in another form. Raises ValueError for a row in none of them."""
+    form = form_of(row)
+    if form == "ShareGPT":
+        return read_sharegpt(row["conversations"])
+    if form == "Alpaca":
+        question, more, answer = row["instruction"], row.get("input") or "", row["output"]
+    elif form == "prompt / completion":
+        question, more, answer = row["prompt"], "", row["completion"]
+    else:
+        raise ValueError("it is in none of the forms that data/forms.py lists")
+    for text in (question, more, answer):
+        if not isinstance(text, str):
+            raise ValueError(f"{form}: its parts must be text, not {str(text)[:60]}")
+    if more.strip():
+        question = f"{question}\n\n{more}"
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def read_sharegpt(turns) -> list[dict]:
+    """A question at the end that nobody answers is left out: nothing can be learned from it."""
+    messages = []
+    for turn in turns if isinstance(turns, list) else [turns]:
+        role = SHAREGPT_ROLES.get(turn.get("from")) if isinstance(turn, dict) else None
+        if role is None or not isinstance(turn.get("value"), str):
+            raise ValueError('ShareGPT: a turn must be {"from": one of '
+                             f'{", ".join(SHAREGPT_ROLES)}, "value": text}}, not {str(turn)[:60]}')
+        messages.append({"role": role, "content": turn["value"]})
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    return messages
+
+
+# ----- training and test samples ------------------------------------------------------------------
+
+def split_by_share(rows: list[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
+    """Draw about `share` of the rows for testing, at least one -> (training rows, test rows).
+
+    Rows that begin with the same question go to the same side, however they differ in case, in
+    spacing, or in what comes after: otherwise a test question would be one that was learned. They
+    are drawn together, and left in training where they are too many for the share. Raises UserError
+    if all begin with the same question.
+    """
+    together = defaultdict(list)
+    for row in rows:
+        together[first_question(row["messages"])].append(row)
+    groups = list(together.values())
+    if len(groups) < 2:
+        raise UserError("all samples begin with the same question, so that no test sample would be "
+                        "a new one; split them by hand (data/custom/README.md)")
+    random.Random(seed).shuffle(groups)
+    wanted = min(round(share * len(rows)), len(rows) - 1)
+    train, test = [], []
+    for group in groups:
+        side = test if len(test) + len(group) <= wanted else train
+        side += group
+    if not test:                            # each group, even of one, is larger than the share
+        test = min(groups, key=len)
+        train = [row for group in groups if group is not test for row in group]
+    return train, test
+
+
+def first_question(messages: list[dict]) -> str:
+    """The user's first message, without differences of case and spacing."""
+    asked = [m["content"] for m in messages if m["role"] == "user"]
+    return " ".join(asked[0].casefold().split()) if asked else ""
