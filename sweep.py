@@ -118,8 +118,8 @@ TUTORIAL_GRIDS = {
 }
 
 # The same questions for the embedded model, which is 192 wide: rank 64 is a third of that. Each arm
-# has rates on both sides of its best one, a factor of two apart or less where a claim is close: they
-# leave open about a third of what rates a factor of three apart do (rates.fit_errors). With
+# has rates on both sides of its best one, a factor of two apart, or less where a claim is close:
+# they leave open about a third of what rates a factor of three apart do (rates.fit_errors). With
 # alpha = r the best rate falls as the rank grows, so each rank has rates of its own.
 NANO_RATES = [
     {"method": "full", "lr": [2e-5, 4e-5, 5.6e-5, 8e-5, 1.13e-4, 1.6e-4]},
