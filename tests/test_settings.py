@@ -63,7 +63,7 @@ def test_a_setting_that_is_added_later_leaves_the_names_of_runs_that_do_not_use_
 
 
 def test_every_setting_is_hashed_or_knowingly_not():
-    off_default = {"keep", "nf4", "options", "supervise"}               # hashed only off their defaults
+    off_default = {"keep", "nf4", "options", "supervise"}       # hashed only off their defaults
     known = {*settings.HASHED, *settings.NOT_HASHED, *off_default}
     assert known == {field.name for field in dataclasses.fields(Config)}
 
