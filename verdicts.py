@@ -130,9 +130,14 @@ def pool_noise(sweeps: list[Sweep], quantity) -> Noise | None:
 
 # What claims are about, of one arm, (S,): its lowest NLL, and the logarithm of its best rate. This
 # is noisier the closer the rates are: a parabola's minimum is its slope over its curvature, and the
-# slope is a difference of NLLs over a step h. So what is pooled is h times the logarithm.
+# slope is a difference of NLLs over a step h. So what is pooled is h times the logarithm, less the
+# arm's mean, because seeds of one arm may have other steps.
 QUANTITIES = {"nll": lambda arm: arm.best.nll,
-              "rate": lambda arm: np.log(arm.best.vertex) * arm.best.step}
+              "rate": lambda arm: deviations(np.log(arm.best.vertex)) * arm.best.step}
+
+
+def deviations(values):
+    return values - values.mean()
 
 
 def find_noise(sweep) -> dict[str, Noise]:
