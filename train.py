@@ -21,6 +21,7 @@ import copy
 import dataclasses
 import functools
 import math
+import random
 import shutil
 import time
 from collections import defaultdict
@@ -43,6 +44,7 @@ from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, interruption
 from plumbing.files import make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
+from plumbing.workers import rank_and_world
 from quant import NF4Tensor, quantize_model
 from settings import LESS_MEMORY, Config, check_config, parse, settled
 from tokenizer import TOKENIZER_FILES, Tokenizer, stop_ids
@@ -149,6 +151,7 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
             raise UserError("lm_head cannot be trained with LoRA here: the loss reads its weight, "
                             "and would make W + s B A, (V, C), for each micro-batch; leave it out "
                             "of the targets")
+    model.eval()        # dropout is off but in a step: see make_step
     model.gradient_checkpointing = config.gradient_checkpointing
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -193,9 +196,9 @@ def make_optimizer(config: Config, trained: dict, method: Method | None = None
 
 
 # ----- 4. where it stands: what --resume needs ----------------------------------------------------
-# Weights, AdamW's moments and the progress are enough. No random state is kept, because nothing
-# random happens after the first step: the order of the samples follows from the seed and the step,
-# and a run uses no dropout (lora.py has it for others, and for adapters that were trained with it).
+# Weights, AdamW's moments and the progress are enough. No random state is kept, because all that is
+# random after the first step follows from the seed and the step: the order of the samples, and what
+# --dropout sets to zero (make_step).
 # A method that keeps more, as AdaLoRA its averages, says so itself (`kept`).
 
 RESULT_FILES = ["adapter_config.json", "adapter_model.safetensors", "config.json",
@@ -265,7 +268,7 @@ def show_settings(run: Run):
     for name in ("out", "resume", "overwrite", *(() if config.options else ("options",))):
         del shown[name]
     if config.method == "full":
-        del shown["rank"], shown["alpha"], shown["targets"]
+        del shown["rank"], shown["alpha"], shown["targets"], shown["dropout"]
     else:
         shown["alpha / r"] = config.alpha / config.rank
     shown["samples"] = (
@@ -393,6 +396,14 @@ def method_hooks(run: Run) -> dict:
     return hooks
 
 
+def step_seed(seed: int, step: int) -> int:
+    """A seed for what is drawn in one step: another one for each seed and step, 0 to 2^63 - 1.
+
+    Not seed + step: then step 1 of seed 42 would draw what step 0 of seed 43 draws.
+    """
+    return random.Random(f"seed {seed}, step {step}").getrandbits(63)
+
+
 def make_step(run: Run) -> float:
     """One optimizer step on the samples that are next -> its loss. Advances run.progress."""
     config, data, progress = run.config, run.data, run.progress
@@ -403,10 +414,16 @@ def make_step(run: Run) -> float:
     samples = [data.train_set[i] for i in indices]
     micro_batches = dataset.micro_batches(samples, config.micro_bs)
 
+    # ----- dropout: what is set to zero is another such function, so a run can be resumed -----
+    if config.dropout:
+        torch.manual_seed(step_seed(config.seed, progress.step))
+        run.model.train()
+
     # ----- forward, backward, update -----
     nll, tokens = optimizer_step(
         run.model, run.optimizer, run.scaler, micro_batches, run.autocast,
         lr_at(progress.step, config), config.grad_clip, **method_hooks(run))
+    run.model.eval()
 
     # ----- log -----
     progress.step += 1
@@ -548,8 +565,23 @@ def train(config: Config) -> list[dict]:
     return run.progress.rows
 
 
+def refuse_copies():
+    """Raise UserError under torchrun, whose processes would fight over one folder.
+
+    Rank 0 speaks for all; the others end in silence.
+    """
+    rank, world = rank_and_world()
+    if world > 1 and rank > 0:
+        raise SystemExit(0)
+    if world > 1:
+        raise UserError(f"one run uses one device, and {world} processes were started (WORLD_SIZE)"
+                        "; start it with python instead of torchrun. sweep.py makes many runs at "
+                        "once")
+
+
 def main(argv=None):
     with errors_in_one_line(LESS_MEMORY, no_space="make room, then add --resume to the command"):
+        refuse_copies()
         train(parse(argv, __doc__))
 
 

@@ -67,6 +67,8 @@ SETTINGS = {
     "--weight_decay=inf": "--weight_decay inf",
     "--grad_clip=nan": "--grad_clip nan",
     "--grad_clip=-1": "--grad_clip -1.0",
+    "--dropout=1": "--dropout 1.0: it must be at least 0 and at most 0.9",
+    "--dropout=0.1 --method=mora": "--dropout is of LoRA's input, and --method mora",
     "--seed=-1": "--seed -1",
     "--seed=99999999999999999999": "--seed 99999999999999999999",
     "--epochs=1 --max_steps=3": "give one of them",
@@ -102,6 +104,23 @@ def test_settings(checkpoint, chat, tmp_path, fails, flags):
 def test_settings_that_are_no_mistake(checkpoint, chat, tmp_path):
     train.main(command(checkpoint(), chat, tmp_path, warmup_ratio=1, grad_clip=0, eval_samples=3,
                        seed=0, max_steps=1))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_starts_no_copies_of_a_run(checkpoint, chat, tmp_path, capsys, monkeypatch, rank):
+    """Rank 0 says so; the others are silent, so that it is one line."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    with pytest.raises(SystemExit) as stop:
+        train.main(command(checkpoint(), chat, tmp_path / "out"))
+    said = capsys.readouterr()
+    if rank:
+        assert (stop.value.code, said.out, said.err) == (0, "", "")
+    else:
+        assert one_line(stop.value.code, said.err) == (
+            "error: one run uses one device, and 2 processes were started (WORLD_SIZE); start it "
+            "with python instead of torchrun. sweep.py makes many runs at once\n")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
