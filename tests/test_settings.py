@@ -116,7 +116,7 @@ HINTS = {
     "--lora_r 8": "--rank", "--lora_alpha=32": "--alpha", "--lora_dropout 0.1": "--dropout",
     "--max_seq_length=512": "--max_length", "--lr_scheduler_type cosine": "--schedule",
     "--output_dir x": "--out", "--bf16": "--dtype bfloat16", "--load_in_4bit": "--nf4",
-    "--rslora": "--method rslora", "--max-steps=3": "--max_steps",
+    "--rslora": "--method rslora", "--learning-rate=1": "--lr", "--max-steps=3": "--max_steps",
     "--wramup_ratio=0.1": "--warmup_ratio", "--no-resum": "--no-resume"}
 
 

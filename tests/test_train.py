@@ -671,8 +671,16 @@ def test_what_is_dropped_is_a_function_of_the_seed_and_the_step(
     """Recomputing a layer draws the same again, and no two steps or seeds draw alike."""
     assert len({train.step_seed(seed, step) for seed in range(30) for step in range(30)}) == 900
     assert train.step_seed(42, 0) == 3330960825423142968
+    seeds, training = [], []
+    step, answer = train.optimizer_step, train.generate_answers
+    monkeypatch.setattr(train, "optimizer_step",
+                        lambda *args: seeds.append(torch.initial_seed()) or step(*args))
+    monkeypatch.setattr(train, "generate_answers",
+                        lambda model, *how: training.append(model.training) or answer(model, *how))
     for out, *flags in (("plain",), ("checkpointed", "--gradient_checkpointing")):
         train.main(command(checkpoint(), chat, tmp_path / out, *flags, dropout=0.5))
+    assert seeds == [train.step_seed(42, i) for i in range(6)] * 2
+    assert training == [False] * 4          # an answer drops nothing
     for ours, reference in zip(numbers(tmp_path / "checkpointed"), numbers(tmp_path / "plain")):
         assert ours["test_nll"] == pytest.approx(reference["test_nll"], abs=1e-5)
 
