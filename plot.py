@@ -3,9 +3,11 @@
     python plot.py out              # draws what the runs allow: out/finding1.png, .svg ...
     python plot.py out --table      # prints Markdown: a verdict on each claim, rates, gaps
 
-Only the CSV files directly in FOLDER are read, with one run per file or many. Their columns alone
-decide what is drawn, not the command that made them: arms of three rates or more make finding 2's
-figure, whatever they were swept for. arms.py explains what "arm" and "best of sweep" mean,
+Only the CSV files directly in FOLDER are read, with one run per file or many, and next to them
+<run>.json, the settings of a run. These decide what is drawn, not the command that made them: arms
+of three rates or more make finding 2's figure, whatever they were swept for. Arms that differ in
+another setting alone (schedule, weight_decay ...) are drawn in settings.png, and the other figures
+and the claims are about what most runs have. arms.py explains what "arm" and "best of sweep" mean,
 verdicts.py how a claim is judged.
 
 How to read the figures. A curve is the mean over seeds, the band around it goes from the smallest
@@ -41,12 +43,16 @@ from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, format
 
 
 # ----- colours, markers, labels -------------------------------------------------------------------
-# Okabe and Ito's colours, which colour-blind readers can tell apart. Each means the same in every
-# figure, and so does each marker. Those of RANKS go from the highest rank down.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and for rare ranks three more.
+# Each means the same in every figure, whatever else was run, and so does each marker. Arms that
+# differ in another setting (schedule ...) have one colour and marker, and lines of their own.
 
 BLACK, PLACES = "#000000", {"attention": "#D55E00", "mlp": "#CC79A7"}
-RANKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#56B4E9", "D"), ("#999999", "v"),
-         ("#F0E442", "P"))
+# of rank 1, 2, 4 ... 256; other ranks have those of the nearest, and 512 begins again
+RANKS = (("#009E73", "^"), ("#F0E442", "P"), ("#999999", "v"), ("#56B4E9", "D"), ("#E69F00", "s"),
+         ("#8C6D31", "<"), ("#0072B2", "o"), ("#332288", ">"), ("#882255", "h"))
+VARIANTS = [(line, fill) for fill in ("full", "none", "left", "bottom")
+            for line in ("-", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))]
 # of methods and of sets of targets, in the order of their names
 SERIES = [(color, marker) for marker in "osD" for color in (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")]
@@ -61,8 +67,8 @@ def style_of(arm, name: str = "", **more) -> dict:
     """matplotlib's keywords for the curve of an arm. Colour and marker say what is trained.
 
     Full fine-tuning is black. LoRA on all layers has the colour of its rank, elsewhere that of the
-    place. The label says of how many rates the best was taken, and which seeds count:
-    "r = 1 (3 to 5 rates, 2 of 3 seeds count)".
+    place. The line says with which other settings. The label says of how many rates the best was
+    taken, and which seeds count: "r = 1 (3 to 5 rates, 2 of 3 seeds count)".
     """
     details = arm.describe_rates()
     if arm.describe_seeds():
@@ -76,7 +82,9 @@ def style_of(arm, name: str = "", **more) -> dict:
     elif arm.targets in PLACES:
         style |= {"color": PLACES[arm.targets], "marker": "p"}
     else:
-        style["color"], style["marker"] = RANKS[arm.higher_ranks % len(RANKS)]
+        style["color"], style["marker"] = RANKS[round(math.log2(arm.rank)) % len(RANKS)]
+    if arm.variant:
+        style["linestyle"], style["fillstyle"] = VARIANTS[arm.variant % len(VARIANTS)]
     return style | more
 
 
@@ -395,6 +403,23 @@ def plot_methods(sweeps):
     return figure
 
 
+def plot_settings(sweeps):
+    """Arms that differ in another setting alone. Left: best of sweep. Right: against the rate."""
+    sweep = sweeps.usual
+    arms = sweep.twins()
+    if not arms:
+        return None
+    figure, (left, right) = new_figure("Settings", sweep, arms)
+    base = np.nanmean([arm.curves[:, 0] for arm in arms])
+    draw_best(left, sweep, {arm: style_of(arm) for arm in arms},
+              f"the base, at step 0: {base:.3f}")
+    for i, arm in enumerate(arms):
+        draw_rates(right, arm, None, cross_height=0.97 - 0.03 * i)
+    right.set(xscale="log", xlabel="learning rate (ring: the lowest; triangles: seeds)")
+    scale_nll_axis(right, f"test NLL after {sweep.end}, nats per token")
+    return figure
+
+
 def plot_targets(sweeps):
     """LoRA on sets of matrices. At one number of parameters: where are they used best?"""
     sweep = sweeps.usual
@@ -431,7 +456,8 @@ def draw_sizes(ax, sweep, series: dict[str, list[Arm]], size=lambda arm: arm.tra
 
 FIGURES = {"finding1": plot_rank, "finding2": plot_rates, "finding3": plot_batch_sizes,
            "finding4": plot_placement, "alpha": plot_alpha, "rank_rates": plot_rank_rates,
-           "capacity": plot_capacity, "methods": plot_methods, "targets": plot_targets}
+           "capacity": plot_capacity, "methods": plot_methods, "settings": plot_settings,
+           "targets": plot_targets}
 
 
 def draw_figures(sweeps, out: Path, prefix: str, supervised: float) -> list[Path]:
