@@ -185,7 +185,7 @@ def name_values(more: tuple) -> list[str]:
             parts += [option.replace("=", " = ") for option in value.split(",")]
         elif value is True:
             parts.append(name)
-        elif value not in (None, False, ""):
+        elif value is not None and value is not False and value != "":
             parts.append(f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}")
     return parts
 

@@ -162,9 +162,8 @@ NOT_HASHED = ("micro_bs", "grad_accum", "device", "compile", "gradient_checkpoin
               "resume", "overwrite", "epochs")
 
 
-def parse(argv=None, doc: str = "", script: str = "train.py", more_flags=()) -> Config:
-    """more_flags: the flags of `script` itself, which it has read; they are only suggested."""
-    return parse_flags(Config, script, doc, argv, more_flags)
+def parse(argv=None, doc: str = "") -> Config:
+    return parse_flags(Config, "train.py", doc, argv)
 
 
 def check_config(config: Config):

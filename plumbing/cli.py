@@ -41,18 +41,14 @@ def flag(default, help: str, **how):
     return dataclasses.field(default=default, metadata={"help": help, **how})
 
 
-def make_parser(script: str, doc: str, more_flags=(), **more) -> argparse.ArgumentParser:
-    """A parser that prints `doc` as its help, and ends a wrong command line with one line.
-
-    more_flags: flags that the command also has, but another parser reads.
-    """
+def make_parser(script: str, doc: str, **more) -> argparse.ArgumentParser:
+    """A parser that prints `doc` as its help, and ends a wrong command line with one line."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         **more)
 
     def end(message):
-        flags = [*more_flags, *(name for action in parser._actions
-                                for name in action.option_strings)]
+        flags = [name for action in parser._actions for name in action.option_strings]
         hint = suggest_flags(message, flags)
         fail(f"{message}{hint} (python {script} --help lists the settings)")
 
@@ -64,21 +60,25 @@ def suggest_flags(message: str, flags: list[str]) -> str:
     """What was probably meant by unknown flags, from argparse's message about them.
 
     "unrecognized arguments: --lora_r 8 --sed=4" -> "; for --lora_r write --rank; for --sed write
-    --seed". flags: those that exist. One is found by its name elsewhere (OURS), or by its spelling.
+    --seed". flags: those that exist.
     """
     start, hints = "unrecognized arguments: ", ""
     if not message.startswith(start):
         return ""
     asked = [word.partition("=")[0] for word in message.removeprefix(start).split()]
-    for flag_asked in dict.fromkeys(word for word in asked if word.startswith("-")):
-        name = flag_asked.lstrip("-").replace("-", "_")
-        ours = OURS.get(name, "")
-        if ours.partition(" ")[0] not in flags:
-            nearest = difflib.get_close_matches(f"--{name}", flags, n=1, cutoff=0.75)
-            ours = nearest[0] if nearest else ""
-        if ours:
-            hints += f"; for {flag_asked} write {ours}"
+    for word in dict.fromkeys(asked):
+        if word.startswith("-") and (ours := suggest_flag(word.lstrip("-"), flags)):
+            hints += f"; for {word} write {ours}"
     return hints
+
+
+def suggest_flag(name: str, flags: list[str]) -> str:
+    """The flag that somebody who wrote `name` meant: by its name elsewhere, or by its spelling."""
+    name = name.replace("-", "_")
+    ours = OURS.get(name, "")
+    if ours.partition(" ")[0] in flags:
+        return ours
+    return next(iter(difflib.get_close_matches(f"--{name}", flags, n=1, cutoff=0.75)), "")
 
 
 def add_flags(parser, settings_class, only=None, **changes):
@@ -110,9 +110,9 @@ def add_flag(group, name: str, kind, default, help: str, **how):
     group.add_argument(name, default=default, help=help.replace("%", "%%"), **how)
 
 
-def parse_flags(settings_class, script: str, doc: str, argv=None, more_flags=()):
+def parse_flags(settings_class, script: str, doc: str, argv=None):
     """-> an instance of `settings_class`. Its ranges are not checked yet."""
-    parser = make_parser(script, doc, more_flags)
+    parser = make_parser(script, doc)
     add_flags(parser, settings_class)
     return settings_class(**vars(parser.parse_args(argv)))
 

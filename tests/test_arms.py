@@ -351,10 +351,9 @@ def test_a_name_has_what_differs_and_nothing_else():
         settings = other_settings(weight_decay=0.1, **changes)
         return run_rows(R64._replace(method=method), 1e-4, [3, 2, 1, 1], settings=settings)
 
-    runs = [arm_of("full") for _ in range(1)]
-    runs += [arm_of("dora"), arm_of("dora", nf4=True), arm_of("mora", options="form=sharing,n=2"),
-             arm_of("lora", dropout=0.1), arm_of("lora", schedule="cosine"),
-             arm_of("lora", eval_samples=7)]
+    runs = [arm_of("full"), arm_of("dora"), arm_of("dora", nf4=True),
+            arm_of("mora", options="form=sharing,n=2"), arm_of("lora", dropout=0.1),
+            arm_of("lora", schedule="cosine"), arm_of("lora", eval_samples=7)]
     assert [str(arm) for arm in sweep_of(*runs).arms] == [
         "full, schedule = constant", "dora, r = 64, schedule = constant",
         "dora, r = 64, nf4, schedule = constant",
@@ -426,6 +425,17 @@ def test_like_is_compared_with_like():
     assert [row.split("|")[1].strip() for row in rows] == [
         "full, schedule = constant", "r = 8, dropout = 0.1, schedule = cosine",
         "r = 64, schedule = constant"]
+
+
+def test_settings_are_numbered_by_how_many_runs_have_them():
+    """Full fine-tuning has no dropout: it has the number of the most common adapters. --options
+    belong to a method, and make no number."""
+    once, twice = (("dropout", 0.1), ("options", None)), (("dropout", 0.2), ("options", None))
+    of_full, mora = (("dropout", None), ("options", None)), (("dropout", 0.2), ("options", "n=1"))
+    assert arms.number_variants([("full", of_full), ("lora", once), ("lora", twice),
+                                 ("lora", twice), ("mora", mora)]) == [0, 1, 0, 0, 0]
+    assert arms.name_values((("weight_decay", 0.0), ("nf4", False), ("options", "n=1,m=2"))) == [
+        "weight_decay = 0", "n = 1", "m = 2"]
 
 
 def test_claims_compare_no_two_settings_of_one_rank():
