@@ -405,16 +405,27 @@ def plot_methods(sweeps):
 
 def plot_settings(sweeps):
     """Arms that differ in another setting alone. Left: best of sweep. Right: against the rate."""
+    arms = sweeps.usual.twins()
+    return arms_figure("Settings", sweeps.usual, {arm: {} for arm in arms}) if arms else None
+
+
+def plot_arms(sweeps):
+    """All arms of the usual batch, for grids that no other figure is about: those of qlora."""
     sweep = sweeps.usual
-    arms = sweep.twins()
-    if not arms:
-        return None
-    figure, (left, right) = new_figure("Settings", sweep, arms)
-    base = np.nanmean([arm.curves[:, 0] for arm in arms])
-    draw_best(left, sweep, {arm: style_of(arm) for arm in arms},
+    arms = sorted((arm for arm in sweep.arms if arm.batch == sweep.batch), key=str)
+    looks = {arm: {"color": color, "marker": marker}
+             for arm, (color, marker) in zip(arms, itertools.cycle(SERIES))}
+    return arms_figure("Arms", sweep, looks) if len(arms) > 1 else None
+
+
+def arms_figure(head: str, sweep, looks: dict[Arm, dict]):
+    """Left: best of sweep. Right: against the rate. looks: {arm: what its style has instead}."""
+    figure, (left, right) = new_figure(head, sweep, looks)
+    base = np.nanmean([arm.curves[:, 0] for arm in looks])
+    draw_best(left, sweep, {arm: style_of(arm, **look) for arm, look in looks.items()},
               f"the base, at step 0: {base:.3f}")
-    for i, arm in enumerate(arms):
-        draw_rates(right, arm, None, cross_height=0.97 - 0.03 * i)
+    for i, (arm, look) in enumerate(looks.items()):
+        draw_rates(right, arm, None, cross_height=0.97 - 0.03 * i, **look)
     right.set(xscale="log", xlabel="learning rate (ring: the lowest; triangles: seeds)")
     scale_nll_axis(right, f"test NLL after {sweep.end}, nats per token")
     return figure
@@ -465,7 +476,9 @@ def draw_figures(sweeps, out: Path, prefix: str, supervised: float) -> list[Path
     import matplotlib
     make_folder(out)
     paths = []
-    for name, plot_finding in FIGURES.items():
+    for name, plot_finding in [*FIGURES.items(), ("arms", plot_arms)]:
+        if name == "arms" and paths:
+            continue
         more = {"supervised": supervised} if name == "capacity" else {}
         with matplotlib.rc_context(STYLE):
             figure = plot_finding(sweeps, **more)

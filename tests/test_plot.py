@@ -451,6 +451,21 @@ def test_sixteen_settings_of_one_rank_have_sixteen_lines():
                 for style in styles}) == 16
 
 
+def test_arms_that_no_other_figure_is_about_are_drawn_too(tmp_path, capsys):
+    """A grid of qlora used to end in an error, after its runs."""
+    runs = []
+    for rank in (8, 64):
+        arm = ArmKey("qlora", "all-linear", rank, 16, 16)
+        runs += make_grid(arm, LORA_LR, 2e-4, 1.0 + rank / 100)
+    plot.main([str(write_csv(tmp_path, *runs))])
+    assert capsys.readouterr().out == f"{tmp_path / 'arms.png'} (and .svg)\n"
+    left, _ = plot.plot_arms(sweeps_of(*runs)).axes
+    assert [(line.get_label(), line.get_ydata()[-1], line.get_color())
+            for line in left.get_lines()] == [
+        ("qlora, r = 64, alpha = 16 (5 rates)", pytest.approx(1.64), "#0072B2"),
+        ("qlora, r = 8, alpha = 16 (5 rates)", pytest.approx(1.08), "#E69F00")]
+
+
 def test_a_rank_has_its_colour_whatever_else_was_run():
     """Another rank in the folder used to move them all."""
     alone = plot.style_of(find_arm(sweep_of(*make_grid(R1, LORA_LR, 2e-4, 1.0)), R1))
