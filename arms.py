@@ -3,7 +3,10 @@
 Plain Python and numpy.
 
     run            one training. Its rows hold the test NLL at step 0, 10, 20, ...
-    arm            all runs that differ in learning rate and seed alone: "r = 64, batch 16"
+    arm            all runs that differ in learning rate and seed alone: "r = 64, batch 16". Next to
+                   the columns of its rows, a run may have a file <run>.json with its settings. Two
+                   runs with other schedules are two arms, "r = 64, schedule = cosine": a name has
+                   what differs among the runs of a folder, and nothing else
     sweep          the arms of one model on one data set, at the same steps
     best of sweep  the lowest test NLL of an arm over its learning rates, at each step separately,
                    so that one curve may change from one rate to another along the way.
@@ -20,6 +23,7 @@ It does not matter that some seeds have few rates: only the best rate and its tw
 comparison. Early in a curve a higher rate can lead, and three rates may miss that; on nano they did
 not.
 """
+import dataclasses
 import math
 import sys
 from collections import Counter, defaultdict
@@ -31,12 +35,21 @@ from typing import NamedTuple
 import numpy as np
 
 from plumbing.errors import UserError
+from plumbing.files import read_json
 from plumbing.records import COLUMNS, read_rows
 from rates import Best, diverged, extend_grid, find_best_rate, rates_around_best
+from settings import Config
 
 MARGIN = 0.02       # as good as full fine-tuning: behind by at most this share of the gain
 LONG = 10           # runs with more evaluations after step 0 show where a low rank leaves the curve
 MATCHED = 0.1       # placements are of one size if their parameters differ by at most this share
+
+# Settings that make no arm: the columns and the steps of the rows show them, or they decide what is
+# measured and not what is trained (eval_samples), or only dropout's draws (the last three).
+NO_ARM = {"model", "data", "method", "targets", "rank", "alpha", "lr", "batch_eff", "seed",
+          "max_steps", "eval_steps", "eval_samples", "micro_bs", "device", "compile"}
+OF_METHODS = {"options"}                            # settings that only some methods have
+OF_ADAPTERS = {"options", "nf4", "dropout"}         # and that full fine-tuning has not
 
 
 # ----- arms ---------------------------------------------------------------------------------------
@@ -51,24 +64,29 @@ class Arm:
     alpha: float
     batch: float            # samples per optimizer step
     trainable: float        # parameters
-    higher_ranks: int       # how many ranks in the folder are higher than this: decides its colour
     seeds: list[int]        # of the sweep, ascending
     lrs: list[float]        # all that any seed was run at, ascending
     tokens: np.ndarray      # (T,) seen so far in training, padding not counted
     nll: np.ndarray         # (S, R, T); inf from where a run diverged, nan if it is missing
+    more: tuple = ()        # (name, value) of each setting that differs among the folder's runs
+    variant: int = 0        # the number of these values: 0 is what most runs have
 
     def __str__(self):
-        if self.method == "full":
-            return "full"
         parts = []
         if self.method != "lora":
             parts.append(self.method)
-        if self.targets != "all-linear":
-            parts.append(self.targets)
-        parts.append(f"r = {self.rank:g}")
-        if self.alpha != self.rank:
-            parts.append(f"alpha = {self.alpha:g}")
-        return ", ".join(parts)
+        if self.method != "full":
+            if self.targets != "all-linear":
+                parts.append(self.targets)
+            parts.append(f"r = {self.rank:g}")
+            if self.alpha != self.rank:
+                parts.append(f"alpha = {self.alpha:g}")
+        return ", ".join([*parts, *name_values(self.more)])
+
+    @property
+    def columns(self) -> tuple:
+        """What its runs have in common in the columns: alike in arms that differ in `more`."""
+        return (self.method, self.targets, self.rank, self.alpha, self.batch, self.trainable)
 
     @property
     def place(self) -> str:
@@ -156,6 +174,22 @@ class Arm:
         return [math.sqrt(own[i - 1] * own[i]), math.sqrt(own[i] * own[i + 1])]
 
 
+def name_values(more: tuple) -> list[str]:
+    """(("nf4", True), ("schedule", "cosine")) -> ["nf4", "schedule = cosine"].
+
+    What is off has no name. --options name themselves.
+    """
+    parts = []
+    for name, value in more:
+        if name == "options" and value:
+            parts += [option.replace("=", " = ") for option in value.split(",")]
+        elif value is True:
+            parts.append(name)
+        elif value is not None and value is not False and value != "":
+            parts.append(f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}")
+    return parts
+
+
 def mean_over_seeds(values: np.ndarray) -> np.ndarray:
     """The mean of each column of (S, n), inf if it holds inf; nan is left out."""
     present = ~np.isnan(values)
@@ -193,18 +227,38 @@ class Sweep:
             n_runs[arm.batch] += arm.n_runs
         return max(n_runs, key=lambda batch: (n_runs[batch], -batch))
 
-    def full_arm(self, batch: float | None = None) -> Arm | None:
-        """Full fine-tuning at `batch`, or at the most common batch size."""
+    @property
+    def variant(self) -> int:
+        """The other settings (arms.variant) that claims are about: those that most runs have."""
+        variants = [arm.variant for arm in self.arms
+                    if arm.method != "full" and arm.batch == self.batch]
+        return min(variants, default=0)
+
+    def full_arm(self, batch: float | None = None, like: Arm | None = None) -> Arm | None:
+        """Full fine-tuning at `batch`, or at the most common batch size.
+
+        With the other settings that `like` has, or that claims are about. If there is none, with
+        those that most runs have.
+        """
         batch = batch or self.batch
-        arms = (arm for arm in self.arms if arm.method == "full" and arm.batch == batch)
-        return next(arms, None)
+        arms = [arm for arm in self.arms if arm.method == "full" and arm.batch == batch]
+        arms.sort(key=lambda arm: arm.variant)
+        others = [like] if like else [arm for arm in self.arms if arm.variant == self.variant]
+        wanted = {without(OF_ADAPTERS, arm.more) for arm in others}
+        alike = [arm for arm in arms if without(OF_ADAPTERS, arm.more) in wanted]
+        return next(iter([*alike, *arms]), None)
 
     def lora_arms(self, targets="all-linear", alpha: float | None = None,
-                  batch: float | None = None) -> list[Arm]:
-        """LoRA on `targets`, by ascending rank. Without `alpha`, those with alpha = rank."""
+                  batch: float | None = None, like: Arm | None = None) -> list[Arm]:
+        """LoRA on `targets`, by ascending rank. Without `alpha`, those with alpha = rank.
+
+        With the other settings that `like` has, or that claims are about.
+        """
         batch = batch or self.batch
+        variant = like.variant if like else self.variant
         arms = [arm for arm in self.arms if arm.method == "lora" and arm.targets == targets
-                and arm.batch == batch and arm.alpha == (alpha or arm.rank)]
+                and arm.batch == batch and arm.alpha == (alpha or arm.rank)
+                and arm.variant == variant]
         return sorted(arms, key=lambda arm: arm.rank)
 
     def method_arms(self) -> list[Arm]:
@@ -215,7 +269,22 @@ class Sweep:
 
     def lora_of_size(self, arm) -> Arm | None:
         """LoRA on all layers with a number of parameters as close to that of `arm` as there is."""
-        return min(self.lora_arms(), key=lambda lora: size_ratio(lora, arm), default=None)
+        loras = self.lora_arms(like=arm) or self.lora_arms()
+        return min(loras, key=lambda lora: size_ratio(lora, arm), default=None)
+
+    def usual_twin(self, arm) -> Arm | None:
+        """The arm that differs from `arm` in `more` alone, and has what most runs have."""
+        twins = [other for other in self.arms if other.columns == arm.columns and other is not arm]
+        twin = min(twins, key=lambda other: other.variant, default=arm)
+        return twin if twin.variant < arm.variant else None
+
+    def twins(self) -> list[Arm]:
+        """Arms at the most common batch size that differ from another in `more` alone."""
+        arms = [arm for arm in self.arms if arm.batch == self.batch]
+        counts = Counter(arm.columns for arm in arms)
+        twins = [arm for arm in arms if counts[arm.columns] > 1]
+        return sorted(twins, key=lambda arm: (arm.method != "full", arm.method, arm.targets,
+                                              arm.rank or 0, arm.variant))
 
     def arms_by_targets(self) -> dict[str, list[Arm]]:
         """{targets: LoRA on them by ascending rank}."""
@@ -300,6 +369,10 @@ class Sweep:
         return ", ".join(parts)
 
 
+def without(names: set, more: tuple) -> tuple:
+    return tuple((name, value) for name, value in more if name not in names)
+
+
 def size_ratio(*arms: Arm) -> float:
     """By which share the largest arm exceeds the smallest, in parameters."""
     sizes = [arm.trainable for arm in arms]
@@ -316,10 +389,11 @@ def count_noun(n: int, noun: str) -> str:
 def read_runs(folder: Path) -> list[list[dict]]:
     """The rows of each run in the order of its steps, from the CSV files in `folder`.
 
-    A file may hold one run or many. Files with other columns than train.py's are left out. Raises
-    UserError for a damaged file, and if there is no run at all.
+    A file may hold one run or many. Files with other columns than train.py's are left out. What
+    other files say of a run's settings is added to its rows as "settings". Raises UserError for a
+    damaged file, and if there is no run at all.
     """
-    rows = {}                               # (run, step) -> row
+    rows, settings = {}, {}                 # (run, step) -> row; run -> its settings
     for path in sorted(folder.glob("*.csv")):
         with open(path, encoding="utf-8", errors="replace") as f:
             header = f.readline().strip().split(",")
@@ -330,7 +404,9 @@ def read_runs(folder: Path) -> list[list[dict]]:
             if "" in (row["step"], row["test_nll"]):
                 raise UserError(f"{path} is damaged (a row has no step or no test NLL); delete it "
                                 "and let the sweep make it again")
-            rows[row["run"], row["step"]] = row
+            if row["run"] not in settings:
+                settings[row["run"]] = read_settings(row["run"], folder)
+            rows[row["run"], row["step"]] = row | {"settings": settings[row["run"]]}
     if not rows:
         raise UserError(f"{folder} has no CSV file that sweep.py wrote; give the folder that does "
                         "(for train.py's log.csv, that of the run)")
@@ -338,6 +414,28 @@ def read_runs(folder: Path) -> list[list[dict]]:
     for (run, _), row in sorted(rows.items()):
         runs[run].append(row)
     return list(runs.values())
+
+
+def read_settings(run: str, folder: Path) -> dict | None:
+    """The settings that decide the result of `run`, from what sweep.py or train.py wrote.
+
+    None if there is no such file: the first edition wrote none. Settings that a file does not have
+    were added later, and are at their defaults.
+    """
+    known = {field.name for field in dataclasses.fields(Config)}
+    for path in (folder / f"{run}.json", folder / "run.json"):
+        content = read_json(path) if path.exists() else {}
+        if content.get("run") != run:
+            continue
+        try:
+            given = {name: value for name, value in content["settings"].items() if name in known}
+            decides = Config(**given).decides
+            hash(tuple(decides.values()))       # no list among them
+            return decides
+        except (KeyError, AttributeError, TypeError):
+            raise UserError(f"{path} is damaged (its settings are not those of a run); delete it, "
+                            "and the command that made the run writes it again") from None
+    return None
 
 
 def mark_divergence(rows: list[dict]) -> list[dict]:
@@ -368,22 +466,65 @@ def refuse_other_test_sets(runs: list[list[dict]]):
                 "different folders")
 
 
+def add_differences(runs: list[list[dict]]) -> list[list[dict]]:
+    """The runs of one model and data set, with `more` and `variant` (see Arm) in their first rows.
+
+    Raises UserError if settings differ, and nobody knows those of one of the runs.
+    """
+    known = [rows[0]["settings"] for rows in runs if rows[0].get("settings")]
+    differing = []
+    for name in sorted({name for settings in known for name in settings} - NO_ARM):
+        if len({settings.get(name) for settings in known}) > 1:
+            differing.append(name)
+    unknown = [rows[0]["run"] for rows in runs if not rows[0].get("settings")]
+    if differing and unknown:
+        raise UserError(
+            f"the runs differ in {' and '.join(differing)}, and no file {unknown[0]}.json says "
+            f"which of them run {unknown[0]} had; the sweep's own command writes it, or move the "
+            "run's file into a folder of its own")
+
+    values = [tuple((name, rows[0]["settings"].get(name)) for name in differing) for rows in runs]
+    numbers = number_variants([(rows[0]["method"], more) for rows, more in zip(runs, values)])
+    return [[rows[0] | {"more": more, "variant": number}, *rows[1:]]
+            for rows, more, number in zip(runs, values, numbers)]
+
+
+def number_variants(runs: list[tuple]) -> list[int]:
+    """The number of each run's other settings: 0 for those that most have. runs: (method, more).
+
+    --options belong to a method and not to the others it is compared with, so they do not count.
+    Full fine-tuning has no dropout, for instance, so it gets the number of adapters without regard
+    to that.
+    """
+    keys = [without(OF_METHODS, more) for _, more in runs]
+    counts = Counter(key for (method, _), key in zip(runs, keys) if method != "full")
+    order = sorted(counts, key=lambda key: (-counts[key], str(key)))
+    order += sorted({*keys} - {*order}, key=str)
+    common = [without(OF_ADAPTERS, key) for key in order]
+    return [common.index(without(OF_ADAPTERS, key)) if method == "full" else order.index(key)
+            for (method, _), key in zip(runs, keys)]
+
+
 def refuse_twins(runs: list[list[dict]]):
-    """Raise UserError for two runs that differ, but in nothing that the columns show."""
+    """Raise UserError for two runs that differ, but in nothing that the files show."""
     seen = {}
     for rows in runs:
         first = rows[0]
         key = first["model"], first["data"], arm_key(rows), point_key(rows), steps_of(rows)
-        if key in seen:
-            raise UserError(
-                f"runs {seen[key]} and {first['run']} are alike in every column but differ in "
-                "other settings (--eval_samples, --dtype ...); put their files into different "
-                "folders")
-        seen[key] = first["run"]
+        other = seen.setdefault(key, first)
+        if other is first:
+            continue
+        one, two = other.get("settings"), first.get("settings")
+        where = "other settings (--eval_samples, --dtype ...), and no .json file says in which"
+        if one and two:
+            where = " and ".join(name for name in sorted({*one, *two})
+                                 if one.get(name) != two.get(name))
+        raise UserError(f"runs {other['run']} and {first['run']} are alike in every column but "
+                        f"differ in {where}; put their files into different folders")
 
 
 def arm_key(rows: list[dict]) -> tuple:
-    names = "method", "targets", "rank", "alpha", "batch_eff", "trainable"
+    names = "method", "targets", "rank", "alpha", "batch_eff", "trainable", "more"
     return tuple(rows[0][name] for name in names)
 
 
@@ -412,41 +553,41 @@ def select_sweeps(runs: list[list[dict]]) -> list[Sweeps]:
     """
     runs = [mark_divergence(rows) for rows in runs]
     refuse_other_test_sets(runs)
-    refuse_twins(runs)
-    ranks = {rows[0]["rank"] for rows in runs if rows[0]["targets"] == "all-linear"}
     by_name = defaultdict(list)
     for rows in runs:
         by_name[rows[0]["model"], rows[0]["data"]].append(rows)
-    return [select_of_model(some, ranks) for some in by_name.values()]
+    return [select_of_model(some) for some in by_name.values()]
 
 
-def select_of_model(runs: list[list[dict]], ranks: set) -> Sweeps:
+def select_of_model(runs: list[list[dict]]) -> Sweeps:
     """The usual runs have the length that most have.
 
     The long runs have more than LONG evaluations, at the batch size of the usual ones. They also
     serve as the usual ones if there are no others.
     """
+    runs = add_differences(runs)
+    refuse_twins(runs)
     by_steps = defaultdict(list)
     for rows in runs:
         by_steps[steps_of(rows)].append(rows)
     usual_steps = max(by_steps, key=lambda steps: (len(steps) <= LONG + 1, len(by_steps[steps])))
-    usual, long = make_sweep(by_steps[usual_steps], ranks), None
+    usual, long = make_sweep(by_steps[usual_steps]), None
     for steps, some in sorted(by_steps.items(), key=lambda item: item[0][-1]):
         some = [rows for rows in some if rows[0]["batch_eff"] == usual.batch]
         if some and len(steps) > LONG + 1:
-            long = usual if steps == usual_steps else make_sweep(some, ranks)
+            long = usual if steps == usual_steps else make_sweep(some)
     others = runs
     if long and long is not usual:
         others = [rows for rows in runs if rows[0]["run"] not in long.names]
-    return Sweeps(usual, long, cut_at_equal("steps", others, ranks),
-                  cut_at_equal("samples", others, ranks))
+    return Sweeps(usual, long, cut_at_equal("steps", others), cut_at_equal("samples", others))
 
 
-def cut_at_equal(unit: str, runs: list[list[dict]], ranks: set) -> Sweep | None:
+def cut_at_equal(unit: str, runs: list[list[dict]]) -> Sweep | None:
     """The runs of all batch sizes after as many steps, or samples (step x batch).
 
-    A longer run is cut there. That is fair as long as the learning rate is constant, as in the
-    presets of sweep.py: then row 40 of a run of 160 steps is the result of one of 40.
+    A longer run is cut there. That is fair if its learning rate is constant, as in the presets of
+    sweep.py: then row 40 of a run of 160 steps is the result of one of 40. Other runs only have
+    their last step.
 
     Of the numbers of steps or samples it is the one that most batch sizes have, and of several the
     largest. None if LoRA and full fine-tuning do not both have it at two batch sizes.
@@ -454,7 +595,7 @@ def cut_at_equal(unit: str, runs: list[list[dict]], ranks: set) -> Sweep | None:
     seen = defaultdict(set)                 # batch, method -> numbers of steps or samples
     for rows in runs:
         size = step_size(unit, rows)
-        seen[rows[0]["batch_eff"], rows[0]["method"]] |= {size * n for n in steps_of(rows)[1:]}
+        seen[rows[0]["batch_eff"], rows[0]["method"]] |= {size * n for n in fair_steps(rows)}
     n_batches = Counter()
     for batch in {batch for batch, _ in seen}:
         n_batches.update(seen[batch, "full"] & seen[batch, "lora"])
@@ -464,28 +605,36 @@ def cut_at_equal(unit: str, runs: list[list[dict]], ranks: set) -> Sweep | None:
     cut = {}
     for rows in sorted(runs, key=lambda rows: rows[-1]["step"]):
         by_end = {step_size(unit, rows) * row["step"]: row for row in rows}
-        if end in by_end:                   # of two lengths of one run, the shorter counts
+        if end in by_end and by_end[end]["step"] in fair_steps(rows):
+            # of two lengths of one run, the shorter counts
             cut.setdefault((arm_key(rows), point_key(rows)), [rows[0], by_end[end]])
-    return make_sweep(list(cut.values()), ranks, (0, end), unit)
+    return make_sweep(list(cut.values()), (0, end), unit)
+
+
+def fair_steps(rows: list[dict]) -> tuple:
+    """The steps after which a run is what a shorter one would have been, as far as is known."""
+    settings = rows[0].get("settings") or {}
+    constant = settings.get("schedule", "constant") == "constant"
+    return steps_of(rows)[1 if constant and not settings.get("warmup_ratio") else -1:]
 
 
 def step_size(unit: str, rows: list[dict]) -> float:
     return rows[0]["batch_eff"] if unit == "samples" else 1
 
 
-def make_sweep(runs: list[list[dict]], ranks: set, steps: tuple = (), unit="steps") -> Sweep:
-    """runs: evaluated at the same steps, or after as many samples; ranks: all in the folder."""
+def make_sweep(runs: list[list[dict]], steps: tuple = (), unit="steps") -> Sweep:
+    """runs: evaluated at the same steps, or after as many samples."""
     first = runs[0][0]
     seeds = sorted({rows[0]["seed"] for rows in runs})
     by_arm = defaultdict(dict)
     for rows in runs:
         by_arm[arm_key(rows)][point_key(rows)] = rows
-    arms = [make_arm(some, seeds, ranks) for some in by_arm.values()]
+    arms = [make_arm(some, seeds) for some in by_arm.values()]
     return Sweep(first["model"], first["data"], np.array(steps or steps_of(runs[0])), arms,
                  names={rows[0]["run"] for rows in runs}, unit=unit)
 
 
-def make_arm(runs: dict[tuple, list[dict]], seeds: list[int], ranks: set) -> Arm:
+def make_arm(runs: dict[tuple, list[dict]], seeds: list[int]) -> Arm:
     """runs: {(seed, rate): rows}; seeds: all of the sweep."""
     some_run = next(iter(runs.values()))
     first, lrs = some_run[0], sorted({lr for _, lr in runs})
@@ -494,11 +643,10 @@ def make_arm(runs: dict[tuple, list[dict]], seeds: list[int], ranks: set) -> Arm
         nll[seeds.index(seed), lrs.index(lr)] = [row["test_nll"] for row in rows]
     # the most of all runs, because one that diverged was stopped
     tokens = np.max([[row["tokens"] for row in rows] for rows in runs.values()], axis=0)    # (T,)
-    higher_ranks = sum(rank > (first["rank"] or 0) for rank in ranks)
     return Arm(method=first["method"], targets=first["targets"], rank=first["rank"],
                alpha=first["alpha"], batch=first["batch_eff"], trainable=first["trainable"],
-               higher_ranks=higher_ranks, seeds=seeds, lrs=lrs,
-               tokens=tokens, nll=nll)
+               seeds=seeds, lrs=lrs, tokens=tokens, nll=nll, more=first["more"],
+               variant=first["variant"])
 
 
 def name_left_out(runs: list[list[dict]], selected: list[Sweeps]):

@@ -7,9 +7,11 @@
     python plot.py out/RUN --watch  # draws it again after each evaluation, until the run ends
 
 What follows is about sweeps. Only the CSV files directly in FOLDER are read, with one run per file
-or many. Their columns alone decide what is drawn, not the command that made them: arms of three
-rates or more make finding 2's figure, whatever they were swept for. arms.py explains what "arm" and
-"best of sweep" mean, verdicts.py how a claim is judged.
+or many, and next to them <run>.json, the settings of a run. These decide what is drawn, not the
+command that made them: arms of three rates or more make finding 2's figure, whatever they were
+swept for. Arms that differ in another setting alone (schedule, weight_decay ...) are drawn in
+settings.png, and the other figures and the claims are about what most runs have. arms.py explains
+what "arm" and "best of sweep" mean, verdicts.py how a claim is judged.
 
 How to read the figures. A curve is the mean over seeds, the band around it goes from the smallest
 to the largest. The seeds of an arm may have different rates (sweep.py --near_best). A seed counts
@@ -48,12 +50,16 @@ from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, format
 
 
 # ----- colours, markers, labels -------------------------------------------------------------------
-# Okabe and Ito's colours, which colour-blind readers can tell apart. Each means the same in every
-# figure, and so does each marker. Those of RANKS go from the highest rank down.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and for rare ranks three more.
+# Each means the same in every figure, whatever else was run, and so does each marker. Arms that
+# differ in another setting (schedule ...) have one colour and marker, and lines of their own.
 
 BLACK, PLACES = "#000000", {"attention": "#D55E00", "mlp": "#CC79A7"}
-RANKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#56B4E9", "D"), ("#999999", "v"),
-         ("#F0E442", "P"))
+# of rank 1, 2, 4 ... 256; other ranks have those of the nearest, and 512 begins again
+RANKS = (("#009E73", "^"), ("#F0E442", "P"), ("#999999", "v"), ("#56B4E9", "D"), ("#E69F00", "s"),
+         ("#8C6D31", "<"), ("#0072B2", "o"), ("#332288", ">"), ("#882255", "h"))
+VARIANTS = [(line, fill) for fill in ("full", "none", "left", "bottom")
+            for line in ("-", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))]
 # of methods and of sets of targets, in the order of their names
 SERIES = [(color, marker) for marker in "osD" for color in (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")]
@@ -68,8 +74,8 @@ def style_of(arm, name: str = "", **more) -> dict:
     """matplotlib's keywords for the curve of an arm. Colour and marker say what is trained.
 
     Full fine-tuning is black. LoRA on all layers has the colour of its rank, elsewhere that of the
-    place. The label says of how many rates the best was taken, and which seeds count:
-    "r = 1 (3 to 5 rates, 2 of 3 seeds count)".
+    place. The line says with which other settings. The label says of how many rates the best was
+    taken, and which seeds count: "r = 1 (3 to 5 rates, 2 of 3 seeds count)".
     """
     details = arm.describe_rates()
     if arm.describe_seeds():
@@ -83,7 +89,9 @@ def style_of(arm, name: str = "", **more) -> dict:
     elif arm.targets in PLACES:
         style |= {"color": PLACES[arm.targets], "marker": "p"}
     else:
-        style["color"], style["marker"] = RANKS[arm.higher_ranks % len(RANKS)]
+        style["color"], style["marker"] = RANKS[round(math.log2(arm.rank)) % len(RANKS)]
+    if arm.variant:
+        style["linestyle"], style["fillstyle"] = VARIANTS[arm.variant % len(VARIANTS)]
     return style | more
 
 
@@ -402,6 +410,34 @@ def plot_methods(sweeps):
     return figure
 
 
+def plot_settings(sweeps):
+    """Arms that differ in another setting alone. Left: best of sweep. Right: against the rate."""
+    arms = sweeps.usual.twins()
+    return arms_figure("Settings", sweeps.usual, {arm: {} for arm in arms}) if arms else None
+
+
+def plot_arms(sweeps):
+    """All arms of the usual batch, for grids that no other figure is about: those of qlora."""
+    sweep = sweeps.usual
+    arms = sorted((arm for arm in sweep.arms if arm.batch == sweep.batch), key=str)
+    looks = {arm: {"color": color, "marker": marker}
+             for arm, (color, marker) in zip(arms, itertools.cycle(SERIES))}
+    return arms_figure("Arms", sweep, looks) if len(arms) > 1 else None
+
+
+def arms_figure(head: str, sweep, looks: dict[Arm, dict]):
+    """Left: best of sweep. Right: against the rate. looks: {arm: what its style has instead}."""
+    figure, (left, right) = new_figure(head, sweep, looks)
+    base = np.nanmean([arm.curves[:, 0] for arm in looks])
+    draw_best(left, sweep, {arm: style_of(arm, **look) for arm, look in looks.items()},
+              f"the base, at step 0: {base:.3f}")
+    for i, (arm, look) in enumerate(looks.items()):
+        draw_rates(right, arm, None, cross_height=0.97 - 0.03 * i, **look)
+    right.set(xscale="log", xlabel="learning rate (ring: the lowest; triangles: seeds)")
+    scale_nll_axis(right, f"test NLL after {sweep.end}, nats per token")
+    return figure
+
+
 def plot_targets(sweeps):
     """LoRA on sets of matrices. At one number of parameters: where are they used best?"""
     sweep = sweeps.usual
@@ -438,7 +474,8 @@ def draw_sizes(ax, sweep, series: dict[str, list[Arm]], size=lambda arm: arm.tra
 
 FIGURES = {"finding1": plot_rank, "finding2": plot_rates, "finding3": plot_batch_sizes,
            "finding4": plot_placement, "alpha": plot_alpha, "rank_rates": plot_rank_rates,
-           "capacity": plot_capacity, "methods": plot_methods, "targets": plot_targets}
+           "capacity": plot_capacity, "methods": plot_methods, "settings": plot_settings,
+           "targets": plot_targets}
 
 
 def draw_figures(sweeps, out: Path, prefix: str, supervised: float) -> list[Path]:
@@ -446,7 +483,9 @@ def draw_figures(sweeps, out: Path, prefix: str, supervised: float) -> list[Path
     import matplotlib
     make_folder(out)
     paths = []
-    for name, plot_finding in FIGURES.items():
+    for name, plot_finding in [*FIGURES.items(), ("arms", plot_arms)]:
+        if name == "arms" and paths:
+            continue
         more = {"supervised": supervised} if name == "capacity" else {}
         with matplotlib.rc_context(STYLE):
             figure = plot_finding(sweeps, **more)

@@ -57,6 +57,9 @@ class Config:
         "alpha fixed (32, say) it rises a little", above=0)
     targets: str = flag(
         "all-linear", "all-linear, attention, mlp, or layer names: q_proj,v_proj")
+    dropout: float = flag(
+        0.0, "share of LoRA's input that is set to zero in training, drawn again for each step: a "
+        "remedy for over-fitting; of lora and qlora alone", at_least=0, at_most=0.9)
     lr: float = flag(
         None, "learning rate; default: 2e-4 for lora and qlora (a start for r near 64 with "
         "alpha = r; lower ranks want more), 2e-5 for full, and what a relative's file says",
@@ -121,19 +124,14 @@ class Config:
         return self.nf4 or self.method == "qlora"
 
     @property
-    def run(self) -> str:
-        """The name of a settled run: a short hash of the settings that decide its result.
+    def decides(self) -> dict:
+        """The settings that decide the result of a settled run: what its name is a hash of.
 
-        It promises that two runs with one name were asked for the same result. Left out is what
-        should not change a result beyond rounding: how a batch is cut into micro-batches, the
-        device, compilation, checkpointing, where the optimizer's moments are kept. How often and on
-        how much is evaluated is in it, because that decides the rows of log.csv. It does not see
-        what the settings do not say: the content behind a model's or data set's name, the version
-        of torch or of this project, the processor.
+        Left out is what should not change a result beyond rounding: how a batch is cut into
+        micro-batches, the device, compilation, checkpointing, where the optimizer's moments are
+        kept. How often and on how much is evaluated is in it, because that decides the rows of
+        log.csv. A setting that is not in it has its default, or the method does not have it.
         """
-        unsettled = [name for name in ("alpha", "lr", "max_steps", "eval_steps")
-                     if getattr(self, name) is None]
-        assert not unsettled and self.dtype != "auto", f"not settled yet: {unsettled or 'dtype'}"
         named = {name: getattr(self, name) for name in HASHED} | {"batch_eff": self.batch_eff}
         named["optimizer"] = self.optimizer.removeprefix("paged_")
         if self.method == "full":
@@ -142,7 +140,23 @@ class Config:
             known = field.name in HASHED or field.name in NOT_HASHED
             if not known and getattr(self, field.name) != field.default:
                 named[field.name] = getattr(self, field.name)
-        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:10]
+        if self.dropout:        # it is drawn in the order of the passes, differently on each device
+            kind = self.device.partition(":")[0]
+            named |= {"micro_bs": self.micro_bs, "device": kind, "compile": self.compile}
+        return named
+
+    @property
+    def run(self) -> str:
+        """The name of a settled run: a short hash of the settings that decide its result.
+
+        It promises that two runs with one name were asked for the same result. It does not see what
+        the settings do not say: the content behind a model's or data set's name, the version of
+        torch or of this project, the processor.
+        """
+        unsettled = [name for name in ("alpha", "lr", "max_steps", "eval_steps")
+                     if getattr(self, name) is None]
+        assert not unsettled and self.dtype != "auto", f"not settled yet: {unsettled or 'dtype'}"
+        return hashlib.sha256(json.dumps(self.decides, sort_keys=True).encode()).hexdigest()[:10]
 
 
 # The settings that the first edition hashed, whatever their value. A field that is added to Config
@@ -173,6 +187,9 @@ def check_config(config: Config):
                         "frozen, because a step would be rounded away")
     if config.options and config.method == "full":
         raise UserError("--options are of a method in methods/, and full fine-tuning has none")
+    if config.dropout and config.adapter_method != "lora":
+        raise UserError(f"--dropout is of LoRA's input, and --method {config.method} does not have "
+                        "it; leave it out, or take --method lora")
     if config.resume and config.overwrite:
         raise UserError("--resume and --overwrite contradict each other; give one of them")
 

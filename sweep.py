@@ -4,6 +4,7 @@
     python sweep.py finding2 --model Qwen/Qwen2.5-0.5B-Instruct --data vi_gsm8k --seeds 3
     python sweep.py all --seeds 3 --near_best           # for verdicts: every best rate bracketed
     python sweep.py all --preset tutorial --dry_run     # only list the runs, and how long they take
+    python sweep.py --grid my_grid.toml --bracket       # a grid of one's own
     torchrun --nproc_per_node=8 sweep.py capacity --model Qwen/Qwen2.5-0.5B-Instruct --data vi_gsm8k
 
 A comparison of LoRA with full fine-tuning needs five things:
@@ -26,19 +27,36 @@ A comparison of LoRA with full fine-tuning needs five things:
   same orders.
 
 A run is named by the hash of the settings that decide its result (Config.run). Its rows, the same
-that train.py logs, go to OUT/<run>.csv; weights are not kept, because the questions need only
-losses. Two findings that need the same run find the same file, so it is made once, and a sweep that
-was stopped goes on with the same command. Any number of processes and machines can share OUT:
-whoever makes a run claims its file (see plumbing/workers.py). If a run fails, OUT/<run>.failed says
-why. The other ranks of torchrun then leave it alone, and the next sweep tries it again.
+that train.py logs, go to OUT/<run>.csv, and those settings to OUT/<run>.json, because the columns
+do not show them all; weights are not kept, because the questions need only losses. Two findings
+that need the same run find the same file, so it is made once, and a sweep that was stopped goes on
+with the same command. Any number of processes and machines can share OUT: whoever makes a run
+claims its file (see plumbing/workers.py). If a run fails, OUT/<run>.failed says why. The other
+ranks of torchrun then leave it alone, and the next sweep tries it again.
+
+A grid of one's own is a TOML file. It is read and not executed, so a grid from somebody else can do
+no harm. Each [[name]] begins an arm of the grid `name`; an arm is every combination of its values:
+
+    flags = "--max_steps 100 --eval_steps 20"   # of train.py; if missing, those of the preset
+
+    [[schedules]]
+    method = "lora"
+    rank = 8
+    schedule = ["constant", "cosine"]
+    lr = [3e-4, 1e-3, 3e-3]
+
+`python sweep.py schedules --grid FILE` makes these six runs, and without a name all grids of the
+file are made. Arms are named by what differs: "r = 8, schedule = cosine".
 """
 import dataclasses
 import functools
 import itertools
 import math
+import shlex
 import sys
 import threading
 import time
+import tomllib
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -48,25 +66,23 @@ import torch
 from tqdm import tqdm
 
 import train
+from arms import NO_ARM, name_values
 from lora import find_targets
 from model import ModelConfig, Transformer
-from plumbing.cli import add_flags, check_ranges, flag, make_parser, run_command
+from plumbing.cli import (add_flags, check_ranges, flag, make_parser, run_command,
+                          suggest_flag)
 from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
-from plumbing.files import make_folder
+from plumbing.files import make_folder, write_json
 from plumbing.records import read_rows, write_rows
 from plumbing.workers import BUSY, claim_file, do_jobs, rank_and_world
 from rates import best_tried, diverged, extend_grid, plan_rates
-from settings import LESS_MEMORY, Config, check_config, parse, settled
+from settings import LESS_MEMORY, Config, check_config, settled
 
 # ----- the grids: change them here ----------------------------------------------------------------
 # A grid is a list of arms. An arm is every combination of its values; the names are train.py's
-# settings. alpha is the rank where it is not given. For a grid of your own, add a line to a preset:
-#
-#     "schedules": [{"method": "lora", "rank": 8, "schedule": ["constant", "cosine"],
-#                    "lr": [3e-4, 1e-3, 3e-3]}],
-#
-# `python sweep.py schedules` then makes these six runs. A new setting must be a field of Config.
+# settings. alpha is the rank where it is not given. Grids of your own may stand here, too, or in a
+# file (see the top). A new setting must be a field of Config.
 #
 # `match` compares placements at equal cost. At one rank the MLP's adapters are larger than those of
 # attention, because its matrices are. So one rank is chosen from each list: those with the most
@@ -197,6 +213,37 @@ NANO_GRIDS = {
 PRESETS = {"tutorial": TUTORIAL_GRIDS, "nano": NANO_GRIDS}
 FINDINGS = ("finding1", "finding2", "finding3", "finding4")         # what `all` means
 
+# What no grid can set, and why. The data are read once, for all runs.
+ONCE = "is the same in all runs: give it as a flag"
+NOT_IN_GRIDS = {
+    "model": ONCE, "data": ONCE, "max_length": ONCE, "eval_samples": ONCE, "device": ONCE,
+    "seed": "comes from --seed and --seeds", "out": "is the flag --out",
+    "epochs": "is not in sweeps: give max_steps", "resume": "is not in sweeps",
+    "overwrite": "is not in sweeps"}
+
+
+def read_grids(path: Path) -> tuple[dict[str, list[dict]], str]:
+    """The grids of a TOML file by their names, and its flags of train.py."""
+    try:
+        with open(path, "rb") as f:
+            grids = tomllib.load(f)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"--grid {path}: no such file") from None
+    except ValueError as e:                 # not TOML, or not UTF-8
+        raise UserError(f"--grid {path} is not valid TOML: {e}") from None
+    flags = grids.pop("flags", "")
+    if not isinstance(flags, str):
+        raise UserError(f'--grid {path}: flags must be a text: flags = "--max_steps 100"')
+    for name, arms in grids.items():
+        if not isinstance(arms, list) or not all(isinstance(arm, dict) for arm in arms):
+            raise UserError(f"--grid {path}: {name} is no list of arms; each arm begins with "
+                            f"[[{name}]]")
+    if not any(grids.values()):
+        raise UserError(f"--grid {path} has no arm; each begins with a line like [[my_grid]]")
+    if "all" in grids:
+        raise UserError(f"--grid {path}: `all` means all grids of the file; call [[all]] otherwise")
+    return grids, flags
+
 
 # ----- from a grid to runs ------------------------------------------------------------------------
 
@@ -208,6 +255,9 @@ def expand_grid(grid: list[dict], model: str) -> list[dict]:
         match = arm.pop("match", None)
         if match is None:
             points += combine_values(arm)
+        elif not isinstance(match, dict) or not all(is_ranks(ranks) for ranks in match.values()):
+            raise UserError(f"match = {match} in a grid: it must be targets with their ranks to "
+                            "choose from, as {attention = [64, 96], mlp = [16, 24]}")
         else:
             for targets, rank in match_ranks(model, match).items():
                 points += combine_values(arm | {"targets": targets, "rank": rank})
@@ -217,7 +267,36 @@ def expand_grid(grid: list[dict], model: str) -> list[dict]:
 def combine_values(arm: dict) -> list[dict]:
     """{"rank": 8, "lr": [1, 2]} -> [{"rank": 8, "lr": 1}, {"rank": 8, "lr": 2}]"""
     choices = [value if isinstance(value, list) else [value] for value in arm.values()]
+    for name, values in zip(arm, choices):
+        if not values:
+            raise UserError(f"{name} = [] in a grid: an arm without a value has no runs")
     return [dict(zip(arm, values, strict=True)) for values in itertools.product(*choices)]
+
+
+def is_ranks(value) -> bool:
+    return isinstance(value, list) and value != [] and all(type(rank) is int for rank in value)
+
+
+def typed_point(point: dict) -> dict:
+    """The values of one run as the command line has them: alpha = 32 is 32.0, which is one run.
+
+    Raises UserError for what is no setting, not one of a grid, or not one of its values.
+    """
+    fields, typed = {field.name: field for field in dataclasses.fields(Config)}, {}
+    for name, value in point.items():
+        if name not in fields:
+            hint = suggest_flag(name, [f"--{key}" for key in fields]).replace("--", "")
+            remedy = f"write {hint}" if hint else "python train.py --help lists them"
+            raise UserError(f"{name} in a grid is no setting of train.py; {remedy}")
+        if name in NOT_IN_GRIDS:
+            raise UserError(f"{name} in a grid: it {NOT_IN_GRIDS[name]}")
+        kind, choices = fields[name].type, fields[name].metadata.get("choices")
+        is_kind = type(value) is kind or (kind is float and type(value) is int)
+        if not is_kind or (choices and value not in choices):
+            must = f"one of {', '.join(choices)}" if choices else f"of type {kind.__name__}"
+            raise UserError(f"{name} = {value!r} in a grid: it must be {must}")
+        typed[name] = kind(value)
+    return typed
 
 
 def match_ranks(model: str, ranks: dict[str, list[int]]) -> dict[str, int]:
@@ -254,9 +333,7 @@ def list_arms(grid: list[dict], common: Config) -> list[GridArm]:
     """What two findings ask for is one arm, with the rates of both."""
     arms = {}
     for point in expand_grid(grid, common.model):
-        if "alpha" in point:            # as the command line has it: 32 and 32.0 are one run
-            point = point | {"alpha": float(point["alpha"])}
-        config = dataclasses.replace(common, **point)
+        config = dataclasses.replace(common, **typed_point(point))
         check_config(config)
         config = settled(config, n_train=0)             # --epochs, which needs it, is refused
         same_arm = dataclasses.replace(config, lr=1.0).run
@@ -290,9 +367,13 @@ def plan_runs(arms: list[GridArm], settings, finals) -> dict[str, Config]:
 
 
 def describe_arm(config) -> str:
-    if config.method == "full":
-        return "full"
-    return f"{config.method} {config.targets} r={config.rank} alpha={config.alpha:g}"
+    name = "full"
+    if config.method != "full":
+        name = f"{config.method} {config.targets} r={config.rank} alpha={config.alpha:g}"
+    plain = Config()
+    more = [(key, value) for key, value in config.decides.items()
+            if key not in NO_ARM | {"dtype"} and value != getattr(plain, key)]
+    return " ".join([name, *(text.replace(" = ", "=") for text in name_values(more))])
 
 
 def describe_run(config) -> str:
@@ -360,14 +441,23 @@ def attempt_run(config, data, out: Path) -> str:
             if not ours:
                 time.sleep(0.5)         # asking again at once would keep a core busy
                 return BUSY
-            for half_written in out.glob(f"{path.name}.*.part"):    # by a process that was killed
+            for half_written in out.glob(f"{path.stem}.*.part"):    # by a process that was killed
                 half_written.unlink(missing_ok=True)
-            write_rows(path, make_run(config, data))
+            rows = make_run(config, data)
+            write_settings(config, out)     # first: whoever sees the rows finds their settings
+            write_rows(path, rows)
             return ""
     except Exception as e:              # whatever it is, the other runs go on
         if is_disk_full(e):
             raise
         return note_failure(e, failed)
+
+
+def write_settings(config, out: Path):
+    """OUT/<run>.json: all settings that decide the result of the run. arms.py reads it."""
+    path = out / f"{config.run}.json"
+    if not path.exists():
+        write_json(path, {"run": config.run, "settings": config.decides})
 
 
 def note_failure(e, failed: Path) -> str:
@@ -479,6 +569,8 @@ def make_missing_runs(board: Board, data, jobs: int, may_grow=False):
     for failed in board.out.glob("*.failed"):       # also of runs that results may call for later
         if failed.stem in board.own or failed.stem not in board.runs:
             failed.unlink(missing_ok=True)
+    for name in board.finals:       # of an edition that wrote none; the name says the settings
+        write_settings(board.runs[name], board.out)
     if not board.waiting:
         return
 
@@ -576,9 +668,12 @@ def explain_seed(runs: list[Config], finals) -> str:
 
 @dataclasses.dataclass
 class Settings:
-    sweep: str = flag(None, "all: findings 1 to 4", positional=True)
+    sweep: str = flag(None, "which grid", nargs="?", metavar="SWEEP")
+    grid: Path = flag(None, "TOML file with grids of your own; above is how it is written",
+                      metavar="FILE")
     preset: str = flag(
-        None, "the grids; default: nano for the embedded model, else tutorial",
+        None, "the grids, and with --grid the flags if the file has none; default: nano for the "
+        "embedded model, else tutorial",
         choices=tuple(PRESETS))
     seeds: int = flag(
         1, "seeds of each run: --seed (default: 42) and those after it", at_least=1)
@@ -596,35 +691,55 @@ class Settings:
         False, "list the runs, with --bracket also what is known and what is next, and stop")
 
     @property
-    def grid(self) -> list[dict]:
-        """The arms that are asked for, of one finding or of all four."""
-        names = FINDINGS if self.sweep == "all" else [self.sweep]
-        return [arm for name in names for arm in PRESETS[self.preset][name]]
+    def arms(self) -> list[dict]:
+        """The arms that are asked for, of one grid or of all: findings 1 to 4, or the whole file.
+
+        Raises UserError if there is no such grid.
+        """
+        grids, every, where = PRESETS[self.preset], FINDINGS, f"the preset {self.preset}"
+        if self.grid:
+            grids, _ = read_grids(self.grid)
+            every, where = grids, f"{self.grid}"
+        if self.sweep not in ("all", *grids):
+            raise UserError(f"{self.sweep}: {where} has no such grid; it has "
+                            f"{', '.join(grids)}, and all")
+        return [arm for name in (every if self.sweep == "all" else [self.sweep])
+                for arm in grids[name]]
 
 
 def parse_sweep(argv=None) -> tuple[Settings, Config]:
     """-> (sweep.py's own flags, the settings of train.py that all runs share)."""
-    parser = make_parser(
-        "sweep.py", __doc__,
-        epilog="Every other flag is train.py's (--model, --data, --max_steps, --eval_samples, "
-               "--device ...) and goes for all runs.")
+    parser = make_parser("sweep.py", __doc__)
     names = dict.fromkeys(name for grids in PRESETS.values() for name in grids)
-    add_flags(parser, Settings, sweep={"choices": (*names, "all")})
-    own_flags, train_flags = parser.parse_known_args(argv)
-    settings = Settings(**vars(own_flags))
-    if settings.preset is None:
-        settings.preset = "nano" if parse(train_flags).model == "nano" else "tutorial"
-    if settings.sweep not in ("all", *PRESETS[settings.preset]):
-        raise UserError(f"{settings.sweep}: the preset {settings.preset} has no such grid")
+    add_flags(parser, Settings, sweep={"help": (
+        f"which grid: {', '.join(names)}; all: findings 1 to 4. With --grid: one of the file's; "
+        "default: all of them")})
+    of_train = [field.name for field in dataclasses.fields(Config) if field.name != "out"]
+    add_flags(parser.add_argument_group("of train.py, for all runs"), Config, only=of_train)
+
+    def read_flags(argv) -> tuple[Settings, Config]:
+        values = vars(parser.parse_args(argv))
+        common = Config(**{name: values.pop(name) for name in of_train})
+        return Settings(**values), common
+
+    argv = sys.argv[1:] if argv is None else argv
+    settings, common = read_flags(argv)
+    if settings.sweep is None and settings.grid is None:
+        parser.error(f"say which sweep: {', '.join(names)} or all; or give --grid FILE")
+    preset = settings.preset or ("nano" if common.model == "nano" else "tutorial")
+    usual_flags = shlex.split(PRESET_FLAGS[preset])
+    if settings.grid:
+        _, flags = read_grids(settings.grid)
+        usual_flags = shlex.split(flags) or usual_flags
+    _, plain = read_flags(usual_flags)
+    settings, common = read_flags([*usual_flags, *argv])    # what comes later counts
+    settings.preset, settings.sweep = preset, settings.sweep or "all"
     check_ranges(settings)
     if settings.near_best and settings.seeds == 1:
         raise UserError("--near_best says which rates further seeds try; add --seeds 3, or leave "
                         "it out")
     settings.bracket |= settings.near_best
-
-    preset_flags = PRESET_FLAGS[settings.preset].split()
-    common = parse([*preset_flags, *train_flags])
-    refuse_grid_settings(settings, common, parse(preset_flags))
+    refuse_grid_settings(settings, common, plain)
     return settings, common
 
 
@@ -635,14 +750,28 @@ def refuse_grid_settings(settings, common: Config, plain: Config):
     repeats its default cannot be told from none, and passes.
     """
     reasons = dict.fromkeys(("epochs", "resume", "overwrite"), "a sweep does not have this flag")
-    in_grid = {"rank", "targets", "alpha"}
-    for arm in settings.grid:
-        in_grid |= arm.keys() - {"match"}           # which gives targets and rank
+    in_grid, where = {"rank", "targets", "alpha"}, "at the top of sweep.py"
+    if settings.grid:
+        where = f"in {settings.grid}"
+    for arm in settings.arms:
+        in_grid |= arm.keys() & {field.name for field in dataclasses.fields(Config)}
     for name in sorted(in_grid):
-        reasons[name] = f"the grid of {settings.sweep} sets it, at the top of sweep.py"
+        reasons[name] = f"the grid of {settings.sweep} sets it, {where}"
     for name, reason in reasons.items():
         if getattr(common, name) != getattr(plain, name):
             raise UserError(f"--{name}: {reason}; leave it out")
+
+
+def warn_of_rates(arms: list[GridArm], settings):
+    """Say on stderr if a grid of one's own has too few rates for a best one to be known.
+
+    The tutorial's grids have, too, and the README says so.
+    """
+    few = [arm for arm in arms if len(arm.lrs) < 3]
+    if settings.grid and few and not settings.bracket:
+        print(f"warning: {len(few)} of {len(arms)} arms have fewer than three rates, so that no "
+              "best rate can lie between two that are worse, and nothing will be judged; add rates "
+              "or --bracket", file=sys.stderr)
 
 
 def default_jobs(config, world: int) -> int:
@@ -667,7 +796,9 @@ def sweep(argv=None) -> int:
     if common.device in ("auto", "cuda"):
         take_gpu(rank)                      # from here on "cuda" is this rank's own GPU
     ModelConfig.from_pretrained(common.model)   # a missing model shows here, also in a dry run
-    arms = list_arms(settings.grid, common)
+    arms = list_arms(settings.arms, common)
+    if rank == 0:
+        warn_of_rates(arms, settings)
     first = arms[0].config
     jobs = settings.jobs or default_jobs(first, world)
     board = Board(functools.partial(plan_runs, arms, settings), settings.out, rank, world)

@@ -26,6 +26,7 @@ import hashlib
 import json
 import math
 import os
+import random
 import shutil
 import sys
 import time
@@ -158,6 +159,7 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
             raise UserError("lm_head cannot be trained with LoRA here: the loss reads its weight, "
                             "and would make W + s B A, (V, C), for each micro-batch; leave it out "
                             "of the targets")
+    model.eval()        # dropout is off but in a step: see make_step
     model.gradient_checkpointing = config.gradient_checkpointing
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     processes.copy_from_first(list(trained.values()))
@@ -203,9 +205,9 @@ def make_optimizer(config: Config, trained: dict, method: Method | None = None
 
 
 # ----- 4. where it stands: what --resume needs ----------------------------------------------------
-# Weights, AdamW's moments and the progress are enough. No random state is kept, because nothing
-# random happens after the first step: the order of the samples follows from the seed and the step,
-# and a run uses no dropout (lora.py has it for others, and for adapters that were trained with it).
+# Weights, AdamW's moments and the progress are enough. No random state is kept, because all that is
+# random after the first step follows from the seed and the step: the order of the samples, and what
+# --dropout sets to zero (make_step).
 # A method that keeps more, as AdaLoRA its averages, says so itself (`kept`).
 
 RESULT_FILES = ["adapter_config.json", "adapter_model.safetensors", "config.json",
@@ -310,6 +312,8 @@ def show_settings(run: Run):
     for name in ("out", "resume", "overwrite", *(() if config.options else ("options",))):
         del shown[name]
     ignored = run.method.ignores if run.method else ("rank", "alpha", "targets")
+    if not config.dropout:
+        ignored += ("dropout",)
     for name in ignored:
         del shown[name]
     if "alpha" not in ignored:
@@ -445,6 +449,14 @@ def method_hooks(run: Run) -> dict:
     return hooks
 
 
+def step_seed(seed: int, step: int) -> int:
+    """A seed for what is drawn in one step: another one for each seed and step, 0 to 2^63 - 1.
+
+    Not seed + step: then step 1 of seed 42 would draw what step 0 of seed 43 draws.
+    """
+    return random.Random(f"seed {seed}, step {step}").getrandbits(63)
+
+
 def make_step(run: Run) -> float:
     """One optimizer step on the samples that are next -> its loss. Advances run.progress."""
     config, data, progress = run.config, run.data, run.progress
@@ -455,10 +467,16 @@ def make_step(run: Run) -> float:
     samples = [data.train_set[i] for i in indices]
     micro_batches = dataset.micro_batches(samples, config.micro_bs)
 
+    # ----- dropout: what is set to zero is another such function, so a run can be resumed -----
+    if config.dropout:
+        torch.manual_seed(step_seed(config.seed, progress.step) ^ processes.rank())
+        run.model.train()
+
     # ----- forward, backward, update -----
     nll, tokens = optimizer_step(
         run.model, run.optimizer, run.scaler, micro_batches, run.autocast,
         lr_at(progress.step, config), config.grad_clip, **method_hooks(run))
+    run.model.eval()
 
     # ----- log -----
     progress.step += 1

@@ -446,6 +446,8 @@ def verdict_table(sweeps: Sweeps) -> str:
     parts = [claim_table(sweeps)]
     if usual.method_arms():
         parts.append(method_table(usual))
+    if usual.twins():
+        parts.append(settings_table(usual))
     parts.append(arm_table(usual, usual.arms))
     for sweep in equal:
         pairs = sweep.pairs_by_batch() if sweep else {}
@@ -472,17 +474,29 @@ def claim_table(sweeps: Sweeps) -> str:
 
 def method_table(sweep) -> str:
     """Each relative and rival of LoRA next to LoRA of about its size, each at its best rate."""
+    pairs = [(arm, sweep.lora_of_size(arm)) for arm in sweep.method_arms()]
+    return comparison_table("## Methods", sweep, pairs)
+
+
+def settings_table(sweep) -> str:
+    """Each arm next to the one that differs from it in another setting alone (schedule ...)."""
+    pairs = [(arm, sweep.usual_twin(arm)) for arm in sweep.twins()]
+    return comparison_table("## Settings", sweep, pairs)
+
+
+def comparison_table(title: str, sweep, pairs: list[tuple[Arm, Arm | None]]) -> str:
+    """The first arm of each pair next to the second. A pair without a second is left out."""
     rows = []
-    for arm in sweep.method_arms():
-        lora = sweep.lora_of_size(arm)
-        if lora:
-            claim = claim_gap("", arm, lora, find_noise(sweep), AS_GOOD, sweep.full_gain())
-            verdict = judge_claim(claim)
-            rows.append((str(arm), format_parameters(arm.trainable), str(lora),
-                         format_parameters(lora.trainable), format_value(claim, verdict),
-                         f"*{name_comparison(verdict)}*", verdict.why))
+    for arm, other in pairs:
+        if other is None:
+            continue
+        claim = claim_gap("", arm, other, find_noise(sweep), AS_GOOD, sweep.full_gain())
+        verdict = judge_claim(claim)
+        rows.append((str(arm), format_parameters(arm.trainable), str(other),
+                     format_parameters(other.trainable), format_value(claim, verdict),
+                     f"*{name_comparison(verdict)}*", verdict.why))
     return "\n\n".join([
-        "## Methods", "Above it: how much higher the lowest test NLL is, as a share of what full "
+        title, "Above it: how much higher the lowest test NLL is, as a share of what full "
         "fine-tuning gains (without it, of what the best arm gains), and in brackets where it lies "
         f"by the rule of verdicts.py. As good: within {MARGIN:.0%} either way.",
         markdown_table(METHOD_HEADER, rows, left=1)])
@@ -510,8 +524,9 @@ def format_value(claim, verdict) -> str:
 
 def arm_table(sweep, arms: list[Arm]) -> str:
     arms = sorted(arms, key=lambda arm: (
-        arm.batch, arm.method != "full", arm.targets, arm.alpha != arm.rank, arm.rank))
-    rows = [arm_row(arm, sweep.full_arm(arm.batch)) for arm in arms]
+        arm.batch, arm.method != "full", arm.targets, arm.alpha != arm.rank, arm.rank,
+        arm.variant))
+    rows = [arm_row(arm, sweep.full_arm(arm.batch, like=arm)) for arm in arms]
     return "\n\n".join([
         f"## {sweep.describe(arms)}",
         f"Test NLL in nats per token after {sweep.end}, at the best rate. With several "

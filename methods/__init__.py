@@ -39,6 +39,7 @@ class Setup(NamedTuple):
     targets: str | list     # as in lora.apply_lora
     options: dict           # {name: value} of METHOD.options
     steps: int = 0          # optimizer steps of the run; 0: it is not trained
+    dropout: float = 0.0    # of LoRA's x; settings.check_config refuses it for other methods
 
 
 class Shapes(NamedTuple):
@@ -179,7 +180,7 @@ def setup_of(config) -> Setup:
     """From a run's settled config."""
     method = find_method(config.adapter_method)
     return Setup(config.rank, config.alpha, config.targets, parse_options(method, config.options),
-                 config.max_steps)
+                 config.max_steps, config.dropout)
 
 
 # ----- putting on and taking off ------------------------------------------------------------------

@@ -7,7 +7,7 @@ from methods import Method, Setup, Shapes
 
 
 def apply(model, setup: Setup):
-    apply_lora(model, setup.rank, setup.alpha, setup.targets)
+    apply_lora(model, setup.rank, setup.alpha, setup.targets, setup.dropout)
 
 
 def count(shapes: Shapes, setup: Setup) -> int:

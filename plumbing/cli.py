@@ -1,6 +1,7 @@
 """Command lines: flags from a dataclass, their ranges, and the frame that every command shares."""
 import argparse
 import dataclasses
+import difflib
 import math
 import os
 import sys
@@ -9,6 +10,26 @@ from collections.abc import Callable
 from plumbing.errors import UserError, fail
 
 RANGES = ("at_least", "above", "at_most")
+
+# What flags are called elsewhere (transformers, PEFT, TRL, other trainers), and here.
+OURS = {
+    "model_name_or_path": "--model", "model_name": "--model",
+    "dataset": "--data", "dataset_name": "--data",
+    "lora_r": "--rank", "lora_rank": "--rank", "lora_alpha": "--alpha",
+    "lora_dropout": "--dropout", "lora_target_modules": "--targets", "target_modules": "--targets",
+    "rslora": "--method rslora", "use_rslora": "--method rslora",
+    "dora": "--method dora", "use_dora": "--method dora",
+    "qlora": "--method qlora", "load_in_4bit": "--nf4",
+    "learning_rate": "--lr", "lr_scheduler_type": "--schedule",
+    "warmup_steps": "--warmup_ratio (a share of the steps)",
+    "optim": "--optimizer", "max_grad_norm": "--grad_clip",
+    "per_device_train_batch_size": "--micro_bs", "batch_size": "--micro_bs",
+    "gradient_accumulation_steps": "--grad_accum",
+    "num_train_epochs": "--epochs", "num_epochs": "--epochs",
+    "max_seq_length": "--max_length", "max_seq_len": "--max_length", "cutoff_len": "--max_length",
+    "bf16": "--dtype bfloat16", "fp16": "--dtype float16", "torch_dtype": "--dtype",
+    "torch_compile": "--compile", "output_dir": "--out",
+    "resume_from_checkpoint": "--resume", "overwrite_output_dir": "--overwrite"}
 
 
 def flag(default, help: str, **how):
@@ -26,8 +47,39 @@ def make_parser(script: str, doc: str, **more) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         **more)
-    parser.error = lambda message: fail(f"{message} (python {script} --help lists the settings)")
+
+    def end(message):
+        flags = [name for action in parser._actions for name in action.option_strings]
+        hint = suggest_flags(message, flags)
+        fail(f"{message}{hint} (python {script} --help lists the settings)")
+
+    parser.error = end
     return parser
+
+
+def suggest_flags(message: str, flags: list[str]) -> str:
+    """What was probably meant by unknown flags, from argparse's message about them.
+
+    "unrecognized arguments: --lora_r 8 --sed=4" -> "; for --lora_r write --rank; for --sed write
+    --seed". flags: those that exist.
+    """
+    start, hints = "unrecognized arguments: ", ""
+    if not message.startswith(start):
+        return ""
+    asked = [word.partition("=")[0] for word in message.removeprefix(start).split()]
+    for word in dict.fromkeys(asked):
+        if word.startswith("-") and (ours := suggest_flag(word.lstrip("-"), flags)):
+            hints += f"; for {word} write {ours}"
+    return hints
+
+
+def suggest_flag(name: str, flags: list[str]) -> str:
+    """The flag that somebody who wrote `name` meant: by its name elsewhere, or by its spelling."""
+    name = name.replace("-", "_")
+    ours = OURS.get(name, "")
+    if ours.partition(" ")[0] in flags:
+        return ours
+    return next(iter(difflib.get_close_matches(f"--{name}", flags, n=1, cutoff=0.75)), "")
 
 
 def add_flags(parser, settings_class, only=None, **changes):

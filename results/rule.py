@@ -88,7 +88,7 @@ def draw_arm(rng, seed_effects, factor: float, near_best=False, shape=None, plac
         i = max(1, int(np.argmin(nll[0])))
         nll[1:, :i - 1] = nll[1:, i + 2:] = np.nan
     lrs = 1e-4 * factor ** np.arange(-3.0, 4.0)
-    arm = Arm("lora", "all-linear", 1, 1, 16, 1, 0, list(range(n_seeds)), list(lrs), np.zeros(1),
+    arm = Arm("lora", "all-linear", 1, 1, 16, 1, list(range(n_seeds)), list(lrs), np.zeros(1),
               nll[:, :, None])
     return arm, lrs[3] * math.exp(-x[3])
 

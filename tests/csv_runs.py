@@ -1,9 +1,11 @@
 """Runs and CSV files made by hand, with known answers, for the tests of arms, verdicts and plot."""
+import dataclasses
 import math
 from typing import NamedTuple
 
 from arms import Sweeps, select_sweeps
 from plumbing.records import write_rows
+from settings import Config
 
 
 class ArmKey(NamedTuple):
@@ -25,12 +27,16 @@ LORA_LR = (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
 
 
 def run_rows(arm, lr, nll, seed=42, steps=STEPS, **columns):
-    """The rows of one run, as sweep.py writes them. nll: one number per step."""
+    """The rows of one run, as sweep.py writes them. nll: one number per step.
+
+    columns: others, and `settings`, what its .json has (see `other_settings`).
+    """
     row = {"model": "nano", "data": "nano", "method": arm.method, "targets": arm.targets,
            "lr": lr, "batch_eff": arm.batch, "seed": seed, "train_nll": "", "tokens": 0,
            "seconds": 1.0, "peak_gb": "", "trainable": 1000, "rank": arm.rank, "alpha": arm.alpha}
     row |= columns
-    row.setdefault("run", f"{row['model']}{row['data']}{arm}{lr}{seed}{len(steps)}")
+    row.setdefault("run", f"{row['model']}{row['data']}{arm}{lr}{seed}{len(steps)}"
+                   + "".join(map(str, row.get("settings", {}).values())))
     return [row | {"step": step, "test_nll": value}
             for step, value in zip(steps, nll, strict=True)]
 
@@ -49,6 +55,11 @@ def make_grid(arm, lrs, best, floor, seeds=(42,), steps=STEPS, shift=(0.0,) * 3,
             nll = line_to(lr, best, floor + more, steps)
             runs.append(run_rows(arm, lr, nll, seed, steps, **columns))
     return runs
+
+
+def other_settings(**changes):
+    """The settings of a run whose rows are made by hand: those of Config but for the changes."""
+    return dataclasses.replace(Config(device="cpu", dtype="float32"), **changes).decides
 
 
 def full_grid(**kwargs):

@@ -1,15 +1,20 @@
 """CSV rows -> arms -> sweeps and best rates, from files made by hand, with known answers."""
+import dataclasses
 import math
 
 import numpy as np
 import pytest
-from csv_runs import (FULL, FULL_LR, LONGER, LORA_LR, R1, R64, SEEDS, STEPS, find_arm, leaving_runs,
-                      make_grid, run_rows, sweep_of, sweeps_of, write_csv)
+from csv_runs import (FULL, FULL_LR, LONGER, LORA_LR, R1, R64, SEEDS, STEPS, ArmKey, find_arm,
+                      full_grid, leaving_runs, make_grid, other_settings, run_rows, sweep_of,
+                      sweeps_of, write_csv)
 
 import arms
 import rates
 import verdicts
 from plumbing.errors import UserError
+from plumbing.files import write_json
+from plumbing.records import write_rows
+from settings import Config
 
 
 # ----- reading ------------------------------------------------------------------------------------
@@ -293,3 +298,169 @@ def test_tokens_are_those_of_a_run_that_was_not_stopped():
     for i, (one, other) in enumerate(zip(stopped, sound)):
         one["tokens"], other["tokens"] = 100 * min(i, 1), 100 * i
     assert find_arm(sweep_of(stopped, sound), FULL).tokens.tolist() == [0, 100, 200, 300]
+
+
+# ----- settings that the columns do not show ------------------------------------------------------
+
+def write_settings(folder, run, settings, name=""):
+    write_json(folder / (name or f"{run}.json"), {"run": run, "settings": settings})
+
+
+def test_runs_that_differ_in_their_settings_alone_are_two_arms(tmp_path):
+    """As sweep.py leaves them: all columns alike, and a .json each."""
+    for schedule in ("constant", "cosine"):
+        rows = make_grid(R64, LORA_LR, 2e-4, 1.0)
+        for i, run in enumerate(rows):
+            name = f"{schedule}{i}"
+            write_csv(tmp_path / schedule, *rows)
+            write_rows(tmp_path / f"{name}.csv", [row | {"run": name} for row in run])
+            write_settings(tmp_path, name, other_settings(schedule=schedule, rank=64))
+    sweeps, = arms.select_sweeps(arms.read_runs(tmp_path))
+    assert [(str(arm), arm.n_runs, arm.variant) for arm in sweeps.usual.arms] == [
+        ("r = 64, schedule = constant", 5, 0), ("r = 64, schedule = cosine", 5, 1)]
+    assert [str(arm) for arm in sweeps.usual.lora_arms()] == ["r = 64, schedule = constant"]
+
+
+def test_the_log_of_a_run_of_train_py_has_its_settings_in_run_json(tmp_path):
+    """Also one that was made before --dropout: what is missing is at its default."""
+    rows = [row | {"run": "a"} for row in run_rows(R64, 1e-4, [3, 2, 1, 1])]
+    write_rows(tmp_path / "log.csv", rows)
+    settings = dataclasses.asdict(Config(schedule="linear", device="cpu", dtype="float32"))
+    del settings["dropout"]
+    write_settings(tmp_path, "a", settings | {"of a later edition": 1}, "run.json")
+    run, = arms.read_runs(tmp_path)
+    assert run[-1]["settings"] == other_settings(schedule="linear")
+    write_settings(tmp_path, "another", settings, "run.json")
+    assert arms.read_runs(tmp_path)[0][0]["settings"] is None
+
+
+@pytest.mark.parametrize("content", [
+    {"run": "a"}, {"run": "a", "settings": []}, {"run": "a", "settings": {"seed": [1]}},
+    {"run": "a", "settings": {"optimizer": 3}}])
+def test_damaged_settings_are_named(tmp_path, content):
+    write_rows(tmp_path / "a.csv",
+               [row | {"run": "a"} for row in run_rows(R64, 1e-4, [3, 2, 1, 1])])
+    write_json(tmp_path / "a.json", content)
+    with pytest.raises(UserError, match=r"a\.json is damaged \(its settings are not those of a"):
+        arms.read_runs(tmp_path)
+
+
+def test_a_name_has_what_differs_and_nothing_else():
+    """weight_decay is 0.1 everywhere. nf4 and options have no value to show where they are off."""
+    def arm_of(method, **changes):
+        settings = other_settings(weight_decay=0.1, **changes)
+        return run_rows(R64._replace(method=method), 1e-4, [3, 2, 1, 1], settings=settings)
+
+    runs = [arm_of("full"), arm_of("dora"), arm_of("dora", nf4=True),
+            arm_of("mora", options="form=sharing,n=2"), arm_of("lora", dropout=0.1),
+            arm_of("lora", schedule="cosine"), arm_of("lora", eval_samples=7)]
+    assert [str(arm) for arm in sweep_of(*runs).arms] == [
+        "full, schedule = constant", "dora, r = 64, schedule = constant",
+        "dora, r = 64, nf4, schedule = constant",
+        "mora, r = 64, form = sharing, n = 2, schedule = constant",
+        "r = 64, dropout = 0.1, schedule = constant", "r = 64, schedule = cosine",
+        "r = 64, schedule = constant"]
+
+
+def test_of_settings_that_nobody_wrote_down_one_line_says_so():
+    """If those that are known differ, the run cannot be put to one of them; else it is one arm."""
+    known = [run_rows(R64, lr, [3, 2, 1, 1], settings=other_settings()) for lr in (1e-4, 2e-4)]
+    unknown = run_rows(R64, 4e-4, [3, 2, 1, 1], run="old")
+    arm, = sweep_of(*known, unknown).arms
+    assert (str(arm), arm.lrs) == ("r = 64", [1e-4, 2e-4, 4e-4])
+    cosine = run_rows(R64, 1e-4, [3, 2, 1, 1], settings=other_settings(schedule="cosine"))
+    with pytest.raises(UserError) as refused:
+        sweep_of(*known, unknown, cosine)
+    assert str(refused.value) == (
+        "the runs differ in schedule, and no file old.json says which of them run old had; the "
+        "sweep's own command writes it, or move the run's file into a folder of its own")
+
+
+def test_twins_are_refused_where_no_file_tells_them_apart():
+    one = run_rows(R64, 1e-4, [3, 2, 1, 1], run="a")
+    settings = other_settings()
+    with pytest.raises(UserError) as refused:
+        sweep_of(one, run_rows(R64, 1e-4, [3, 2, 1, 1], run="b", settings=settings))
+    assert str(refused.value) == (
+        "runs a and b are alike in every column but differ in other settings (--eval_samples, "
+        "--dtype ...), and no .json file says in which; put their files into different folders")
+    more = other_settings(eval_samples=9)
+    with pytest.raises(UserError) as refused:
+        sweep_of(*(run_rows(R64, 1e-4, [3, 2, 1, 1], run=run, settings=of_run)
+                   for run, of_run in (("a", settings), ("b", more))))
+    assert str(refused.value) == ("runs a and b are alike in every column but differ in "
+                                  "eval_samples; put their files into different folders")
+
+
+def test_like_is_compared_with_like():
+    """Most runs have cosine, so claims are about it. An arm with dropout is compared with the full
+    fine-tuning of its schedule, which has no dropout, and dora with the LoRA of its schedule."""
+    cosine, constant = other_settings(schedule="cosine"), other_settings()
+    dropped = other_settings(schedule="cosine", dropout=0.1)
+    r8 = ArmKey("lora", "all-linear", 8, 8, 16)
+    runs = []
+    for arm, settings, lrs in (
+            (R64, cosine, LORA_LR), (r8, cosine, LORA_LR), (r8, dropped, LORA_LR),
+            (R64, constant, LORA_LR[:3]), (R64._replace(method="dora"), constant, LORA_LR[:3]),
+            (FULL, cosine, FULL_LR), (FULL, constant, FULL_LR)):
+        runs += make_grid(arm, lrs, lrs[1], 1.0, settings=settings)
+    sweep = sweep_of(*runs)
+    arm_of = {str(arm): arm for arm in sweep.arms}
+    assert {name: arm.variant for name, arm in arm_of.items()} == {
+        "r = 64, schedule = cosine": 0, "r = 8, schedule = cosine": 0,
+        "r = 64, schedule = constant": 1, "dora, r = 64, schedule = constant": 1,
+        "r = 8, dropout = 0.1, schedule = cosine": 2,
+        "full, schedule = cosine": 0, "full, schedule = constant": 1}
+    assert [str(arm) for arm in sweep.lora_arms()] == [
+        "r = 8, schedule = cosine", "r = 64, schedule = cosine"]
+    assert str(sweep.full_arm()) == "full, schedule = cosine"
+    dropped, dora = arm_of["r = 8, dropout = 0.1, schedule = cosine"], sweep.method_arms()[0]
+    assert str(sweep.full_arm(like=dropped)) == "full, schedule = cosine"
+    assert str(sweep.full_arm(like=dora)) == "full, schedule = constant"
+    assert str(sweep.lora_of_size(dora)) == "r = 64, schedule = constant"
+    assert [str(sweep.usual_twin(arm)) for arm in sweep.twins()] == [
+        "None", "full, schedule = cosine", "None", "r = 8, schedule = cosine", "None",
+        "r = 64, schedule = cosine"]
+    rows = verdicts.settings_table(sweep).splitlines()[-3:]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "full, schedule = constant", "r = 8, dropout = 0.1, schedule = cosine",
+        "r = 64, schedule = constant"]
+
+
+def test_settings_are_numbered_by_how_many_runs_have_them():
+    """Full fine-tuning has no dropout: it has the number of the most common adapters. --options
+    belong to a method, and make no number."""
+    once, twice = (("dropout", 0.1), ("options", None)), (("dropout", 0.2), ("options", None))
+    of_full, mora = (("dropout", None), ("options", None)), (("dropout", 0.2), ("options", "n=1"))
+    assert arms.number_variants([("full", of_full), ("lora", once), ("lora", twice),
+                                 ("lora", twice), ("mora", mora)]) == [0, 1, 0, 0, 0]
+    assert arms.name_values((("weight_decay", 0.0), ("nf4", False), ("options", "n=1,m=2"))) == [
+        "weight_decay = 0", "n = 1", "m = 2"]
+
+
+def test_claims_compare_no_two_settings_of_one_rank():
+    """r = 8 under two schedules used to be a high rank and a low one."""
+    runs = full_grid(settings=other_settings(method="full"))
+    for schedule, floor in (("constant", 1.0), ("cosine", 1.3)):
+        runs += make_grid(ArmKey("lora", "all-linear", 8, 8, 16), LORA_LR, 2e-4, floor, SEEDS,
+                          settings=other_settings(schedule=schedule))
+    sweeps = sweeps_of(*runs)
+    claims = [claim.quantity for claim in verdicts.list_claims(sweeps)]
+    assert claims == ["rate of r = 8, schedule = constant / rate of full, schedule = constant"]
+    row = verdicts.settings_table(sweeps.usual).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "r = 8, schedule = cosine", "1k", "r = 8, schedule = constant", "1k",
+        "0.15 (0.149 to 0.151)", "*worse*", ""]
+
+
+def test_a_run_whose_rate_changes_is_not_cut():
+    """Row 30 of a cosine run of 60 steps is not the result of one of 30. Its last step counts."""
+    for settings, ends in ((other_settings(), [16, 8]), (other_settings(schedule="linear"), [16]),
+                           (other_settings(warmup_ratio=0.1), [16]), (None, [16, 8])):
+        runs = []
+        for batch, steps in ((16, STEPS), (8, (0, 30, 60)), (32, STEPS)):
+            for key, lrs in ((FULL, FULL_LR), (R64, LORA_LR)):
+                runs += make_grid(key._replace(batch=batch), lrs, lrs[2], 1.0, steps=steps,
+                                  **({"settings": settings} if settings else {}))
+        pairs = sweeps_of(*runs).equal_steps.pairs_by_batch()
+        assert sorted(pairs) == sorted([*ends, 32])

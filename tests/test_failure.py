@@ -67,6 +67,8 @@ SETTINGS = {
     "--weight_decay=inf": "--weight_decay inf",
     "--grad_clip=nan": "--grad_clip nan",
     "--grad_clip=-1": "--grad_clip -1.0",
+    "--dropout=1": "--dropout 1.0: it must be at least 0 and at most 0.9",
+    "--dropout=0.1 --method=mora": "--dropout is of LoRA's input, and --method mora",
     "--seed=-1": "--seed -1",
     "--seed=99999999999999999999": "--seed 99999999999999999999",
     "--epochs=1 --max_steps=3": "give one of them",

@@ -20,7 +20,7 @@ FLOORS = [
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # on one floor, and allowed
 NEIGHBOURS = {("plumbing", "plumbing"), ("methods", "methods"), ("optim", "quant"),
-              ("settings", "methods"), ("arms", "rates"),
+              ("settings", "methods"), ("arms", "rates"), ("arms", "settings"),
               ("verdicts", "rates"), ("verdicts", "arms")}
 MAY_IMPORT_TRAIN = {"sweep", "plan"}
 FILES = sorted([*REPO.glob("*.py"), *REPO.glob("plumbing/*.py"), *REPO.glob("methods/*.py"),

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from conftest import REPO
 from csv_runs import (FULL, FULL_LR, LORA_LR, R1, R64, SEEDS, SHIFT, ArmKey, find_arm, full_grid,
-                      leaving_runs, line_to, make_grid, placement_grids, run_rows, sweeps_of,
-                      write_csv)
+                      leaving_runs, line_to, make_grid, other_settings, placement_grids, run_rows,
+                      sweep_of, sweeps_of, write_csv)
 from runs import one_line
 
 import arms
@@ -80,8 +80,8 @@ def test_every_figure_is_drawn_as_png_and_svg(folder, tmp_path, capsys):
     for path in out.glob("*.png"):
         image, svg = matplotlib.image.imread(path)[..., :3], path.with_suffix(".svg").read_text()
         assert image.shape == (780, 1625, 3)
-        # the long runs have only the lowest of the three ranks
-        color, _ = plot.RANKS[2 if path.stem == "capacity" else 0]
+        # the long runs have only the lowest of the three ranks: 1, of which 64 is the sixth double
+        color, _ = plot.RANKS[0 if path.stem == "capacity" else 6]
         drawn = np.abs(image - matplotlib.colors.to_rgb(color)).max(-1) < 0.01
         assert drawn.sum() > 100 and color.lower() in svg, path
     assert not list(folder.glob("*.png"))
@@ -330,7 +330,7 @@ def test_colours_keep_their_meaning_in_every_figure(sweeps, sweep, long):
     expected = {"full": colors[0], "r = 64": colors[1], "r = 1 ": colors[2], "r = 1,": colors[2]}
     for name, plot_finding in plot.FIGURES.items():
         figure = plot_finding(sweeps)
-        if name in ("methods", "targets"):      # their runs are missing here
+        if name in ("methods", "settings", "targets"):      # their runs are missing here
             assert figure is None
             continue
         for line in (line for ax in figure.axes for line in ax.get_lines()):
@@ -361,7 +361,7 @@ def test_capacity_marks_where_a_rank_leaves_the_curve_and_where_theory_has_it_fu
 
 def test_figures_whose_runs_are_missing_are_not_drawn():
     full = sweeps_of(*full_grid())
-    assert [plot_finding(full) for plot_finding in plot.FIGURES.values()] == [None] * 9
+    assert [plot_finding(full) for plot_finding in plot.FIGURES.values()] == [None] * 10
     two_rates = sweeps_of(*make_grid(R64, LORA_LR[:2], 1e-4, 1.0))
     drawn = [name for name, plot_finding in plot.FIGURES.items() if plot_finding(two_rates)]
     assert drawn == ["finding1"]
@@ -400,3 +400,79 @@ def test_targets_are_lines_over_ranks():
     np.testing.assert_allclose(drawn["q_proj"], [[1, 2.0], [8, 1.125]])
     np.testing.assert_allclose(drawn["q_proj,v_proj"], [[8, 1.125]])
     assert plot.plot_targets(sweeps_of(*full_grid(), *placement_grids(1.2, 1.0))) is None
+
+
+# ----- other settings -----------------------------------------------------------------------------
+
+def runs_of_two_schedules():
+    """Ranks 8 and 64 under both schedules; full fine-tuning under the constant one alone."""
+    constant, cosine = other_settings(), other_settings(schedule="cosine")
+    runs = make_grid(FULL, FULL_LR, 2e-5, 1.0, SEEDS, settings=other_settings(method="full"))
+    for rank in (8, 64):
+        arm = ArmKey("lora", "all-linear", rank, rank, 16)
+        runs += make_grid(arm, LORA_LR, 2e-4, 1.1, SEEDS, settings=constant)
+        runs += make_grid(arm, LORA_LR[:3], 1e-4, 1.0 + rank / 1000, SEEDS, settings=cosine)
+    return runs
+
+
+def test_arms_of_one_rank_have_one_colour_and_marker_and_lines_of_their_own():
+    sweeps = sweeps_of(*runs_of_two_schedules())
+    left, right = plot.plot_settings(sweeps).axes
+    drawn = [(line.get_label(), *(matplotlib.colors.to_hex(line.get_color()).upper(),),
+              line.get_marker(), line.get_linestyle()) for line in left.get_lines()]
+    assert drawn == [
+        ("r = 8, schedule = constant (5 rates)", "#56B4E9", "D", "-"),
+        ("r = 8, schedule = cosine (3 rates)", "#56B4E9", "D", "-."),
+        ("r = 64, schedule = constant (5 rates)", "#0072B2", "o", "-"),
+        ("r = 64, schedule = cosine (3 rates)", "#0072B2", "o", "-.")]
+    assert left.get_lines()[1].get_ydata()[-1] == pytest.approx(1.008)
+    labels = [line.get_label() for line in right.get_lines() if line.get_label()[0] != "_"]
+    assert labels == ["r = 8, schedule = constant: best 2.0e-04",
+                      "r = 8, schedule = cosine: best 1.0e-04",
+                      "r = 64, schedule = constant: best 2.0e-04",
+                      "r = 64, schedule = cosine: best 1.0e-04"]
+    # the other figures are about what most runs have
+    left, _ = plot.plot_rank(sweeps).axes
+    assert [line.get_label() for line in left.get_lines()] == [
+        "full, schedule = constant (5 rates)", "r = 8, schedule = constant (5 rates)",
+        "r = 64, schedule = constant (5 rates)"]
+    assert plot.plot_settings(sweeps_of(*full_grid())) is None
+
+
+def test_sixteen_settings_of_one_rank_have_sixteen_lines():
+    runs = []
+    for decay in range(16):
+        settings = other_settings(weight_decay=decay / 10)
+        runs += make_grid(R64, LORA_LR, 2e-4, 1.0, settings=settings)
+    arms_drawn = sweeps_of(*runs).usual.twins()
+    styles = [plot.style_of(arm) for arm in arms_drawn]
+    assert {(style["color"], style["marker"]) for style in styles} == {("#0072B2", "o")}
+    assert len({(style.get("linestyle", "-"), style.get("fillstyle", "full"))
+                for style in styles}) == 16
+
+
+def test_arms_that_no_other_figure_is_about_are_drawn_too(tmp_path, capsys):
+    """A grid of qlora used to end in an error, after its runs."""
+    runs = []
+    for rank in (8, 64):
+        arm = ArmKey("qlora", "all-linear", rank, 16, 16)
+        runs += make_grid(arm, LORA_LR, 2e-4, 1.0 + rank / 100)
+    plot.main([str(write_csv(tmp_path, *runs))])
+    assert capsys.readouterr().out == f"{tmp_path / 'arms.png'} (and .svg)\n"
+    left, _ = plot.plot_arms(sweeps_of(*runs)).axes
+    assert [(line.get_label(), line.get_ydata()[-1], line.get_color())
+            for line in left.get_lines()] == [
+        ("qlora, r = 64, alpha = 16 (5 rates)", pytest.approx(1.64), "#0072B2"),
+        ("qlora, r = 8, alpha = 16 (5 rates)", pytest.approx(1.08), "#E69F00")]
+
+
+def test_a_rank_has_its_colour_whatever_else_was_run():
+    """Another rank in the folder used to move them all."""
+    alone = plot.style_of(find_arm(sweep_of(*make_grid(R1, LORA_LR, 2e-4, 1.0)), R1))
+    runs = []
+    for rank in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        arm = ArmKey("lora", "all-linear", rank, rank, 16)
+        runs += make_grid(arm, LORA_LR, 2e-4, 1.0)
+    styles = [plot.style_of(arm) for arm in sweep_of(*runs).lora_arms()]
+    assert (styles[0]["color"], styles[0]["marker"]) == (alone["color"], alone["marker"])
+    assert len({style["color"] for style in styles}) == len({s["marker"] for s in styles}) == 9

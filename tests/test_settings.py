@@ -1,12 +1,14 @@
 """A run's settings: the hash that names it, and what a later edition of Config does to it."""
 import dataclasses
+import hashlib
+import json
 
 import pytest
 from runs import one_line
 
 import optim
 import settings
-from plumbing.cli import check_ranges, flag
+from plumbing.cli import OURS, check_ranges, flag, suggest_flags
 from plumbing.device import DTYPES
 from plumbing.errors import UserError
 from settings import Config, settled
@@ -63,7 +65,7 @@ def test_a_setting_that_is_added_later_leaves_the_names_of_runs_that_do_not_use_
 
 
 def test_every_setting_is_hashed_or_knowingly_not():
-    off_default = {"keep", "nf4", "options", "supervise"}       # hashed only off their defaults
+    off_default = {"dropout", "keep", "nf4", "options", "supervise"}    # hashed only off those
     known = {*settings.HASHED, *settings.NOT_HASHED, *off_default}
     assert known == {field.name for field in dataclasses.fields(Config)}
 
@@ -107,3 +109,71 @@ def test_a_wrong_flag_ends_in_one_line(capsys):
         settings.parse(["--wide"])
     error = one_line(stop.value.code, capsys.readouterr().err)
     assert "unrecognized arguments: --wide (python train.py --help lists" in error
+
+
+HINTS = {
+    "--learning_rate 3e-4": "--lr", "--per_device_train_batch_size=4": "--micro_bs",
+    "--gradient_accumulation_steps=2": "--grad_accum", "--num_train_epochs 3": "--epochs",
+    "--lora_r 8": "--rank", "--lora_alpha=32": "--alpha", "--lora_dropout 0.1": "--dropout",
+    "--max_seq_length=512": "--max_length", "--lr_scheduler_type cosine": "--schedule",
+    "--output_dir x": "--out", "--bf16": "--dtype bfloat16", "--load_in_4bit": "--nf4",
+    "--rslora": "--method rslora", "--learning-rate=1": "--lr", "--max-steps=3": "--max_steps",
+    "--wramup_ratio=0.1": "--warmup_ratio", "--no-resum": "--no-resume"}
+
+
+@pytest.mark.parametrize("flags", HINTS)
+def test_an_unknown_flag_is_told_ours(flags, capsys):
+    """By the name that others have for it, or by its spelling."""
+    with pytest.raises(SystemExit) as stop:
+        settings.parse(flags.split())
+    error = one_line(stop.value.code, capsys.readouterr().err)
+    asked = flags.split()[0].partition("=")[0]
+    assert error == (f"error: unrecognized arguments: {flags}; for {asked} write {HINTS[flags]} "
+                     "(python train.py --help lists the settings)\n")
+
+
+def test_each_hint_is_a_flag_that_exists():
+    flags = {f"--{field.name}" for field in dataclasses.fields(Config)}
+    assert {ours.partition(" ")[0] for ours in OURS.values()} <= flags
+    assert not {f"--{name}" for name in OURS} & flags
+
+
+def test_a_flag_that_the_command_lacks_is_not_named():
+    """sample.py has --nf4, but no rate."""
+    message = "unrecognized arguments: --load_in_4bit --learning_rate 1e-3 --lora_r=8 word"
+    assert suggest_flags(message, ["--nf4", "--model"]) == "; for --load_in_4bit write --nf4"
+    assert suggest_flags("argument --rank: invalid int value: '--lora_r'", ["--rank"]) == ""
+
+
+# ----- dropout ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("method", ["full", "dora", "rslora"])
+def test_methods_without_dropout_refuse_it(method):
+    settings.check_config(Config(dropout=0.1, method="qlora"))
+    with pytest.raises(UserError) as refused:
+        settings.check_config(Config(dropout=0.1, method=method))
+    assert str(refused.value) == (f"--dropout is of LoRA's input, and --method {method} does not "
+                                  "have it; leave it out, or take --method lora")
+
+
+def test_a_run_with_dropout_is_named_by_what_its_draws_depend_on_too():
+    """How the batch is cut, the kind of device, compilation: each draws other numbers."""
+    names = [name_of(**more) for more in (
+        {}, {"dropout": 0.1}, {"dropout": 0.2}, {"dropout": 0.1, "compile": True},
+        {"dropout": 0.1, "micro_bs": 2, "grad_accum": 8})]
+    assert len(set(names)) == 5
+    assert name_of(dropout=0.1, gradient_checkpointing=True) == names[1]
+
+
+def test_what_decides_a_run_is_what_its_name_is_a_hash_of():
+    """So a file with these settings can be checked, and read by a later edition of Config."""
+    config = settled(Config(**BASE, method="full", dropout=0.0, optimizer="paged_adamw"), 100)
+    decides = config.decides
+    assert decides == {
+        "model": "nano", "data": "nano", "method": "full", "rank": None, "alpha": None,
+        "targets": None, "lr": 1e-3, "schedule": "constant", "warmup_ratio": 0.0,
+        "optimizer": "adamw", "weight_decay": 0.0, "grad_clip": 1.0, "max_steps": 100,
+        "eval_steps": 10, "eval_samples": 0, "max_length": 256, "seed": 42, "dtype": "float32",
+        "batch_eff": 16}
+    hashed = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    assert config.run == hashed[:10]

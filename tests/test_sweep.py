@@ -4,6 +4,7 @@ Nothing: after a kill, a failed run, a divergence or with a second process the r
 """
 import csv
 import functools
+import hashlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from runs import command, contents, one_line
 import plan
 import sweep
 import train
+from arms import read_runs, select_sweeps
 from model import ModelConfig, Transformer
 from plumbing.errors import UserError
 from plumbing.files import read_json
@@ -65,7 +67,7 @@ def runs_and_data(tiny_grid, argv, tmp_path):
 
 
 def planned(settings, common):
-    return sweep.plan_runs(sweep.list_arms(settings.grid, common), settings, {})
+    return sweep.plan_runs(sweep.list_arms(settings.arms, common), settings, {})
 
 
 def write_run(out, config, **changes):
@@ -310,6 +312,125 @@ def test_a_dry_run_says_that_the_model_is_missing(tmp_path, capsys, qwen):
     assert code_of(["finding1", f"--model={qwen}", "--dry_run"]) == 0
 
 
+# ----- a grid of one's own ------------------------------------------------------------------------
+
+OWN = """
+flags = "--max_steps 6 --eval_steps 2"
+
+[[schedules]]
+method = "lora"
+rank = 4
+schedule = ["constant", "cosine"]
+weight_decay = [0, 0.1]
+lr = [1e-3, 1e-2, 5e-2]
+
+[[full]]
+method = "full"
+lr = [1e-3, 1e-2]
+"""
+
+
+@pytest.fixture
+def own(checkpoint, chat, tmp_path):
+    """own(text, *flags) -> the arguments of a sweep of that file on a tiny model."""
+    def write(text, *flags):
+        (tmp_path / "my_grid.toml").write_text(text)
+        return [f"--grid={tmp_path / 'my_grid.toml'}", f"--model={checkpoint()}", f"--data={chat}",
+                f"--out={tmp_path / 'out'}", *flags]
+    return write
+
+
+def test_a_file_has_grids_of_ones_own(own, capsys):
+    """By name or all; the file's flags instead of the preset's, and the command line's over both.
+    0 is train.py's 0.0, so that its runs are those of the default."""
+    assert code_of([*own(OWN), "--dry_run"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].startswith("14 runs, 14 to do")
+    assert said.err == (
+        "warning: 1 of 5 arms have fewer than three rates, so that no best rate can lie between "
+        "two that are worse, and nothing will be judged; add rates or --bracket\n")
+    settings, common = sweep.parse_sweep(["schedules", *own(OWN, "--eval_steps=3")])
+    runs = list(planned(settings, common).values())
+    assert {(c.max_steps, c.eval_steps, c.eval_samples) for c in runs} == {(6, 3, 0)}
+    assert [(c.schedule, c.weight_decay, c.lr) for c in runs[3:7]] == [
+        ("constant", 0.1, 1e-3), ("constant", 0.1, 1e-2), ("constant", 0.1, 5e-2),
+        ("cosine", 0.0, 1e-3)]
+    assert {type(c.weight_decay) for c in runs} == {float}
+    assert sweep.describe_arm(runs[-1]) == (
+        "lora all-linear r=4 alpha=4 schedule=cosine weight_decay=0.1")
+    assert code_of(["schedules", *own(OWN), "--dry_run"]) == 0
+    assert capsys.readouterr().err == ""
+    assert code_of([*own(OWN), "--dry_run", "--bracket"]) == 0
+    assert capsys.readouterr().err == ""
+    _, common = sweep.parse_sweep(own(OWN.replace("flags", "[[other]]\nrank = 3\n#"),
+                                      "--preset=nano"))
+    assert (common.max_steps, common.eval_samples) == (40, 128)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "has no arm; each begins with a line like [[my_grid]]"),
+    ("flags = '--lr 1'", "has no arm"),
+    ("a = [", "is not valid TOML: Invalid value (at end of document)"),
+    ("a = 3", "a is no list of arms; each arm begins with [[a]]"),
+    ("[a]\nrank = 3", "a is no list of arms"),
+    ("flags = 3\n[[a]]\nrank = 3", "flags must be a text"),
+    ("[[all]]\nrank = 3", "`all` means all grids of the file"),
+    ("[[a]]\nranks = 3", "ranks in a grid is no setting of train.py; write rank"),
+    ("[[a]]\nlearning_rate = 3", "learning_rate in a grid is no setting of train.py; write lr"),
+    ("[[a]]\nfoo = 3", "foo in a grid is no setting of train.py; python train.py --help lists"),
+    ("[[a]]\nrank = 'x'", "rank = 'x' in a grid: it must be of type int"),
+    ("[[a]]\nrank = true", "rank = True in a grid: it must be of type int"),
+    ("[[a]]\nrank = [4, 1.5]", "rank = 1.5 in a grid: it must be of type int"),
+    ("[[a]]\nrank = []", "rank = [] in a grid: an arm without a value has no runs"),
+    ("[[a]]\nrank = 0", "--rank 0: it must be at least 1"),
+    ("[[a]]\nschedule = 'sawtooth'",
+     "schedule = 'sawtooth' in a grid: it must be one of constant, cosine, linear"),
+    ("[[a]]\nmax_length = 64", "max_length in a grid: it is the same in all runs: give it as a"),
+    ("[[a]]\nseed = [1, 2]", "seed in a grid: it comes from --seed and --seeds"),
+    ("[[a]]\nmatch = 3", "match = 3 in a grid: it must be targets with their ranks"),
+    ("[[a]]\nmatch = {mlp = 'x'}", "match = {'mlp': 'x'} in a grid: it must be targets"),
+    ("flags = '--rnak 3'\n[[a]]\nlr = 1.0", "unrecognized arguments: --rnak; for --rnak write")])
+def test_a_file_that_is_no_grid(own, tmp_path, capsys, text, message):
+    code = code_of(own(text))
+    assert message in one_line(code, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_are_those_that_are_there(own, tmp_path, capsys):
+    for argv, message in (
+            (["no", *own(OWN)], f"no: {tmp_path}/my_grid.toml has no such grid; it has schedules, "
+                                "full, and all\n"),
+            ([], "say which sweep: finding1, finding2"),
+            (["finding9"], "finding9: the preset nano has no such grid; it has finding1, finding2"),
+            ([*own(OWN), "--rank=3"], "--rank: the grid of all sets it, in "),
+            (["full", "--grid=/nope"], "--grid /nope: no such file"),
+            (["--sedes=3", "all"], "unrecognized arguments: --sedes=3; for --sedes write --seeds"),
+            (["--lora_r=3", "all"], "; for --lora_r write --rank (python sweep.py --help")):
+        assert message in one_line(code_of(argv), capsys.readouterr().err)
+
+
+def test_the_settings_of_a_run_are_kept_and_arms_are_told_apart_by_them(own, tmp_path, capsys):
+    """A grid that plot.py used to refuse. An old folder gets the files from the same command."""
+    out = tmp_path / "out"
+    argv = ["schedules", *own(OWN.replace("1e-3, ", "")), "--jobs=1"]
+    assert code_of(argv) == 0
+    usual, = (sweeps.usual for sweeps in select_sweeps(read_runs(out)))
+    assert sorted(map(str, usual.arms)) == [
+        f"r = 4, schedule = {schedule}, weight_decay = {decay}"
+        for schedule in ("constant", "cosine") for decay in ("0", "0.1")]
+    for path in out.glob("*.csv"):
+        content = read_json(path.with_suffix(".json"))
+        hashed = hashlib.sha256(json.dumps(content["settings"], sort_keys=True).encode())
+        assert content["run"] == hashed.hexdigest()[:10] == path.stem
+    before = contents(out)
+    for path in out.glob("*.json"):
+        path.unlink()
+    with pytest.raises(UserError, match="alike in every column"):
+        select_sweeps(read_runs(out))
+    assert code_of([*argv, "--dry_run"]) == 0 and not list(out.glob("*.json"))
+    assert code_of(argv) == 0 and contents(out) == before
+
+
 # ----- the runs -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("method", "rank", "lr"), [("lora", 4, 5e-2), ("full", 64, 1e-2)])
@@ -341,7 +462,7 @@ def test_files_have_the_columns_of_the_contract_and_nothing_else_is_left(
     lowest = min(row["test_nll"] for row in finals)
     assert f"best so far {lowest:.4f} (" in lines[-1] and lines[-1].endswith("; 0 s left")
 
-    assert suffixes(tmp_path) == {".csv"}
+    assert suffixes(tmp_path) == {".csv", ".json"}
     with open(next(tmp_path.glob("*.csv")), newline="") as f:
         reader = csv.DictReader(f)
         rows = list(reader)
@@ -440,7 +561,7 @@ def test_a_run_that_failed_is_left_by_other_ranks_and_tried_again_by_the_next_sw
     assert (tmp_path / f"{bad}.failed").read_text() == "UserError: a GPU that is full"
     monkeypatch.setattr(sweep, "make_run", real)
     assert make_missing(runs, data, 1, tmp_path) == {}
-    assert rows_of(tmp_path) == whole and suffixes(tmp_path) == {".csv"}
+    assert rows_of(tmp_path) == whole and suffixes(tmp_path) == {".csv", ".json"}
 
 
 def test_a_run_that_another_makes_is_waited_for(tiny_grid, argv, tmp_path, whole, monkeypatch):
@@ -489,7 +610,7 @@ def test_whatever_fails_is_the_runs_own(
     assert ("Traceback" in said) == traceback
     assert said.splitlines()[-1].endswith(f": {message}")
     left = sorted(path.suffix for path in tmp_path.iterdir())
-    assert left == [".csv"] * (N - 1) + [".failed"]
+    assert left == [".csv"] * (N - 1) + [".failed"] + [".json"] * N
 
 
 def test_an_interrupted_sweep_says_how_to_go_on(tiny_grid, argv, tmp_path, monkeypatch, capsys):
@@ -513,10 +634,12 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_the_same(argv, tmp_path, scrip
     made = {path: content for path, content in contents(out).items() if path.suffix == ".csv"}
     assert len(made) == 2 and len(list(out.glob("*.lock"))) == 1
     missing = set(whole) - {path.stem for path in made}
-    (out / f"{missing.pop()}.csv.1.part").write_text("half a fi")
+    run = missing.pop()
+    for kind in ("csv", "json"):
+        (out / f"{run}.{kind}.1.part").write_text("half a fi")
 
     assert ends(start(script(), *argv(out)))[0] == 0
-    assert rows_of(out) == whole and suffixes(out) == {".csv"}
+    assert rows_of(out) == whole and suffixes(out) == {".csv", ".json"}
     assert all(path.read_bytes() == content for path, content in made.items())
     # only the run that was under way is made again
     assert len(begun(tmp_path)) == N + 1 and set(begun(tmp_path)) == set(whole)

@@ -1,6 +1,7 @@
 """The training loop: its numbers against transformers and torch, its files, and that stopping it
 anywhere changes nothing."""
 import builtins
+import contextlib
 import csv
 import io
 import json
@@ -27,7 +28,8 @@ import lora
 import plumbing.checkpoint
 import plumbing.state
 import train
-from engine import mean_nll
+from engine import mean_nll, open_model
+from methods import open_adapter, switch_adapter
 from model import Transformer
 from settings import Config
 from settings import parse as parse_run
@@ -676,6 +678,60 @@ def test_the_scaler_is_resumed_too(checkpoint, chat, tmp_path, monkeypatch):
 
 
 # ----- starting where a run exists ----------------------------------------------------------------
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_run_with_dropout_is_resumed_bit_for_bit(
+        checkpoint, chat, tmp_path, whole, monkeypatch, method):
+    """Stopped in each step, and it is another run than that without dropout, or of another seed.
+
+    Its test NLL is of the whole adapter: the one before the first step is the base's, and a
+    loaded adapter has the last one (test_dropout_is_off_where_a_run_is_judged).
+    """
+    reference = whole(method, dropout=0.5)
+    others = whole(method), whole(method, dropout=0.25)
+    finals = [numbers(out)[-1]["test_nll"] for out in (reference, *others)]
+    assert len(set(finals)) == 3
+    for step in range(1, 7):
+        out = tmp_path / str(step)
+        with monkeypatch.context() as m:
+            press_ctrl_c(m, step)
+            with contextlib.suppress(SystemExit):       # in the last step it is done
+                train.main(command(checkpoint(), chat, out, method=method, dropout=0.5))
+        torch.manual_seed(step)             # whatever was drawn in between
+        train.main(command(checkpoint(), chat, out, "--resume", method=method, dropout=0.5))
+        assert_same_result(out, reference)
+
+
+def test_dropout_is_off_where_a_run_is_judged(checkpoint, chat, samples, whole):
+    """The adapter that was saved, opened to answer, has the test NLL of the log's last row."""
+    model, _ = open_model(str(checkpoint()))
+    out = whole("lora", dropout=0.5)
+    switch_adapter(model, open_adapter(out), merge=False)
+    layer = next(iter(lora.lora_layers(model).values()))
+    assert layer.dropout.p == 0.5 and not layer.dropout.training
+    nll = mean_nll(model, dataset.micro_batches(samples["test"], 16))
+    assert nll == pytest.approx(numbers(out)[-1]["test_nll"], abs=1e-6)
+    assert numbers(out)[0]["test_nll"] == numbers(whole("lora"))[0]["test_nll"]
+
+
+def test_what_is_dropped_is_a_function_of_the_seed_and_the_step(
+        checkpoint, chat, tmp_path, monkeypatch):
+    """Recomputing a layer draws the same again, and no two steps or seeds draw alike."""
+    assert len({train.step_seed(seed, step) for seed in range(30) for step in range(30)}) == 900
+    assert train.step_seed(42, 0) == 3330960825423142968
+    seeds, training = [], []
+    step, answer = train.optimizer_step, train.generate_answers
+    monkeypatch.setattr(train, "optimizer_step",
+                        lambda *args: seeds.append(torch.initial_seed()) or step(*args))
+    monkeypatch.setattr(train, "generate_answers",
+                        lambda model, *how: training.append(model.training) or answer(model, *how))
+    for out, *flags in (("plain",), ("checkpointed", "--gradient_checkpointing")):
+        train.main(command(checkpoint(), chat, tmp_path / out, *flags, dropout=0.5))
+    assert seeds == [train.step_seed(42, i) for i in range(6)] * 2
+    assert training == [False] * 4          # an answer drops nothing
+    for ours, reference in zip(numbers(tmp_path / "checkpointed"), numbers(tmp_path / "plain")):
+        assert ours["test_nll"] == pytest.approx(reference["test_nll"], abs=1e-5)
+
 
 def test_a_finished_run_gives_the_rows_that_it_gave_when_it_was_made(checkpoint, chat, tmp_path):
     """Types included: a step is a whole number in both."""
