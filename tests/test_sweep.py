@@ -400,8 +400,8 @@ def test_names_are_those_that_are_there(own, tmp_path, capsys):
     for argv, message in (
             (["no", *own(OWN)], f"no: {tmp_path}/my_grid.toml has no such grid; it has schedules, "
                                 "full, and all\n"),
-            ([], "say which sweep: finding1, finding2"),
-            (["finding9"], "finding9: the preset nano has no such grid; it has finding1, finding2"),
+            (["--dry_run"], "say which sweep: finding1, finding2"),
+            (["finding9", "--dry_run"], "finding9: the preset nano has no such grid; it has"),
             ([*own(OWN), "--rank=3"], "--rank: the grid of all sets it, in "),
             (["full", "--grid=/nope"], "--grid /nope: no such file"),
             (["--sedes=3", "all"], "unrecognized arguments: --sedes=3; for --sedes write --seeds"),
