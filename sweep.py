@@ -217,6 +217,7 @@ FINDINGS = ("finding1", "finding2", "finding3", "finding4")         # what `all`
 ONCE = "is the same in all runs: give it as a flag"
 NOT_IN_GRIDS = {
     "model": ONCE, "data": ONCE, "max_length": ONCE, "eval_samples": ONCE, "device": ONCE,
+    "supervise": ONCE, "keep": "is of saved weights, and sweeps save none",
     "seed": "comes from --seed and --seeds", "out": "is the flag --out",
     "epochs": "is not in sweeps: give max_steps", "resume": "is not in sweeps",
     "overwrite": "is not in sweeps"}
