@@ -29,12 +29,12 @@ its gradient is. B A x is a sum of r terms, so the same rate moves h further at 
 s does about it, as best rates measured on nano (results/findings_nano.md):
 
                                             r = 1       r = 8       r = 64
-    alpha = r   s = 1                       3.4e-3      1.1e-3      2.1e-4      as r^(-2/3)
-    alpha = 32  s = 32 / r                  2.0e-4      3.1e-4      4.6e-4      as r^(+1/5)
+    alpha = r   s = 1                       5.2e-3      1.6e-3      2.9e-4      as r^(-2/3)
+    alpha = 32  s = 32 / r                  3.1e-4      4.3e-4      4.9e-4      as r^(+1/9)
 
 So a rate belongs to a rank, an alpha and a model. alpha = r is the default here. With it, 2e-4 is
 where to start for r near 64, and lower ranks want more. With alpha fixed, the best rates of r = 1
-and r = 64 are only 2.3 times apart, instead of 16, and one rate serves them all fairly well.
+and r = 64 are only 1.6 times apart, instead of 18, and one rate serves them all fairly well.
 
 This file works on any torch module. It knows no decoder, no tokenizer and no quantizer: what it
 wraps is any layer that computes W x and has in_features and out_features.
@@ -144,7 +144,7 @@ def scaling_factor(rank: int, alpha: float, rslora: bool) -> float:
     With Adam, dB has the size lr whatever the gradient's size is, so one s less: the change grows
     as s sqrt(r) if the r terms have mixed signs, and as s r if they all have one. In the first case
     the root is right for Adam too, in the second alpha / r is. The rates measured above say r^(2/3)
-    and r^(4/5), which is between the two.
+    and r^(8/9), which is between the two.
 
     Adapters that PEFT trained with use_rslora are read and merged with the root. In train.py it is
     --method rslora; --alpha 8 at r = 64 is the same factor, 8 / 64 = 1 / sqrt(64), as its alpha 1.

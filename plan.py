@@ -600,7 +600,8 @@ def starting_rate(c: ModelConfig, method: str, steps: int, rank: int = 32) -> fl
     p = 0.781 for Llama and 0.0775 for Qwen; found with alpha = 32, where one rate serves all ranks
     fairly well. With alpha = r the best rate falls as the rank grows, on nano as r^(-2/3)
     (results/findings_nano.md). At r = 32 the two are one, so the rate is (32 / r)^(2/3) times that.
-    For r = 64 on SmolLM2-135M this says 1.2e-3, and 9e-4 was measured; for r = 1 on nano 9e-3.
+    For r = 64 on SmolLM2-135M this says 1.2e-3, and 9e-4 was measured; for r = 1 on nano 9e-3, and
+    5e-3 was.
     """
     p = 0.781 if c.hf["model_type"] == "llama" else 0.0775
     full = 5e-5 * (2000 / c.hidden_size) ** p
