@@ -362,8 +362,8 @@ def plot_capacity(sweeps, supervised: float = 1.0):
     more than it can hold. supervised: the share of the tokens that are supervised. The rows do not
     tell it; with 1 the lines are as early as they could be.
 
-    Worked: r = 1 on nano has 20,352 parameters, which hold 40,704 bits. Of 2,170 tokens per step
-    0.29 are supervised, so that is step 65.
+    Worked: r = 1 on nano has 20,352 parameters, which hold 40,704 bits. Of 2,020 tokens per step
+    0.34 are supervised, so that is step 60.
     """
     long = sweeps.long
     arms = long.lora_arms() if long else []
@@ -516,7 +516,7 @@ def main(argv=None):
     parser.add_argument("--table", action="store_true", help="print Markdown instead of drawing")
     parser.add_argument("--supervised", type=float, default=1.0, metavar="SHARE",
                         help="share of the tokens that are supervised, for the figure on capacity; "
-                        "nano: 0.29. Default: 1")
+                        "nano: 0.34. Default: 1")
     args = parser.parse_args(argv)
     # If both arms of a gap diverged it is inf - inf. That is nan, as it should be.
     with errors_in_one_line(), np.errstate(invalid="ignore"):
