@@ -275,7 +275,7 @@ def draw_figure(errors: dict[str, list[float]], path: Path):
         right.plot(effects, [100 * chance_of_verdict(effect, n, trials=4000) for effect in effects],
                    label=f"{n} seeds" if n > 1 else "1 seed")
     right.axhline(100 * POWER, color="black", linewidth=1)
-    right.set(xlabel="effect, in standard deviations of a paired difference (nano: 0.015 nats)",
+    right.set(xlabel="effect, in standard deviations of a paired difference (nano: 0.021 nats)",
               ylabel="verdicts, %", title="a claim that is true by so much")
     for ax in (left, right):
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False)
