@@ -621,7 +621,9 @@ def train(config: Config) -> list[dict]:
         raise UserError(f"--out {out} is the folder of the model or of the data; give another "
                         "--out")
     rows = records.finished_rows(config, out, quiet=processes.rank() > 0)
+    processes.wait_for_all()            # nobody writes or leaves before all have looked
     if rows is not None:
+        processes.leave_processes()
         return rows
 
     # 2 and 3. load the model, choose what is trained

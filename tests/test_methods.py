@@ -332,6 +332,7 @@ METHOD = Method("toy", apply, count, ignores=("rank", "alpha"))
 '''
 
 
+@pytest.mark.slow
 def test_a_method_is_a_file(checkpoint, chat, tmp_path):
     """A toy is added as one file to a copy of the house: every command takes it."""
     model = checkpoint("llama")                     # no biases, so that W' = (1 + g) W merges

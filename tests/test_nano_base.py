@@ -83,6 +83,7 @@ def test_raised_gains_are_the_same_function():
         assert ratios[module] == {ratio}, module
 
 
+@pytest.mark.slow
 def test_it_starts_near_the_task_and_learns_it(problems, tmp_path: Path):
     """Answers cost 2 to 5 nats per token at step 0. 20 steps of LoRA more than halve that."""
     model = Transformer.from_pretrained("nano", torch.float32)

@@ -556,7 +556,7 @@ class Snapshots:
         return watched
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_run_resumed_from_any_state_its_folder_was_ever_in_ends_the_same(
         checkpoint, chat, tmp_path, whole, monkeypatch, method):
     monkeypatch.setattr(train, "answer_question", lambda *_: "")    # answers are not at stake here
@@ -679,7 +679,7 @@ def test_the_scaler_is_resumed_too(checkpoint, chat, tmp_path, monkeypatch):
 
 # ----- starting where a run exists ----------------------------------------------------------------
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("qlora", marks=pytest.mark.slow)])
 def test_a_run_with_dropout_is_resumed_bit_for_bit(
         checkpoint, chat, tmp_path, whole, monkeypatch, method):
     """Stopped in each step, and it is another run than that without dropout, or of another seed.
