@@ -393,6 +393,8 @@ def read_runs(folder: Path) -> list[list[dict]]:
     other files say of a run's settings is added to its rows as "settings". Raises UserError for a
     damaged file, and if there is no run at all.
     """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
     rows, settings = {}, {}                 # (run, step) -> row; run -> its settings
     for path in sorted(folder.glob("*.csv")):
         with open(path, encoding="utf-8", errors="replace") as f:

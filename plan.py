@@ -716,7 +716,9 @@ def show_summary(c: ModelConfig, config: Config, on_gpu: Config):
     checkpointed = replace(config, gradient_checkpointing=True)
     fits = [card for card in CARDS if largest_micro_bs(c, on_gpu, card * 1e9) >= config.micro_bs]
     card = f"fits a GPU of {fits[0]} GB" if fits else f"fits no GPU of {CARDS[-1]} GB"
-    rate = starting_rate(c, config.method, config.max_steps, config.rank)
+    rate = config.lr            # what the method's file says, if it is none of the three
+    if config.method in ("full", "lora", "qlora"):
+        rate = starting_rate(c, config.method, config.max_steps, config.rank)
     print(f"memory at the peak: {name_bytes(peak_bytes(c, config))} on {config.device}, "
           f"{name_bytes(peak_bytes(c, checkpointed))} with --gradient_checkpointing\n"
           f"in {on_gpu.dtype} it takes {name_bytes(peak_bytes(c, on_gpu))} and {card}\n"

@@ -318,7 +318,8 @@ def show_settings(run: Run):
         del shown[name]
     if "alpha" not in ignored:
         shown["alpha / r"] = config.alpha / config.rank
-    passes = config.max_steps * config.batch_eff / len(data.train_set)
+    steps_per_pass = math.ceil(len(data.train_set) / config.batch_eff)      # the last is smaller
+    passes = config.max_steps / steps_per_pass
     shown["passes"] = f"{passes:.3g} over the training samples"
     shown["samples"] = (
         f"{len(data.train_set):,} for training ({data.dropped} dropped: nothing supervised within "
