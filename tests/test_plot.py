@@ -136,8 +136,9 @@ def test_runs_that_the_columns_do_not_tell_apart_are_refused(tmp_path, capsys):
 
 def test_folders_without_runs_or_with_too_few_are_refused(tmp_path, capsys):
     one_run = write_csv(tmp_path / "one", run_rows(FULL, 1e-5, [3, 2, 1, 1]))
-    for folder in (tmp_path, tmp_path / "missing", one_run / "0.csv"):
-        assert f"{folder} has no CSV file that sweep.py wrote" in error_of(capsys, folder)
+    assert f"{tmp_path} has no CSV file that sweep.py wrote" in error_of(capsys, tmp_path)
+    for path in (tmp_path / "missing", one_run / "0.csv"):
+        assert f"there is no folder {path}" in error_of(capsys, path)
     assert "none that make one of the figures" in error_of(capsys, one_run)
     assert "required: folder" in error_of(capsys)
 
