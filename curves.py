@@ -100,7 +100,7 @@ def draw_run(ax, rows: list[dict], name: str, colour: str):
 def add_passes(ax, rows: list[dict], settings: dict):
     """A second axis: how often the run has seen each sample. Older runs do not say how many."""
     if settings.get("samples"):
-        per_step = rows[0]["batch_eff"] / settings["samples"]
+        per_step = 1 / math.ceil(settings["samples"] / rows[0]["batch_eff"])
         ax.secondary_xaxis("top", functions=(lambda step: step * per_step,
                                              lambda passes: passes / per_step)
                            ).set_xlabel("passes over the training data")

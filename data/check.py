@@ -192,7 +192,7 @@ def show_first_sample(lines: list[Line], tokenizer, max_length: int):
 # ----- other forms --------------------------------------------------------------------------------
 
 def refuse_other_form(path: Path, settings):
-    """Raise UserError, with the command that converts, for a file that train.py cannot read."""
+    """Raise UserError if train.py cannot read a file; it names the command that converts it."""
     form, one_list = find_form(path), is_list(path)
     if form is None and path.suffix == ".json":
         raise UserError(f"{path} is in none of the forms that are known here; data/forms.py lists "

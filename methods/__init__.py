@@ -72,7 +72,8 @@ def load_trained(method, model, config: dict, tensors: dict, folder):
         raise UserError(f"{folder}: adapter_config.json must have options and target_modules")
     text = ",".join(f"{name}={value}" for name, value in options.items())
     rank = int(read_number(config, "r", folder))
-    if "rank" not in method.ignores and rank > max(t.numel() for t in tensors.values()):
+    largest = max((tensor.numel() for tensor in tensors.values()), default=0)
+    if "rank" not in method.ignores and rank > largest:
         raise UserError(f"{folder}: r = {rank} is more than any of the adapter's tensors holds")
     setup = Setup(rank, read_number(config, "lora_alpha", folder), targets,
                   parse_options(method, text))
@@ -244,7 +245,7 @@ def take_off(model):
 
 
 class Wrapper(nn.Module):
-    """A module `base` of the decoder with something trained around it, for what is no dW."""
+    """A module `base` of the decoder with something trained around it: it changes no W."""
 
     def __init__(self, base: nn.Module):
         super().__init__()

@@ -8,7 +8,7 @@ scales them. (The paper writes W as (in, out), and speaks of columns.)
 
 The norm counts as a constant in the gradient (section 4.3): dL/dW' reaches B A multiplied by
 m / ||W + s B A||. The exact gradient would also lose its part along the row; that is left out, to
-save memory. Still the norm is computed anew in every forward pass, from the whole W + s B A, and
+save memory. Even so the norm is computed again in every forward pass, from the whole W + s B A, and
 for a base in four bits W is dequantized once more. So DoRA costs more than LoRA's few percent.
 
 Trained: r (in + out) + out per target. Saved: A, B and m in PEFT's form, with "use_dora". Merges.

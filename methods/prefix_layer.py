@@ -32,11 +32,9 @@ class PrefixLayer(Wrapper):
         x = self.base(x, cos, sin, mask, cache)
         if cache is not None and cache.used:
             return x                    # the virtual tokens were in the first pass
-        # each sequence begins in the column cache.pad, (B, 1)
-        first = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
-        columns = torch.arange(len(self.P), device=x.device) + (first if cache is None
-                                                                else cache.pad)     # (B, l)
         P = self.P.to(x.dtype).expand(len(x), -1, -1)                       # (B, l, C)
+        first = 0 if cache is None else cache.pad       # the column where each sequence begins
+        columns = first + torch.arange(P.shape[1], device=x.device)         # (l,) or (B, l)
         return x.scatter(1, columns[..., None].expand_as(P), P)
 
 
@@ -44,17 +42,15 @@ class PrefixLayer(Wrapper):
 def apply(model, setup: Setup):
     model.requires_grad_(False)
     wrap_module(model, EMBEDDING, lambda base: PrefixEmbedding(base, setup.rank))
-    layers = list(model.model.layers)[:-1]      # after the last one nothing reads them
-    starts = outputs_for_prefix(model, setup.rank)
-    for k, start in zip(range(len(layers)), starts):
+    for k, start in enumerate(outputs_for_prefix(model)):
         wrap_module(model, f"model.layers.{k}", lambda base, P=start: PrefixLayer(base, P))
 
 
-def outputs_for_prefix(model, n_virtual: int) -> list:
+def outputs_for_prefix(model) -> list:
     """What each layer but the last puts out for the virtual tokens alone: (l, C) in float32."""
     outputs = []
     hooks = [layer.register_forward_hook(lambda m, args, x: outputs.append(x[0].float()))
-             for layer in list(model.model.layers)[:-1]]
+             for layer in list(model.model.layers)[:-1]]       # nothing reads the last one's
     model.hidden_after(*model.start_cache([[]], 0))
     for hook in hooks:
         hook.remove()

@@ -164,7 +164,7 @@ def test_the_first_sample_is_shown_with_its_supervised_part_marked(tokenizer, ca
 
 GREETING = {"role": "assistant", "content": "Xin chào!"}
 THREE_TURNS = [SYSTEM, ASK, TELL, AGAIN, ANSWER, ASK, TELL]
-# What the tests' templates put around an answer, for a template that tells transformers so.
+# The tests' template, with marks around each answer that tell transformers what an answer is.
 TO_MARK = {
     "chatml": ("{{ message.role }}\n{{ message.content }}<|im_end|>\n",
                "{{ message.role }}\n{% if message.role == 'assistant' %}{% generation %}"
@@ -189,7 +189,7 @@ def learned_texts(sample, t):
 
 @pytest.mark.parametrize("name", TO_MARK)
 def test_all_answers_are_those_that_transformers_masks(tokenizer, name, tmp_path):
-    """transformers' assistant mask, which TRL's assistant_only_loss takes, for a template that
+    """transformers' assistant mask, which TRL's assistant_only_loss takes. It needs a template that
     marks the same text. Qwen3's takes the thoughts out of earlier turns."""
     from transformers import AutoTokenizer
     template, marked = TEMPLATES[name][0], template_with_marks(name)
