@@ -1,0 +1,66 @@
+"""bench.py: what is counted, where the time is said to go, and two sides in turn."""
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPO
+from runs import one_line
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import bench
+import dataset
+import train
+from settings import Config
+
+
+def flags(model, data, **more):
+    settings = {"model": model, "data": data, "rank": 4, "micro_bs": 2, "grad_accum": 2,
+                "device": "cpu"} | more
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def run_of(model, data, method):
+    return bench.set_up(Config(model=str(model), data=str(data), method=method, rank=4,
+                               device="cpu", dtype="float32"))
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "qlora"])
+def test_the_flops_that_a_step_needs_are_those_that_torch_counts(checkpoint, chat, method):
+    run = run_of(checkpoint("llama"), chat, method)
+    samples = bench.next_samples(run)
+    one_by_one = dataset.micro_batches(samples, 1)          # nothing is padded
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        train.optimizer_step(run.model, run.optimizer, run.scaler, one_by_one, run.autocast, 1e-4,
+                             1.0)
+    counted = counter.get_total_flops()
+    # torch counts all T^2 scores, and we the half that a causal mask leaves
+    c = run.model.config
+    query = c.num_attention_heads * c.head_dim * c.num_hidden_layers
+    masked = 3 * 2 * query * sum(len(sample.ids) ** 2 for sample in samples)
+    # the lowest layer needs no dx: nothing trained lies below it. With LoRA that is q, k, v's
+    tokens = sum(len(sample.ids) for sample in samples)
+    lowest = 0
+    if method != "full":
+        attention = run.model.model.layers[0].self_attn
+        lowest = 2 * tokens * sum(
+            layer.base.in_features * layer.base.out_features + layer.lora_A.numel()
+            for layer in (attention.q_proj, attention.k_proj, attention.v_proj))
+    assert bench.needed_flops(run, samples) == counted - masked + lowest
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "qlora"])
+def test_every_moment_of_a_step_belongs_to_one_part(checkpoint, chat, method, capsys, monkeypatch):
+    clock = iter(range(10 ** 6))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    run = run_of(checkpoint("llama"), chat, method)
+    watch = bench.Stopwatch(run)
+    began = watch.last
+    train.make_step(run)
+    watch.tick()
+    parts = {"input", "unembedding and loss", "optimizer", "products with W", "norms", "SwiGLU",
+             "attention: RoPE, scores, softmax", "sums of the residual stream"}
+    assert watch.seconds.keys() == (parts if method == "full" else parts | {"adapters"})
+    assert sum(watch.seconds.values()) == watch.last - began
+    assert len(watch.stack) == 1
