@@ -244,6 +244,7 @@ def generate_transformers(config: Config):
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[config.dtype])
     model = model.to(device).eval()
+    model.generation_config.eos_token_id = None         # every answer has NEW_TOKENS
     while True:
         for count in BATCHES:
             batch = tokenizer.apply_chat_template(
@@ -251,8 +252,7 @@ def generate_transformers(config: Config):
                 padding=True, return_dict=True).to(device)
             wait_for_turn()
             start = time.perf_counter()
-            ids = model.generate(
-                **batch, do_sample=False, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
+            ids = model.generate(**batch, do_sample=False, max_new_tokens=NEW_TOKENS)
             synchronize(device)
             reply(seconds=time.perf_counter() - start, tokens=count * NEW_TOKENS,
                   ids=ids[:, -NEW_TOKENS:].tolist(), peak_gb=peak_gb(device))
@@ -260,7 +260,8 @@ def generate_transformers(config: Config):
 
 SIDES = {"ours": train_ours, "trl": train_trl, "generate": generate_ours,
          "transformers": generate_transformers}
-REPLIES = None
+PEERS = ("trl", "transformers")
+REPLIES = None          # where a side writes its lines
 
 
 def be_a_side(name: str, settings: str):
@@ -474,8 +475,11 @@ def run_bench(config: Config, peer, peer_python, turns, profile, generate):
         return
     ours = "generate" if generate else "ours"
     sides = [functools.partial(Side, ours, config)]
-    if peer in SIDES:
+    if peer in PEERS:
         sides.append(functools.partial(Side, peer, config, peer_python))
+    elif peer and not (Path(peer) / "bench.py").exists():
+        raise UserError(f"--peer {peer}: it must be one of {', '.join(PEERS)}, or the folder of a "
+                        "copy of this repository that has a bench.py")
     elif peer:
         sides.append(functools.partial(Side, ours, config, peer_python, Path(peer)))
     sides = measure(sides, turns * (len(BATCHES) if generate else 1))
@@ -486,6 +490,11 @@ def run_bench(config: Config, peer, peer_python, turns, profile, generate):
     show_sides(sides, groups)
     if not generate:
         show_mfu(sides)
+    elif peer:
+        answers = [[ids for row in side.rows[:len(BATCHES)] for ids in row["ids"]]
+                   for side in sides]
+        same = sum(mine == theirs for mine, theirs in zip(*answers))
+        print(f"the same tokens in {same} of {len(answers[0])} answers")
 
 
 if __name__ == "__main__":

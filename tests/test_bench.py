@@ -1,9 +1,5 @@
 """bench.py: what is counted, where the time is said to go, and two sides in turn."""
-import subprocess
-import sys
-
 import pytest
-import torch
 from conftest import REPO
 from runs import one_line
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -64,3 +60,41 @@ def test_every_moment_of_a_step_belongs_to_one_part(checkpoint, chat, method, ca
     assert watch.seconds.keys() == (parts if method == "full" else parts | {"adapters"})
     assert sum(watch.seconds.values()) == watch.last - began
     assert len(watch.stack) == 1
+
+
+def run_bench(capsys, *argv):
+    """-> (exit code, what it printed, what it said to stderr)."""
+    code = 0
+    try:
+        bench.main(list(map(str, argv)))
+    except SystemExit as e:
+        code = e.code
+    return code, *capsys.readouterr()
+
+
+def test_a_peer_that_is_not_there_is_one_line(checkpoint, chat, tmp_path, capsys):
+    (tmp_path / "bench.py").write_text("import no_such_library")
+    code, _, error = run_bench(capsys, *flags(checkpoint("llama"), chat), "--peer", tmp_path,
+                               "--turns", 2)
+    line = one_line(code, error)
+    assert "No module named 'no_such_library'" in line and "pip install" in line
+
+
+@pytest.mark.slow
+def test_two_copies_of_one_repository_take_turns(checkpoint, chat, capsys):
+    code, text, error = run_bench(capsys, *flags(checkpoint("llama"), chat), "--peer", REPO,
+                                  "--turns", 4)
+    assert code == 0, error
+    turns = [line for line in text.splitlines() if line.startswith("turn")]
+    assert len(turns) == 3
+    losses = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("losses")]
+    assert losses[0] == losses[1] and len(losses[0].split()) == 4
+    assert 0.2 < float(text.partition("\nseconds")[2].split()[2]) < 5          # the ratio
+
+
+@pytest.mark.slow
+def test_answers_are_the_same_tokens_as_transformers(checkpoint, chat, capsys):
+    code, text, error = run_bench(capsys, *flags(checkpoint("llama"), chat), "--generate",
+                                  "--peer", "transformers", "--turns", 2)
+    assert code == 0, error
+    assert "the same tokens in 11 of 11 answers" in text
