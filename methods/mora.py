@@ -28,7 +28,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lora import AdaptedLinear, wrap_targets
-from methods import Method, Setup, Shapes
+from methods import Method, Setup, Shapes, Target
 from plumbing.errors import UserError
 
 
@@ -39,8 +39,7 @@ class MoRALinear(AdaptedLinear):
         super().__init__(base)
         self.scale, self.form = alpha / rank, form
         k = square_size(base.in_features, base.out_features, rank, form)
-        device = next(iter(base.state_dict().values())).device
-        self.M = nn.Parameter(torch.zeros(k, k, device=device))
+        self.M = nn.Parameter(torch.zeros(k, k, device=self.device))
 
     def adapted(self, x):
         return self.base(x) + self.scale * self.change(x, self.M.to(x.dtype))
@@ -95,4 +94,13 @@ def count(shapes: Shapes, setup: Setup) -> int:
                                for i, o in shapes.maps.values())
 
 
-METHOD = Method("mora", apply, count, options={"form": "rotation"})
+def keeps(t: Target, setup: Setup) -> int:
+    """s N n k per map, n k >= in, or s N k for sharing: compress(x), which is not x, for dM."""
+    k = square_size(t.size_in, t.size_out, setup.rank, setup.options["form"])
+    width, angles = k, 0
+    if setup.options["form"] == "rotation":
+        width = angles = k * math.ceil(t.size_in / k)
+    return t.s * t.N * width + t.dx * (t.s * angles + t.casts(k * k))
+
+
+METHOD = Method("mora", apply, count, options={"form": "rotation"}, keeps=keeps, keeps_x=False)

@@ -63,6 +63,5 @@ def count(shapes: Shapes, setup: Setup) -> int:
 
 
 METHOD = Method(
-    "prefix_layer", apply, count, lr=1e-2, ignores=("alpha", "targets"),
-    unmergeable="its virtual tokens are input and no weights; sample.py and evaluate.py take it as "
-                "--adapter")
+    "prefix_layer", apply, count, lr=1e-2, ignores=("alpha", "targets"), keeps_x=False,
+    virtual=True, unmergeable="its virtual tokens are input and no weights")

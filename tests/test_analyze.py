@@ -493,7 +493,8 @@ MISTAKES = {
     "an unknown setting": (["sums", "--rank", "4"], "unrecognized arguments: --rank 4"),
     "no such adapter": (["nowhere"], "nowhere: no such folder"),
     "another base": (["sums", "--model", "nano"], "sums: the adapter is for another base"),
-    "a relative of LoRA": (["sums", "dora"], "dora: only plain LoRA adapters are read"),
+    "a relative of LoRA": (["sums", "dora"], "dora: its method is dora, whose dW is not s B A; "
+                           "merge it (export.py)"),
     "a run that diverged": (["diverged"], "diverged: model.layers.0.mlp.down_proj holds a number"),
     "no base to draw": (["moved", "--out", "out"], "the base is unknown"),
     "two bases": (["sums", "nano_adapter", "--tuned", "tuned"], "different ones; give --model"),
