@@ -391,7 +391,9 @@ def activations(z: Sizes) -> list[Term]:
         if not z.config.gradient_checkpointing:
             held = lowest.bytes + (z.L - 1) * other.bytes
         if layer_term == layer_norms:
-            held += norm_keeps(z, z.C, out=z.t)         # the last norm
+            held += norm_keeps(z, z.C, out=z.t)         # the last norm, of the text alone:
+            if z.s == 2:                                # in float32 it keeps a view of all
+                held -= 4 * z.config.micro_bs * z.virtual * (z.C + 1)
         terms.append(other._replace(bytes=held))
 
     starts = z.t * z.N * z.C * z.L if z.config.gradient_checkpointing else 0
@@ -399,6 +401,9 @@ def activations(z: Sizes) -> list[Term]:
     if z.full:
         positions += 8 * z.N                            # ids, for the embedding's gradient
         formula += "; 8 N"
+    if z.virtual:
+        positions += 9 * z.N                            # which ids are virtual, and their rows of P
+        formula += "; 9 N"
     return [Term("kept", "  layers' inputs", starts, "t N C L", "arXiv 1604.06174"), *terms,
             Term("kept", "  positions, ids", positions, formula, "Transformer")]
 

@@ -145,7 +145,10 @@ def count(shapes: Shapes, setup: Setup) -> int:
 
 
 def keeps(t: Target, setup: Setup) -> int:
-    """s N r per map, r = init_rank: u, for dP; s r in: diag(l) Q, for dx; in 16 bits 2 r out: P."""
+    """s N r + s r in per map: u, diag(l) Q; in 16 bits 2 r out: P.
+
+    r is init_rank. u for dP, diag(l) Q for dx, the 16-bit copy of P for du.
+    """
     r = init_rank(setup)
     return t.s * t.N * r + t.dx * t.s * r * t.size_in + t.casts(r * t.size_out)
 

@@ -56,7 +56,7 @@ def count(shapes: Shapes, setup: Setup) -> int:
 
 
 def keeps(t: Target, setup: Setup) -> int:
-    """s N (C + 2 m) per block: h, and what goes into and comes out of gelu."""
+    """s N (C + 2 m) per block: h, before and after gelu; in 16 bits 4 C m: both maps."""
     C, m = t.size_out, setup.rank
     return t.s * t.N * (C + 2 * m) + t.casts(C * m) + t.dx * t.casts(C * m)
 

@@ -48,7 +48,7 @@ def count(shapes: Shapes, setup: Setup) -> int:
 
 
 def keeps(t: Target, setup: Setup) -> int:
-    """0: db's gradient is dy."""
+    """0: the gradient of db is dy."""
     return 0
 
 

@@ -63,7 +63,10 @@ def count(shapes: Shapes, setup: Setup) -> int:
 
 
 def keeps(t: Target, setup: Setup) -> int:
-    """s N (r + out) per map: u = A x as in LoRA, and V x, for dm; also norm and c - 1."""
+    """s N (r + out) per map: u = A x and V x.
+
+    V x for dm, all else as in LoRA. The small ones are ||V|| and c - 1.
+    """
     return lora_keeps(t, setup) + t.s * t.N * t.size_out + (4 + t.s) * t.size_out
 
 

@@ -17,7 +17,10 @@ def count(shapes: Shapes, setup: Setup) -> int:
 
 
 def keeps(t: Target, setup: Setup) -> int:
-    """s N r per map: u = A x, for dB. In 16 bits 2 r (in + out): A, for dx, and B, for du."""
+    """s N r per map: u = A x; in 16 bits 2 r (in + out): A, B.
+
+    u for dB; the 16-bit copies of A and B for dx and du.
+    """
     r = setup.rank
     return t.s * t.N * r + t.casts(r * t.size_out) + t.dx * t.casts(r * t.size_in)
 

@@ -42,9 +42,9 @@ class MoRALinear(AdaptedLinear):
         self.M = nn.Parameter(torch.zeros(k, k, device=self.device))
 
     def adapted(self, x):
-        return self.base(x) + self.scale * self.change(x, self.M.to(x.dtype))
+        return self.base(x) + self.change(x, (self.scale * self.M).to(x.dtype))
 
-    def change(self, x, M):
+    def change(self, x, M):         # s is in M, which is smaller than what comes out
         """decompress(M compress(x)): (..., in) -> (..., out)."""
         k, n = len(M), math.ceil(x.shape[-1] / len(M))
         x = F.pad(x, (0, n * k - x.shape[-1]))
@@ -58,7 +58,7 @@ class MoRALinear(AdaptedLinear):
     def delta(self):
         """dW (out, in): what the change does to each unit vector is a column of it."""
         units = torch.eye(self.base.in_features, device=self.M.device)
-        return self.scale * self.change(units, self.M).T
+        return self.change(units, self.scale * self.M).T
 
 
 def square_size(size_in: int, size_out: int, rank: int, form: str) -> int:
@@ -95,12 +95,15 @@ def count(shapes: Shapes, setup: Setup) -> int:
 
 
 def keeps(t: Target, setup: Setup) -> int:
-    """s N n k per map, n k >= in, or s N k for sharing: compress(x), which is not x, for dM."""
+    """s N n k + s k^2 per map: turned x, s M; sharing: s N k + s k^2.
+
+    What M multiplies for dM, and s M for dx. x itself is not kept.
+    """
     k = square_size(t.size_in, t.size_out, setup.rank, setup.options["form"])
     width, angles = k, 0
     if setup.options["form"] == "rotation":
         width = angles = k * math.ceil(t.size_in / k)
-    return t.s * t.N * width + t.dx * (t.s * angles + t.casts(k * k))
+    return t.s * (t.N * width + t.dx * (angles + k * k))
 
 
 METHOD = Method("mora", apply, count, options={"form": "rotation"}, keeps=keeps, keeps_x=False)

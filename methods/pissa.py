@@ -88,7 +88,7 @@ def apply(model, setup: Setup):
 
 
 def keeps(t: Target, setup: Setup) -> int:
-    """s N r per map: u = A x, as in LoRA. In 16 bits 4 r (in + out): also of A0 and B0, for dx."""
+    """s N r per map: u = A x; in 16 bits 4 r (in + out): A, B, A0, B0."""
     frozen = t.casts(setup.rank * (t.size_in + t.size_out))
     return lora_keeps(t, setup) + t.dx * frozen
 

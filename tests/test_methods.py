@@ -306,6 +306,34 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_the_same(
     assert weights[0] == weights[1] and len(weights[0]) == 2
 
 
+def test_a_run_says_what_rate_and_factor_the_method_has_and_what_the_base_answers(
+        checkpoint, chat, tmp_path, capsys):
+    """A rate that is far too low is named; virtual tokens are not yet there when the base answers."""
+    base_answers, shown = {}, {}
+    for name in ("lora", "rslora", "adalora", "prefix_layer", "full"):
+        train.main(command(checkpoint(), chat, tmp_path / name, method=name, lr=2e-4, max_steps=4,
+                           eval_steps=4, eval_samples=2))
+        base_answers[name] = read_json(tmp_path / name / "run.json")["base_answer"]
+        said, _, after = capsys.readouterr().out.partition("step    0")
+        shown[name] = dict(line.strip().split("  ", 1) for line in said.splitlines()
+                           if line.startswith("  ") and "  " in line.strip())
+        assert f"\nbase       {base_answers[name]}".rstrip() in after
+    assert len(set(base_answers.values())) == 1 and base_answers["lora"]
+    factors = {name: some.get("factor of dW", "").strip() for name, some in shown.items()}
+    assert factors == {"lora": "1", "rslora": "2", "adalora": "0.666666", "prefix_layer": "",
+                       "full": ""}
+    usual = find_method("adalora").lr
+    assert shown["adalora"]["lr"].strip() == f"0.0002, low: adalora usually wants about {usual:g}"
+    assert shown["lora"]["lr"].strip() == "0.0002" == shown["full"]["lr"].strip()
+    assert shown["prefix_layer"]["virtual tokens"].strip().startswith("4 in front of each text")
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_a_method_has_a_rate_of_its_own(name):
+    assert settled(Config(method=name), 40).lr == find_method(name).lr
+    assert settled(Config(method=name, lr=3e-3), 40).lr == 3e-3
+
+
 @pytest.mark.parametrize("flags, message", [
     (["--method=full", "--nf4"], "contradict each other"),
     (["--method=full", "--options=a=1"], "has none"),
