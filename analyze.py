@@ -126,10 +126,10 @@ def read_factors(path: str) -> dict[str, Factors]:
     method = method_that_reads(read_json(Path(path) / "adapter_config.json"), path)
     if method.name == "lora":
         return read_adapter(path)
-    what = "it changes no W, so there is no dW to look into"
-    if not method.unmergeable:
-        what = "merge it (export.py), and give the checkpoint as --tuned to see its dW"
-    raise UserError(f"{path}: its method is {method.name}, whose dW is not s B A; {what}")
+    what = "whose dW is not s B A; merge it (export.py), and give the checkpoint as --tuned"
+    if method.unmergeable:
+        what = "which changes no W, so there is no dW to look into"
+    raise UserError(f"{path}: its method is {method.name}, {what}")
 
 
 def refuse_infinite(path: str, adapter: dict):

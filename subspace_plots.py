@@ -137,28 +137,28 @@ def draw_depths(ax, rows: list[dict], key: str, label: str, color, style="o-"):
 
 
 PANELS = {"dW/W": "||dW|| / ||W||", "effective_rank": "effective rank of dW",
-          "intruders": f"intruders among the top {TOP} of W + dW", "B/A": "||B|| / ||A||"}
+          "intruders": f"intruders among the top {TOP} of W + dW"}
 
 
 def change_figure(label: str, rows: list[dict]):
-    """Where the change is: maps over depth and kind."""
+    """Where the change is: maps over depth and kind. The fourth one is of A and B if they exist."""
+    panels, rank = PANELS | {"B/A": "||B|| / ||A||"}, "near r, so that all directions are used"
+    if "B/A" not in rows[0]:
+        panels = PANELS | {"held_by_8": "share of ||dW||^2 in the top 8"}
+        rank = "far below the rank of W, so that few directions hold most of dW"
     figure = captioned_figure(
         f"where the change is: {label}", 7.4,
         "Look for: bright rows and columns, the kinds and depths that training moved most; an "
-        "effective rank near r, so that all directions are used.",
+        f"effective rank {rank}.",
         "GPT-3, W_q of layer 48 (Hu et al., table 7): ||dW|| / ||W|| is 0.11 at r = 4, 0.06 at "
         "r = 64. LoRA has intruders at low ranks, full fine-tuning hardly any (2410.21228). Here "
         f"the means are {mean_of(rows, 'dW/W'):.2g}, {mean_of(rows, 'intruders'):.2g} intruders "
-        f"per layer, and an effective rank of {mean_of(rows, 'effective_rank'):.3g} of "
-        f"{range_of(len(row['S']) for row in rows)}.",
+        f"per layer, and an effective rank of {mean_of(rows, 'effective_rank'):.3g}, where "
+        f"{range_of(len(row['S']) for row in rows)} is the most.",
         "Against it: even colours, so no place matters more; intruders in full fine-tuning.")
-    panels = {key: title for key, title in PANELS.items() if key in rows[0]}    # full has no B / A
-    axes = figure.subplots(2, 2)
-    for ax, (key, title) in zip(axes.flat, panels.items()):
+    for ax, (key, title) in zip(figure.subplots(2, 2).flat, panels.items()):
         image = draw_map(ax, rows, key, title)
         figure.colorbar(image, ax=ax)
-    if len(panels) < 4:
-        axes[1, 1].remove()
     return figure
 
 

@@ -2,9 +2,9 @@ r"""AdaLoRA: a budget of ranks that moves to the layers that need it (Zhang et a
 
     dW = s P diag(l) Q                      equation 3: P (out, r), l (r,), Q (r, in)
 
-like an SVD. A triplet is a column of P, a number in l and a row of Q. l_i = 0 switches it off, alone,
-and later it may be switched on again. LoRA's A and B have no such number: nothing says which of
-their r directions matters. Three parts:
+like an SVD. A triplet is a column of P, a number in l and a row of Q. l_i = 0 switches it off, and
+later it may be switched on again. LoRA's A and B have no such number: nothing says which of their r
+directions matters. Three parts:
 
 Orthogonality. To make l_i say how much a triplet does, P and Q are kept near orthonormal: to the
 loss is added `orth` times the mean over all P and Q of ||P^T P - I|| and ||Q Q^T - I||. (The paper
@@ -134,7 +134,7 @@ def apply(model, setup: Setup):
     if start < setup.rank:
         raise UserError(f"--options init_rank={start}: it must be at least --rank {setup.rank}")
     if setup.steps and first >= last:
-        raise UserError(f"AdaLoRA needs at least 4 steps for its budget to fall, and not "
+        raise UserError(f"AdaLoRA needs at least 3 steps for its budget to fall, and not "
                         f"{setup.steps}; raise --max_steps")
     wrap_targets(model, setup.targets, lambda layer: SVDLinear(layer, start, setup.alpha, start))
 
