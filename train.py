@@ -157,9 +157,8 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
         torch.manual_seed(config.seed)
         put_on(model, method, setup_of(config))
         if not isinstance(model.lm_head, torch.nn.Linear):
-            raise UserError("lm_head cannot be trained with LoRA here: the loss reads its weight, "
-                            "and would make W + s B A, (V, C), for each micro-batch; leave it out "
-                            "of the targets")
+            raise UserError("lm_head cannot be a target here: the loss reads its weight, and would "
+                            "make W + dW, (V, C), for each micro-batch; leave it out")
     model.eval()        # dropout is off but in a step: see make_step
     model.gradient_checkpointing = config.gradient_checkpointing
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -187,5 +187,5 @@ def unpack(model, config: dict, tensors: dict, folder):
 
 
 METHOD = Method(
-    "adalora", apply, count, options={"init_rank": 0, "orth": 0.5}, penalty=penalty,
+    "adalora", apply, count, lr=4e-3, options={"init_rank": 0, "orth": 0.5}, penalty=penalty,
     after_update=after_update, pack=pack, unpack=unpack, keeps=keeps, buffers=2.0)

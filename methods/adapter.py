@@ -62,5 +62,5 @@ def keeps(t: Target, setup: Setup) -> int:
 
 
 METHOD = Method(
-    "adapter", apply, count, lr=1e-3, ignores=("alpha", "targets"), keeps=keeps, keeps_x=False,
+    "adapter", apply, count, lr=2e-3, ignores=("alpha", "targets"), keeps=keeps, keeps_x=False,
     behind=("o_proj", "down_proj"), unmergeable="a nonlinearity stands between its two maps")

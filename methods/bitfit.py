@@ -52,5 +52,5 @@ def keeps(t: Target, setup: Setup) -> int:
     return 0
 
 
-METHOD = Method("bitfit", apply, count, lr=1e-3, ignores=("rank", "alpha"), keeps=keeps,
+METHOD = Method("bitfit", apply, count, lr=1e-2, ignores=("rank", "alpha"), keeps=keeps,
                 keeps_x=False)

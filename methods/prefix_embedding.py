@@ -16,6 +16,8 @@ predicted: labels and --max_length speak of the text alone.
 
 Trained and saved: l C, in PEFT's form (PROMPT_TUNING). There is no dW, so nothing merges into W.
 """
+import math
+
 import torch
 import torch.nn as nn
 
@@ -50,6 +52,10 @@ class PrefixEmbedding(Wrapper):
 
 
 def apply(model, setup: Setup):
+    context = model.config.hf.get("max_position_embeddings") or math.inf
+    if setup.rank >= context:
+        raise UserError(f"--rank {setup.rank}: so many virtual tokens leave no room for text in the "
+                        f"model's context of {context} tokens")
     model.requires_grad_(False)
     wrap_module(model, EMBEDDING, lambda base: PrefixEmbedding(base, setup.rank))
 
@@ -75,6 +81,6 @@ def unpack(model, config: dict, tensors: dict, folder):
 
 
 METHOD = Method(
-    "prefix_embedding", apply, count, lr=1e-2, ignores=("alpha", "targets"), pack=pack,
+    "prefix_embedding", apply, count, lr=3e-2, ignores=("alpha", "targets"), pack=pack,
     unpack=unpack, reads=lambda config: config.get("peft_type") == "PROMPT_TUNING",
     keeps_x=False, virtual=True, unmergeable="its virtual tokens are input and no weights")

@@ -341,6 +341,7 @@ def test_a_method_has_a_rate_of_its_own(name):
     (["--method=loraplus", "--options=ratio=fast"], "ratio must be a number, 0 or more"),
     (["--method=mora", "--options=form=square"], "must be rotation or sharing"),
     (["--method=pissa", "--rank=33"], "has only 32"),
+    (["--method=prefix_layer", "--rank=512"], "leave no room for text"),
     (["--method=loraplus", "--options=ratio=-1"], "ratio must be a number, 0 or more"),
     (["--method=pissa", "--options=niter=1.5"], "niter must be a whole number, 0 or more"),
     (["--method=pissa", "--options=niter"], "niter must be a whole number, 0 or more"),

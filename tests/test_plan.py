@@ -230,7 +230,7 @@ def test_activations_are_what_autograd_keeps(name, dtype, method, targets):
         assert planned == kept_by_autograd(c, run), run.gradient_checkpointing
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 @pytest.mark.parametrize("method", [*RELATIVES, "mora form=sharing"])
 def test_activations_of_lora_s_relatives(method, dtype):
     """With and without checkpointing; embedding ids and RoPE's constants are not counted."""
@@ -277,15 +277,17 @@ PEAKS = {           # what of a plan decides, and settings in which it does
     "paged": {"method": "lora", "optimizer": "paged_adamw"},
     "one micro-batch": {"method": "full", "grad_accum": 1},
     "embedding": {"method": "full", "max_length": 4, "grad_accum": 1},
-    **{name: {"method": name, "rank": 32} for name in RELATIVES if name != "lora"},
-    "dora in 16 bits": {"method": "dora", "rank": 32, "dtype": "bfloat16"},
+    "dora": {"method": "dora", "rank": 32},
 }
+SLOW_PEAKS = {name: {"method": name, "rank": 32} for name in RELATIVES if name not in PEAKS}
+SLOW_PEAKS["dora in 16 bits"] = PEAKS["dora"] | {"dtype": "bfloat16"}
 
 
-@pytest.mark.parametrize("what", PEAKS)
+@pytest.mark.parametrize("what", [
+    *PEAKS, *(pytest.param(what, marks=pytest.mark.slow) for what in SLOW_PEAKS)])
 def test_peak_is_the_allocator_s(what):
     """To 3 %. With checkpointing MoRA takes more to turn gradients back than a layer's own do."""
-    asked = setting(**{"micro_bs": 2, "max_length": 100} | PEAKS[what])
+    asked = setting(**{"micro_bs": 2, "max_length": 100} | (PEAKS | SLOW_PEAKS)[what])
     for run in both_ways(asked):
         for tied in (True, False) if run.method == "full" else (True,):
             c = config(**BIG | {"tie_word_embeddings": tied})
