@@ -54,8 +54,8 @@ class PrefixEmbedding(Wrapper):
 def apply(model, setup: Setup):
     context = model.config.hf.get("max_position_embeddings") or math.inf
     if setup.rank >= context:
-        raise UserError(f"--rank {setup.rank}: so many virtual tokens leave no room for text in the "
-                        f"model's context of {context} tokens")
+        raise UserError(f"--rank {setup.rank}: so many virtual tokens leave no room for text in "
+                        f"the model's context of {context} tokens")
     model.requires_grad_(False)
     wrap_module(model, EMBEDDING, lambda base: PrefixEmbedding(base, setup.rank))
 

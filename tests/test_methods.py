@@ -306,6 +306,7 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_the_same(
     assert weights[0] == weights[1] and len(weights[0]) == 2
 
 
+@pytest.mark.slow
 def test_a_run_says_what_rate_and_factor_the_method_has_and_what_the_base_answers(
         checkpoint, chat, tmp_path, capsys):
     """A rate that is far too low is named. The base answers before virtual tokens are there."""
