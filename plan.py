@@ -54,7 +54,7 @@ import torch
 import train
 from dataset import find_dataset, load_split
 from lora import TARGETS
-from methods import Shapes, find_method, setup_of
+from methods import Shapes, Target, find_method, setup_of
 from model import LinearNLL, ModelConfig, Transformer
 from optim import BUCKET
 from plumbing.cli import add_flags, make_parser, run_command
@@ -142,6 +142,11 @@ def method_parameters(c: ModelConfig, config: Config) -> int:
     return method.count(Shapes(maps, c.hidden_size, c.num_hidden_layers), setup_of(config))
 
 
+def first_line(function) -> str:
+    """Of its docstring: where a method's file has the formula."""
+    return function.__doc__.partition("\n")[0].rstrip(".")
+
+
 class Sizes:
     """The symbols of the formulas, for the model `c` and the run of `config`."""
 
@@ -167,16 +172,21 @@ class Sizes:
         # what is trained
         self.r = config.rank                            # rank of the adapters
         self.a = 0                                      # parameters of the adapters
+        self.virtual = 0                                # tokens in front of each sample
         self.trained, self.trained_maps = self.P, list(self.shapes)
         if not self.full:
+            self.method, self.setup = find_method(config.adapter_method), setup_of(config)
             self.a = self.trained = method_parameters(c, config)
-            self.trained_maps = targeted_maps(config.targets)
+            self.trained_maps = list(self.method.behind)
+            if "targets" not in self.method.ignores:
+                self.trained_maps = targeted_maps(config.targets)
+            self.virtual = config.rank if self.method.virtual else 0
         self.dW = 4 * self.V * self.C if self.full else 0       # bytes of one embedding's gradient
 
         # a micro-batch: tokens, and bytes per number
-        self.T = config.max_length                      # of a sample
+        self.T = config.max_length + self.virtual       # of a sample
         self.N = config.micro_bs * self.T               # of all samples
-        self.predicted = self.N - config.micro_bs       # all but the first of each sample
+        self.predicted = config.micro_bs * (config.max_length - 1)      # of the text, but its first
         self.m = min(self.predicted, LinearNLL.CHUNK)   # of a chunk of the loss
         self.s = DTYPES[config.dtype].itemsize          # of the computation
         self.t = 4 if self.full else self.s             # of the residual stream
@@ -217,9 +227,12 @@ def term_of_weights(z: Sizes) -> Term:
 
 
 def term_of_adapters(z: Sizes) -> Term:
-    """A (r, in) and B (out, r) of each adapted map, in float32: 4 a = 0.141 GB."""
-    return Term("throughout", "adapters", 4 * z.a, "4 a, a = r (in + out) per map: float32",
-                "arXiv 2106.09685")
+    """What the method trains, in float32, and what else it holds: A and B, 4 a = 0.141 GB."""
+    per_number, formula = 4, ""
+    if not z.full:
+        per_number = 4 * (1 + z.method.buffers)
+        formula = f"{per_number:g} a, a = {first_line(z.method.count)}: float32"
+    return Term("throughout", "adapters", per_number * z.a, formula, "methods/")
 
 
 def term_of_moments(z: Sizes) -> Term:
@@ -262,12 +275,13 @@ def tensors_needing_gradient(z: Sizes, lowest: bool) -> set[str]:
 
         x -> q, k, v -> attention -> o;  middle = x + o -> gate, up -> product -> down
 
-    A tensor needs one if something trained lies before it. In full fine-tuning and in all layers
-    but the lowest that is every tensor. In the lowest layer of LoRA with adapters on gate_proj and
-    up_proj alone, x to middle need none: no gradient has anywhere to go there.
+    A tensor needs one if something trained lies before it. In full fine-tuning, behind virtual
+    tokens and in all layers but the lowest that is every tensor. In the lowest layer of LoRA with
+    adapters on gate_proj and up_proj alone, x to middle need none: no gradient has anywhere to go
+    there.
     """
     needing = {name.removesuffix("_proj") for name in z.trained_maps}
-    if z.full or not lowest:
+    if z.full or z.virtual or not lowest:
         needing |= {"x", "q", "k", "v"}
     if needing & {"q", "k", "v"}:
         needing |= {"attention", "o"}
@@ -307,17 +321,26 @@ def layer_inputs(z: Sizes, needing: set[str]) -> Term:
     q, k and v share their input, and so do gate and up. Only autocast casts it for each again.
     """
     widths = {}             # maps that share an input have one entry
-    for name in z.trained_maps:
+    for name in z.trained_maps if z.full or z.method.keeps_x else ():
         kept_as = name if z.mixed else INPUT_OF[name]
         widths[kept_as] = z.shapes[name][0]
     formula = f"s N in, for {'dW' if z.full else 'dA'}; q, k, v share, gate, up too"
     return Term("kept", "  inputs of maps", z.s * z.N * sum(widths.values()), formula, "autograd")
 
 
-def layer_u(z: Sizes, needing: set[str]) -> Term:
-    """u = A x of each adapted map, for dB: s N r each, and for seven maps 14 N r = 1.8 MB."""
-    held = 0 if z.full else len(z.trained_maps) * z.s * z.N * z.r
-    return Term("kept", "  u = A x", held, "s N r per map, for dB", "autograd")
+def layer_adapters(z: Sizes, needing: set[str]) -> Term:
+    """What the method keeps besides the inputs: its file's `keeps`, summed over the maps.
+
+    Of LoRA on seven maps 14 N r + 2 a / L = 4.8 MB: u = A x for dB, and 16-bit copies of A and B
+    for dx and du.
+    """
+    held, formula = 0, ""
+    if not z.full and z.method.keeps:
+        formula = first_line(z.method.keeps)
+        for name in z.trained_maps:
+            target = Target(*z.shapes[name], z.N, z.s, dx=INPUT_OF[name] in needing)
+            held += z.method.keeps(target, z.setup)
+    return Term("kept", "  next to the maps", held, formula, "methods/")
 
 
 def layer_attention(z: Sizes, needing: set[str]) -> Term:
@@ -348,26 +371,14 @@ def layer_swiglu(z: Sizes, needing: set[str]) -> Term:
 
 
 def layer_copies(z: Sizes, needing: set[str]) -> Term:
-    """16-bit copies of the float32 weights that are trained: 2 a / L = 2.9 MB.
-
-    Of W in full fine-tuning; of B, for du; of A, for dx, if that is needed. None in float32.
-    """
-    numbers = 0
-    for name in z.trained_maps:
-        size_in, size_out = z.shapes[name]
-        if z.full:
-            numbers += size_in * size_out
-        else:
-            numbers += z.r * size_out
-            if INPUT_OF[name] in needing:
-                numbers += z.r * size_in
-    held = 2 * numbers if z.s == 2 else 0
-    formula, source = ("2 W", "autocast") if z.full else ("2 a", "LoRALinear")
-    return Term("kept", "  16-bit copies", held, formula, source)
+    """16-bit copies of the float32 weights in full fine-tuning: 2 W / L = 29.8 MB."""
+    held = 2 * z.W // z.L if z.mixed else 0
+    return Term("kept", "  16-bit copies", held, "2 W", "autocast")
 
 
-# All take `needing`, although layer_inputs and layer_u ignore it, so that one loop can call them.
-LAYER_TERMS = (layer_norms, layer_inputs, layer_u, layer_attention, layer_swiglu, layer_copies)
+# All take `needing`, although some ignore it, so that one loop can call them.
+LAYER_TERMS = (
+    layer_norms, layer_inputs, layer_adapters, layer_attention, layer_swiglu, layer_copies)
 
 
 def activations(z: Sizes) -> list[Term]:
@@ -380,7 +391,9 @@ def activations(z: Sizes) -> list[Term]:
         if not z.config.gradient_checkpointing:
             held = lowest.bytes + (z.L - 1) * other.bytes
         if layer_term == layer_norms:
-            held += norm_keeps(z, z.C, out=z.t)         # the last norm
+            held += norm_keeps(z, z.C, out=z.t)         # the last norm, of the text alone:
+            if z.s == 2:                                # in float32 it keeps a view of all
+                held -= 4 * z.config.micro_bs * z.virtual * (z.C + 1)
         terms.append(other._replace(bytes=held))
 
     starts = z.t * z.N * z.C * z.L if z.config.gradient_checkpointing else 0
@@ -388,6 +401,9 @@ def activations(z: Sizes) -> list[Term]:
     if z.full:
         positions += 8 * z.N                            # ids, for the embedding's gradient
         formula += "; 8 N"
+    if z.virtual:
+        positions += 9 * z.N                            # which ids are virtual, and their rows of P
+        formula += "; 9 N"
     return [Term("kept", "  layers' inputs", starts, "t N C L", "arXiv 1604.06174"), *terms,
             Term("kept", "  positions, ids", positions, formula, "Transformer")]
 
@@ -652,8 +668,9 @@ def make_stepper(c: ModelConfig, config: Config):
     made = train.set_up(config, None, model)
     ids = torch.randint(c.vocab_size, (config.micro_bs, config.max_length))
     micro_batches = [(ids, ids)] * min(2, config.grad_accum)   # a third holds what the second holds
-    return lambda: train.optimizer_step(model, made.optimizer, made.scaler, micro_batches,
-                                        made.autocast, lr=1e-4, grad_clip=1.0)
+    return lambda: train.optimizer_step(
+        model, made.optimizer, made.scaler, micro_batches, made.autocast, lr=1e-4, grad_clip=1.0,
+        **train.method_hooks(made))
 
 
 def measure_two_steps(c: ModelConfig, config: Config) -> tuple[float, float]:
@@ -759,8 +776,9 @@ def show_memory(c: ModelConfig, config: Config):
     peak, peak_less = sum(held.values()), sum(held_less.values())
     print(f"  {'peak':<23}{peak / unit:8.3f}{peak_less / unit:10.3f}  "
           f"at {when}; checkpointed at {when_less}")
-    if config.method not in ("full", "qlora", "lora", "rslora", "loraplus"):
-        print("  what is trained is counted, the rest as LoRA's at this rank and on these targets")
+    z = Sizes(c, config)
+    if z.trained_maps and not z.full and not z.method.keeps:
+        print(f"  methods/{z.method.name}.py does not say what is kept next to the maps")
     # weight + gradient + moments. The 8 P often added for activations are a guess, because these
     # grow with the tokens and not with the parameters.
     P = count_parameters(c)
@@ -773,8 +791,7 @@ def show_methods(c: ModelConfig, config: Config):
     print(f"\ntrained parameters at --rank {config.rank}, --targets {config.targets}")
     for name in ("full", *RELATIVES):
         run = replace(config, method=name, nf4=False, options="")
-        formula = "P" if name == "full" else (
-            find_method(name).count.__doc__.partition("\n")[0].rstrip("."))
+        formula = "P" if name == "full" else first_line(find_method(name).count)
         print(f"  {name:<20}{method_parameters(c, run):>15,}  {formula}")
 
 

@@ -30,6 +30,7 @@ OPTIMIZER_NAMES = ("adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 SUPERVISE = ("last", "all")
 SCHEDULES = ("constant", "cosine", "linear")
+FULL_LR = 2e-5      # of full fine-tuning, if --lr is not given; the others' are in their files
 LESS_MEMORY = ("lower --micro_bs (and raise --grad_accum as much), or --max_length, or add "
                "--gradient_checkpointing")
 
@@ -62,7 +63,8 @@ class Config:
         "remedy for over-fitting; of lora and qlora alone", at_least=0, at_most=0.9)
     lr: float = flag(
         None, "learning rate; default: 2e-4 for lora and qlora (a start for r near 64 with "
-        "alpha = r; lower ranks want more), 2e-5 for full, and what a relative's file says",
+        "alpha = r; lower ranks want more), 2e-5 for full. The others want other rates, some of "
+        "them 10 times LoRA's: leave --lr out at first, and their own is taken and printed",
         above=0, group="optimization")
     schedule: str = flag("constant", "of the learning rate, after warm-up", choices=SCHEDULES)
     warmup_ratio: float = flag(
@@ -204,7 +206,7 @@ def settled(config: Config, n_train: int) -> Config:
     """
     from plumbing.device import choose_device       # here, because they load torch
     if config.method == "full":
-        lr, options = 2e-5, {}
+        lr, options = FULL_LR, {}
     else:
         from methods import find_method, parse_options
         method = find_method(config.adapter_method)

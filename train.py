@@ -43,7 +43,8 @@ import curves
 import dataset
 from curves import draw_runs, lowest_row
 from engine import generate_answers, load_base, mean_nll
-from methods import Method, find_method, put_on, setup_of
+from lora import adapted_layers
+from methods import Method, find_method, kept_buffers, put_on, setup_of
 from model import Transformer
 from optim import OPTIMIZERS, restore_tensor, state_tensors
 from plumbing import processes, records
@@ -53,7 +54,7 @@ from plumbing.errors import UserError, errors_in_one_line, interruption
 from plumbing.files import make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
 from quant import NF4Tensor, quantize_model
-from settings import LESS_MEMORY, Config, check_config, parse, settled
+from settings import FULL_LR, LESS_MEMORY, Config, check_config, parse, settled
 from tokenizer import TOKENIZER_FILES, Tokenizer, stop_ids
 
 # ----- 1. read the data ---------------------------------------------------------------------------
@@ -149,16 +150,15 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
 
     # LoRA: freeze the base and put A and B next to its layers. The seed decides A; B is zero, so
     # the first evaluation is the base's own, whatever the rank. Its relatives do as their files in
-    # methods/ say.
+    # methods/ say, and begin as the base, too. Virtual tokens are an exception.
     method = None
     if config.method != "full":
         method = find_method(config.adapter_method)
         torch.manual_seed(config.seed)
         put_on(model, method, setup_of(config))
         if not isinstance(model.lm_head, torch.nn.Linear):
-            raise UserError("lm_head cannot be trained with LoRA here: the loss reads its weight, "
-                            "and would make W + s B A, (V, C), for each micro-batch; leave it out "
-                            "of the targets")
+            raise UserError("lm_head cannot be a target here: the loss reads its weight, and would "
+                            "make W + dW, (V, C), for each micro-batch; leave it out")
     model.eval()        # dropout is off but in a step: see make_step
     model.gradient_checkpointing = config.gradient_checkpointing
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -208,17 +208,21 @@ def make_optimizer(config: Config, trained: dict, method: Method | None = None
 # Weights, AdamW's moments and the progress are enough. No random state is kept, because all that is
 # random after the first step follows from the seed and the step: the order of the samples, and what
 # --dropout sets to zero (make_step).
-# A method that keeps more, as AdaLoRA its averages, says so itself (`kept`).
+# What a method keeps in buffers, as AdaLoRA its averages, is kept, too.
 
 RESULT_FILES = ["adapter_config.json", "adapter_model.safetensors", "config.json",
                 "model.safetensors", *TOKENIZER_FILES]      # what save_result writes
 
 
-def begin_or_resume(run: Run, out: Path, question: list[dict]) -> str:
-    """Go on from the state in `out` if there is one, else begin -> the base's answer to `question`.
+def goes_on(config: Config, out: Path) -> bool:
+    """Whether `out` has a state from which the run will go on."""
+    return (out / records.STATE).exists() and not config.overwrite
 
-    The base must answer before the first step, because training changes it. run.json keeps the
-    answer for a run that goes on.
+
+def begin_or_resume(run: Run, out: Path, base_answer: str) -> str:
+    """Go on from the state in `out` if there is one, else begin -> the base's answer.
+
+    It is `base_answer`, or what run.json has kept for a run that goes on.
     """
     state = out / records.STATE
     if processes.rank() == 0:
@@ -230,7 +234,6 @@ def begin_or_resume(run: Run, out: Path, question: list[dict]) -> str:
     processes.wait_for_all()            # what is written from here on neither
     if processes.rank() > 0:
         return ""
-    base_answer = answer_question(run, question)
     make_folder(state.parent)
     records.write_run(run.config, out, base_answer, finished=False,
                       samples=len(run.data.train_set))
@@ -284,8 +287,7 @@ def take_best(run: Run, best: Path) -> int:
 
 def kept_tensors(run: Run) -> dict:
     """What the method keeps besides weights and moments: {"NAME/kept": tensor}."""
-    kept = run.method.kept(run.model) if run.method else {}
-    return {f"{name}/kept": tensor for name, tensor in kept.items()}
+    return {f"{name}/kept": tensor for name, tensor in kept_buffers(run.model).items()}
 
 
 def hash_samples(data: Data) -> str:
@@ -294,17 +296,18 @@ def hash_samples(data: Data) -> str:
     return hashlib.sha256(json.dumps(samples).encode()).hexdigest()
 
 
-def answer_question(run: Run, messages: list[dict]) -> str:
+def answer_question(model, tokenizer, messages: list[dict], autocast=contextlib.nullcontext) -> str:
     """The model's own answer, greedily. messages: a test sample, answer included."""
-    prompt = run.data.tokenizer.encode(dataset.prompt_of(messages[:-1], run.data.tokenizer))
+    prompt = tokenizer.encode(dataset.prompt_of(messages[:-1], tokenizer))
     # --compile is for the steps. Each length of the cache would be compiled again, and after eight
     # times torch stops compiling that layer, also for training.
-    with run.autocast(), torch.compiler.set_stance("force_eager"):
-        return generate_answers(run.model, run.data.tokenizer, [prompt], 160)[0].text
+    with autocast(), torch.compiler.set_stance("force_eager"):
+        return generate_answers(model, tokenizer, [prompt], 160)[0].text
 
 
 # ----- 5. show what is about to happen ------------------------------------------------------------
-# A wrong template, a cut answer or a factor alpha / r of 0.01 shows here, before it costs an hour.
+# A wrong template, a cut answer or a factor of 0.01 in front of B A shows here, before it costs an
+# hour.
 
 def show_settings(run: Run):
     config, data = run.config, run.data
@@ -316,8 +319,12 @@ def show_settings(run: Run):
         ignored += ("dropout",)
     for name in ignored:
         del shown[name]
-    if "alpha" not in ignored:
-        shown["alpha / r"] = config.alpha / config.rank
+    usual_lr = run.method.lr if run.method else FULL_LR
+    if config.lr < usual_lr / 8:
+        shown["lr"] = f"{config.lr:g}, low: {config.method} usually wants about {usual_lr:g}"
+    for layer in adapted_layers(run.model).values():
+        if hasattr(layer, "scale"):         # alpha / r, or what the method makes of alpha
+            shown["factor of dW"] = layer.scale
     steps_per_pass = math.ceil(len(data.train_set) / config.batch_eff)      # the last is smaller
     passes = config.max_steps / steps_per_pass
     shown["passes"] = f"{passes:.3g} over the training samples"
@@ -331,7 +338,10 @@ def show_settings(run: Run):
         n, nbytes = sum(w.numel() for w in quantized), sum(w.nbytes for w in quantized)
         total += n
         shown["quantized to NF4"] = (f"{n:,} weights of the base, {nbytes / 1e9:.3f} GB: "
-                                     f"{8 * nbytes / n:.3f} bits each")
+                                     f"{8 * nbytes / n:.3f} bits each; step 0 is this base's")
+    if run.model.virtual_ids:
+        shown["virtual tokens"] = (f"{len(run.model.virtual_ids)} in front of each text; at step 0 "
+                                   "they are untrained, and the base without them may do better")
     shown["trainable parameters"] = f"{trainable:,} of {total:,} ({trainable / total:.2%})"
     if run.progress.step:
         shown["resumed after step"] = run.progress.step
@@ -589,14 +599,15 @@ def save_result(run: Run, out: Path):
     if run.config.method == "full":
         run.model.save_pretrained(out, stop_ids(run.data.tokenizer))
     else:
-        run.method.save(run.method, run.model, out, run.config.model, setup_of(run.config))
+        run.method.save(run.model, out, run.config.model, setup_of(run.config))
     run.data.tokenizer.save_pretrained(out)
 
 
-def show_answers(messages: list[dict], base_answer: str, tuned_answer: str):
+def show_answers(messages: list[dict], base_answer: str, tuned_answer: str, four_bits: bool):
     """A question of the test split, with what the base and the trained model answer to it."""
+    base = "base (nf4)" if four_bits else "base"
     texts = {"question": messages[-2]["content"], "reference": messages[-1]["content"],
-             "base": base_answer, "tuned": tuned_answer}
+             base: base_answer, "tuned": tuned_answer}
     print()
     for name, text in texts.items():
         indented = text.replace("\n", "\n" + " " * 11)
@@ -627,14 +638,17 @@ def train(config: Config) -> list[dict]:
         processes.leave_processes()
         return rows
 
-    # 2 and 3. load the model, choose what is trained
+    # 2. load the model. It answers a question now, because what comes next changes it
     model = model_for(config)
     data.tokenizer.check_vocabulary(model.config.vocab_size, config.model)
-    run = set_up(config, data, model)
-
-    # 4. where it stands
     question = dataset.read_messages(data.folder / "test.jsonl")[0]
-    base_answer = begin_or_resume(run, out, question)
+    base_answer = ""
+    if processes.rank() == 0 and not goes_on(config, out):
+        base_answer = answer_question(model, data.tokenizer, question)
+
+    # 3 and 4. choose what is trained, look where it stands
+    run = set_up(config, data, model)
+    base_answer = begin_or_resume(run, out, base_answer)
 
     # 5. show what is about to happen, and the first sample as the model will see it
     if processes.rank() == 0:
@@ -658,7 +672,8 @@ def train(config: Config) -> list[dict]:
     records.write_run(config, out, base_answer, finished=True, samples=len(data.train_set),
                       saved_step=step)
     shutil.rmtree((out / records.STATE).parent)
-    show_answers(question, base_answer, answer_question(run, question))
+    tuned_answer = answer_question(model, data.tokenizer, question, run.autocast)
+    show_answers(question, base_answer, tuned_answer, config.four_bits)
     how = "--model" if config.method == "full" else "--adapter"
     if config.four_bits:
         how = f"--nf4 {how}"

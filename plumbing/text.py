@@ -6,6 +6,13 @@ import unicodedata
 NARROWEST = 20      # columns of a terminal that a column of a table needs to be readable
 
 
+def range_of(numbers) -> str:
+    """4, 4, 4 -> "4"; 8, 3, 4 -> "3 to 8" """
+    numbers = list(numbers)
+    low, high = min(numbers), max(numbers)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
 # ----- Markdown -----------------------------------------------------------------------------------
 
 def markdown_table(header: list[str], rows: list[list[str]], left: int) -> str:

@@ -12,7 +12,7 @@ FLOORS = [
     {"plumbing", "metrics"},
     {"settings", "rates", "arms", "verdicts", "quant", "lora", "optim", "subspaces",
      "curves"},
-    {"model", "tokenizer", "dataset"},
+    {"model", "tokenizer", "dataset", "subspace_plots"},
     {"engine", "methods"},
     {"train"},
     {"sweep", "plot", "sample", "evaluate", "export", "analyze", "plan"},

@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import plan
 from dataset import load_split
 from lora import apply_lora
+from methods import find_method, put_on, setup_of
 from model import ModelConfig, Transformer
 from plumbing.device import DTYPES
 from quant import quantize_model
-from settings import Config, settled
+from settings import RELATIVES, Config, settled
 from tokenizer import Tokenizer
 
 CONFIGS = {
@@ -50,7 +51,7 @@ def config(name="qwen2", **changes):
 
 def setting(**changes):
     default = {"rank": 5, "micro_bs": 3, "max_length": 12, "dtype": "float32", "device": "cpu",
-               "grad_accum": 2, "lr": 1e-4}
+               "grad_accum": 2, "lr": 1e-4, "alpha": 4.0, "max_steps": 20}
     return Config(**default | changes)
 
 
@@ -64,7 +65,9 @@ def build(c, run):
     model = Transformer(c).to(torch.float32 if run.method == "full" else DTYPES[run.dtype])
     if run.method == "qlora":
         quantize_model(model)
-    return model if run.method == "full" else apply_lora(model, run.rank, targets=run.targets)
+    if run.method != "full":
+        put_on(model, find_method(run.adapter_method), setup_of(run))
+    return model
 
 
 # ----- sizes --------------------------------------------------------------------------------------
@@ -160,7 +163,8 @@ def test_worked_numbers():
     in_8_bits = dataclasses.replace(full, optimizer="adamw8bit")
     lora, *others = (plan.Sizes(c, r) for r in (run, full, in_8_bits))
     needing = plan.tensors_needing_gradient(lora, lowest=False)
-    counted = {layer_term: [layer_term(lora, needing).bytes] for layer_term in plan.LAYER_TERMS}
+    counted = {layer_term: [layer_term(z, needing).bytes for z in (lora, *others)]
+               for layer_term in plan.LAYER_TERMS}
     for bytes_of in (plan.softmax_bytes, plan.dlogits_bytes, plan.next_softmax_bytes,
                      plan.dW_product_bytes):
         counted[bytes_of] = [bytes_of(z) for z in (lora, *others)]
@@ -226,6 +230,19 @@ def test_activations_are_what_autograd_keeps(name, dtype, method, targets):
         assert planned == kept_by_autograd(c, run), run.gradient_checkpointing
 
 
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.parametrize("method", [*RELATIVES, "mora form=sharing"])
+def test_activations_of_lora_s_relatives(method, dtype):
+    """With and without checkpointing; embedding ids and RoPE's constants are not counted."""
+    method, _, options = method.partition(" ")
+    c = config(**BIG)
+    run = setting(method=method, options=options, dtype=dtype, rank=16, micro_bs=2, max_length=100)
+    for run in both_ways(run):
+        planned = sum(term.bytes for term in plan.memory(c, run)
+                      if term.when == "kept" or term.name.startswith("~ dNLL"))
+        assert planned == pytest.approx(kept_by_autograd(c, run), rel=0.01), run
+
+
 # ----- the peak -----------------------------------------------------------------------------------
 
 def peak_of_tensors(c, run):
@@ -260,17 +277,23 @@ PEAKS = {           # what of a plan decides, and settings in which it does
     "paged": {"method": "lora", "optimizer": "paged_adamw"},
     "one micro-batch": {"method": "full", "grad_accum": 1},
     "embedding": {"method": "full", "max_length": 4, "grad_accum": 1},
+    "dora": {"method": "dora", "rank": 32},
 }
+SLOW_PEAKS = {name: {"method": name, "rank": 32} for name in RELATIVES if name not in PEAKS}
+SLOW_PEAKS["dora in 16 bits"] = PEAKS["dora"] | {"dtype": "bfloat16"}
 
 
-@pytest.mark.parametrize("what", PEAKS)
+@pytest.mark.parametrize("what", [
+    *PEAKS, *(pytest.param(what, marks=pytest.mark.slow) for what in SLOW_PEAKS)])
 def test_peak_is_the_allocator_s(what):
-    asked = setting(**{"micro_bs": 2, "max_length": 100} | PEAKS[what])
+    """To 3 %. With checkpointing MoRA takes more to turn gradients back than a layer's own do."""
+    asked = setting(**{"micro_bs": 2, "max_length": 100} | (PEAKS | SLOW_PEAKS)[what])
     for run in both_ways(asked):
         for tied in (True, False) if run.method == "full" else (True,):
             c = config(**BIG | {"tie_word_embeddings": tied})
             true = peak_of_tensors(c, run)
-            assert plan.peak_bytes(c, run) == pytest.approx(true, rel=0.03), (run, tied)
+            off = 0.06 if what == "mora" else 0.03
+            assert plan.peak_bytes(c, run) == pytest.approx(true, rel=off), (run, tied)
 
 
 def test_what_a_card_holds():

@@ -391,10 +391,10 @@ def test_full_fine_tuning_leaves_the_columns_of_lora_empty(whole):
 
 def test_the_run_shows_what_it_is_about_to_do_and_what_it_learned(
         checkpoint, chat, tmp_path, capsys):
-    """One sample with its supervised part marked; alpha and alpha / r; before the first row."""
+    """One sample with its supervised part marked; alpha and its factor; before the first row."""
     train.main(command(checkpoint(), chat, tmp_path, alpha=32, max_steps=1))
     shown, _, after = capsys.readouterr().out.partition("step    0")
-    for line in ("alpha                  32", "alpha / r              8",
+    for line in ("alpha                  32", "factor of dW           8",
                  "trainable parameters   3,712 of 39,840 (9.32%)"):
         assert f"\n  {line}\n" in shown
     assert ("40 for training (0 dropped: nothing supervised within --max_length), "
