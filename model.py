@@ -303,7 +303,8 @@ class Attention(nn.Module):
         # A single token after a filled cache sees everything in it. Several tokens there need
         # `mask`, because is_causal would let the first see one column.
         causal = mask is None and (cache is None or cache.used == 0)
-        attend = plain_attention if plain_is_faster(q, k) else F.scaled_dot_product_attention
+        plain = plain_is_faster(q.device.type, q.dtype, k.shape[2])
+        attend = plain_attention if plain else F.scaled_dot_product_attention
         y = attend(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)  # (B, nh, T, hd)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))             # (B, T, C)
 
@@ -327,8 +328,8 @@ def plain_attention(q, k, v, attn_mask=None, is_causal=False, enable_gqa=True):
     return (p @ v).view(B, nh, T, hd)
 
 
-def plain_is_faster(q, k) -> bool:
-    """Whether `plain_attention` beats torch's own for these q (B, nh, T, hd) and k (B, nk, S, hd).
+def plain_is_faster(device: str, dtype: torch.dtype, keys: int) -> bool:
+    """Whether `plain_attention` beats torch's own.
 
     torch's is FlashAttention (arXiv 2205.14135), which never holds the T x S scores. Its kernel for
     CPUs does not use the processor's products of bfloat16, except AMX's, and above all backwards it
@@ -338,11 +339,11 @@ def plain_is_faster(q, k) -> bool:
 
     Without a backward pass torch's stays, which rounds as transformers does.
     """
-    return (torch.is_grad_enabled() and q.device.type == "cpu" and q.dtype == torch.bfloat16
-            and k.shape[2] <= PLAIN_UP_TO and multiplies_bfloat16() == "avx512")
+    return (torch.is_grad_enabled() and device == "cpu" and dtype == torch.bfloat16
+            and keys <= PLAIN_UP_TO and multiplies_bfloat16() == "avx512")
 
 
-PLAIN_UP_TO = 384       # keys
+PLAIN_UP_TO = 384
 
 
 class MLP(nn.Module):

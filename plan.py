@@ -55,7 +55,7 @@ import train
 from dataset import find_dataset, load_split
 from lora import TARGETS
 from methods import Shapes, Target, find_method, setup_of
-from model import LinearNLL, ModelConfig, Transformer
+from model import LinearNLL, ModelConfig, Transformer, plain_is_faster
 from optim import BUCKET
 from plumbing.cli import add_flags, make_parser, run_command
 from plumbing.device import DTYPES, peak_gb
@@ -292,27 +292,22 @@ def tensors_needing_gradient(z: Sizes, lowest: bool) -> set[str]:
     return needing
 
 
-def norm_keeps(z: Sizes, width: int, heads: int = 1, out: int = 4) -> int:
-    """RMSNorm of `width` numbers per token, in `heads` parts: 4 N (C + 1) = 7.3 MB for width C.
+def norm_keeps(z: Sizes, width: int, x_bytes: int, heads: int = 1) -> int:
+    """RMSNorm of `width` numbers per token, in `heads` parts: t N C + 4 N = 3.7 MB for width C.
 
-    x in float32 and 1 / rms of each part, for dx. To train w, also what w multiplies, `out` bytes
-    per number.
+    x, in `x_bytes` per number, and 1 / rms of each part in float32.
     """
-    per_token = 4 * width + 4 * heads
-    if z.full:
-        per_token += out * width
-    return z.N * per_token
+    return z.N * (x_bytes * width + 4 * heads)
 
 
 def layer_norms(z: Sizes, needing: set[str]) -> Term:
-    """The two norms of the residual stream: 8 N (C + 1) = 14.7 MB. Qwen3 also norms q and k."""
-    norms = {"x": norm_keeps(z, z.C, out=z.t), "middle": norm_keeps(z, z.C, out=z.t)}
+    """The two norms of the residual stream: 2 t N C + 8 N = 7.4 MB. Qwen3 also norms q and k."""
+    norms = dict.fromkeys(("x", "middle"), norm_keeps(z, z.C, z.t))
     if z.c.qk_norm:
-        norms["q"] = norm_keeps(z, z.Q, z.c.num_attention_heads, out=z.s)
-        norms["k"] = norm_keeps(z, z.K, z.c.num_key_value_heads, out=z.s)
+        norms["q"] = norm_keeps(z, z.Q, z.s, z.c.num_attention_heads)
+        norms["k"] = norm_keeps(z, z.K, z.s, z.c.num_key_value_heads)
     held = sum(norms[tensor] for tensor in norms.keys() & needing)
-    formula = "4 N (C + 1) each, t N C for dw" if z.full else "4 N (C + 1) each"
-    return Term("kept", "  norms", held, formula, "RMSNorm")
+    return Term("kept", "  norms", held, "t N C + 4 N each", "RMSNorm")
 
 
 def layer_inputs(z: Sizes, needing: set[str]) -> Term:
@@ -347,27 +342,29 @@ def layer_attention(z: Sizes, needing: set[str]) -> Term:
     """q, k, v, the output, and the log-sum-exp of each row of scores.
 
     2 s N (Q + K) + 4 N heads = 8.5 MB. The T x T scores are not kept: FlashAttention computes them
-    again in the backward pass.
+    again in the backward pass. Where model.plain_attention is faster, their softmax is kept.
     """
-    held = 0
-    if "attention" in needing:
-        held = 2 * z.s * z.N * (z.Q + z.K) + 4 * z.N * z.c.num_attention_heads
+    held, heads = 0, z.c.num_attention_heads
     formula = "2 s N (Q + K) + 4 N heads: q, k, v, output, lse"
+    if "attention" in needing:
+        held = 2 * z.s * z.N * (z.Q + z.K) + 4 * z.N * heads
+    if held and plain_is_faster(z.config.device, DTYPES[z.config.dtype], z.T):
+        # each factor of a product is kept if the other needs a gradient
+        partners = {"q": z.K, "k": z.Q, "v": 0}
+        numbers = sum(partners[tensor] for tensor in partners.keys() & needing)
+        numbers += z.K if needing & {"q", "k"} else 0
+        held = z.s * z.N * (numbers + heads * z.T)
+        formula = "s N (Q + 2 K + heads T): q, k, v, softmax"
     return Term("kept", "  attention", held, formula, "arXiv 2307.08691")
 
 
 def layer_swiglu(z: Sizes, needing: set[str]) -> Term:
-    """silu(gate) * up: 3 s N I = 59.8 MB, the largest item of most models.
+    """silu(gate) * up: 2 s N I = 39.8 MB, the largest item of most models.
 
-    The product keeps up for the gradient of gate, and silu(gate) for that of up; silu keeps gate.
+    model.Gate keeps both, and computes silu again.
     """
-    tensors = 0
-    if "gate" in needing:
-        tensors += 2
-    if "up" in needing:
-        tensors += 1
-    return Term("kept", "  SwiGLU", tensors * z.s * z.N * z.I, "3 s N I: gate, silu(gate), up",
-                "arXiv 2002.05202")
+    held = 2 * z.s * z.N * z.I if needing & {"gate", "up"} else 0
+    return Term("kept", "  SwiGLU", held, "2 s N I: gate, up", "arXiv 2002.05202")
 
 
 def layer_copies(z: Sizes, needing: set[str]) -> Term:
@@ -391,7 +388,7 @@ def activations(z: Sizes) -> list[Term]:
         if not z.config.gradient_checkpointing:
             held = lowest.bytes + (z.L - 1) * other.bytes
         if layer_term == layer_norms:
-            held += norm_keeps(z, z.C, out=z.t)         # the last norm, of the text alone:
+            held += norm_keeps(z, z.C, z.t)             # the last norm, of the text alone:
             if z.s == 2:                                # in float32 it keeps a view of all
                 held -= 4 * z.config.micro_bs * z.virtual * (z.C + 1)
         terms.append(other._replace(bytes=held))
@@ -472,12 +469,12 @@ def term_of_logits(z: Sizes) -> Term:
 
 
 def term_of_layer_backwards(z: Sizes) -> Term:
-    """The gradients of silu(gate) and of up: 2 s N I = 39.8 MB, and what is held next to them:
+    """The gradients of gate and of up: 2 s N I = 39.8 MB, and what is held next to them:
 
     dNLL/dW in full fine-tuning, one dequantized weight in QLoRA, and with checkpointing the layer's
     activations.
     """
-    held, formula = 2 * z.s * z.N * z.I, "2 s N I: d silu, d up"
+    held, formula = 2 * z.s * z.N * z.I, "2 s N I: d gate, d up"
     if z.full:
         formula += ", 4 V C"
         if z.c.tie_word_embeddings or z.config.grad_accum == 1:

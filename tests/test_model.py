@@ -186,15 +186,14 @@ def test_plain_attention_is_torchs(mask):
 
 def test_plain_attention_is_taken_for_steps_in_bfloat16_alone(monkeypatch):
     monkeypatch.setattr("model.multiplies_bfloat16", lambda: "avx512")
-    q = torch.zeros(1, 2, 8, 4, dtype=torch.bfloat16)
-    assert plain_is_faster(q, q)
-    assert not plain_is_faster(q.float(), q.float())
-    long = torch.zeros(1, 2, 400, 4, dtype=torch.bfloat16)
-    assert not plain_is_faster(long, long)
+    assert plain_is_faster("cpu", torch.bfloat16, 384)
+    assert not plain_is_faster("cpu", torch.bfloat16, 385)
+    assert not plain_is_faster("cpu", torch.float32, 8)
+    assert not plain_is_faster("cuda", torch.bfloat16, 8)
     with torch.no_grad():
-        assert not plain_is_faster(q, q)
+        assert not plain_is_faster("cpu", torch.bfloat16, 8)
     monkeypatch.setattr("model.multiplies_bfloat16", lambda: "amx")
-    assert not plain_is_faster(q, q)
+    assert not plain_is_faster("cpu", torch.bfloat16, 8)
 
 
 # ----- config.json --------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def test_worked_numbers():
     for bytes_of in (plan.softmax_bytes, plan.dlogits_bytes, plan.next_softmax_bytes,
                      plan.dW_product_bytes):
         counted[bytes_of] = [bytes_of(z) for z in (lora, *others)]
-    counted[plan.norm_keeps] = [plan.norm_keeps(lora, 896)]
+    counted[plan.norm_keeps] = [plan.norm_keeps(lora, 896, lora.t)]
     for term_of in (plan.term_of_weights, plan.term_of_adapters, plan.term_of_moments,
                     plan.term_of_loss_gradients, plan.term_of_logits, plan.term_of_layer_backwards,
                     plan.term_of_embedding_backwards, plan.term_of_update):
