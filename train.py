@@ -309,7 +309,8 @@ def answer_question(run: Run, messages: list[dict]) -> str:
 def show_settings(run: Run):
     config, data = run.config, run.data
     shown = dataclasses.asdict(config)
-    for name in ("out", "resume", "overwrite", *(() if config.options else ("options",))):
+    # --epochs is already in max_steps, and in the number of passes below
+    for name in ("out", "resume", "overwrite", "epochs", *(() if config.options else ("options",))):
         del shown[name]
     ignored = run.method.ignores if run.method else ("rank", "alpha", "targets")
     if not config.dropout:

@@ -4,7 +4,10 @@ import dataclasses
 import difflib
 import math
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 
 from plumbing.errors import UserError, fail
@@ -44,17 +47,27 @@ def flag(default, help: str, **how):
 
 def make_parser(script: str, doc: str, **more) -> argparse.ArgumentParser:
     """A parser that prints `doc` as its help, and ends a wrong command line with one line."""
+    columns = shutil.get_terminal_size((100, 24)).columns
     parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        **more)
+        description=fit_doc(doc, columns), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
     def end(message):
-        flags = [name for action in parser._actions for name in action.option_strings]
-        hint = suggest_flags(message, flags)
+        flags = {name: action for action in parser._actions for name in action.option_strings}
+        hint = suggest_flags(message, list(flags)) or suggest_choice(message, flags)
         fail(f"{message}{hint} (python {script} --help lists the settings)")
 
     parser.error = end
     return parser
+
+
+def fit_doc(doc: str, columns: int) -> str:
+    """`doc` with its paragraphs of prose in lines of at most `columns`. Indented lines stay."""
+    paragraphs = doc.split("\n\n")
+    for i, paragraph in enumerate(paragraphs):
+        if not any(line.startswith(" ") for line in paragraph.split("\n")):
+            paragraphs[i] = textwrap.fill(paragraph, min(columns, 100), break_on_hyphens=False)
+    return "\n\n".join(paragraphs)
 
 
 def suggest_flags(message: str, flags: list[str]) -> str:
@@ -71,6 +84,23 @@ def suggest_flags(message: str, flags: list[str]) -> str:
         if word.startswith("-") and (ours := suggest_flag(word.lstrip("-"), flags)):
             hints += f"; for {word} write {ours}"
     return hints
+
+
+def suggest_choice(message: str, flags: dict) -> str:
+    """The choice that was probably meant, from argparse's message about one that does not exist.
+
+    "argument --method: invalid choice: 'DoRa' (choose from ..." -> "; write dora".
+    flags: {name: argparse's action}.
+    """
+    wrong = re.match(r"argument (--\w+): invalid choice: '(.*?)'", message)
+    close = nearest(wrong[2], flags[wrong[1]].choices) if wrong else ""
+    return f"; write {close}" if close else ""
+
+
+def nearest(word: str, known) -> str:
+    """The one of `known` that is spelt most like `word`; "" if none is."""
+    plain = word.lower().replace("-", "").replace(" ", "_")
+    return next(iter(difflib.get_close_matches(plain, known, n=1, cutoff=0.75)), "")
 
 
 def suggest_flag(name: str, flags: list[str]) -> str:

@@ -1,6 +1,8 @@
 """Tables: in Markdown, and in a terminal, where Chinese and accents have widths of their own."""
 import itertools
 import re
+import shutil
+import sys
 import unicodedata
 
 NARROWEST = 20      # columns of a terminal that a column of a table needs to be readable
@@ -121,6 +123,38 @@ def join_cells(cells: list[list[str]], widths: list[int], between: str) -> list[
         padded = [line + " " * (width - text_width(line)) for line, width in zip(lines, widths)]
         joined.append(between.join(padded).rstrip())
     return joined
+
+
+def print_markdown(text: str):
+    """Print Markdown. At a terminal that is too narrow for its tables it is made to fit."""
+    if sys.stdout.isatty():
+        text = fit_markdown(text, shutil.get_terminal_size().columns)
+    print(text)
+
+
+def fit_markdown(text: str, columns: int) -> str:
+    """`text` in lines of at most `columns`: of a table that is wider, each row becomes a block.
+
+        | arm   | best rate |           arm        r = 8
+        | ----- | --------- |           best rate  1.6e-03
+        | r = 8 | 1.6e-03   |
+    """
+    fitted = []
+    for in_table, lines in itertools.groupby(text.split("\n"), lambda line: line.startswith("|")):
+        lines = list(lines)
+        if not in_table:
+            fitted += [part for line in lines for part in wrap_text(line, columns)]
+        elif max(map(text_width, lines)) <= columns:
+            fitted += lines
+        else:
+            header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")]
+                                for line in lines]
+            blocks = []
+            for row in rows:
+                filled = [(name, cell) for name, cell in zip(header, row) if cell]
+                blocks.append("\n".join(stack_cells(*zip(*filled), columns, len(text))))
+            fitted.append("\n\n".join(blocks))
+    return "\n".join(fitted)
 
 
 def cut_lines(lines: list[str], most: int) -> list[str]:
