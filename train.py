@@ -52,6 +52,7 @@ from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, interruption
 from plumbing.files import make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
+from plumbing.text import print_fitted, stack_cells
 from quant import NF4Tensor, quantize_model
 from settings import LESS_MEMORY, Config, check_config, parse, settled
 from tokenizer import TOKENIZER_FILES, Tokenizer, stop_ids
@@ -322,9 +323,10 @@ def show_settings(run: Run):
     steps_per_pass = math.ceil(len(data.train_set) / config.batch_eff)      # the last is smaller
     passes = config.max_steps / steps_per_pass
     shown["passes"] = f"{passes:.3g} over the training samples"
-    shown["samples"] = (
-        f"{len(data.train_set):,} for training ({data.dropped} dropped: nothing supervised within "
-        f"--max_length), {len(data.test_set):,} for testing ({data.test_dropped} dropped)")
+    shown["samples"] = f"{len(data.train_set):,} for training, {len(data.test_set):,} for testing"
+    if data.dropped or data.test_dropped:
+        shown["dropped samples"] = (f"{data.dropped} and {data.test_dropped}: nothing supervised "
+                                    "within --max_length")
     trainable = sum(p.numel() for p in run.trained.values())
     total = sum(p.numel() for p in run.model.parameters())
     quantized = [m for m in run.model.modules() if isinstance(m, NF4Tensor)]
@@ -339,7 +341,7 @@ def show_settings(run: Run):
     print(f"run {config.run} -> {config.out}")
     for name, value in shown.items():
         text = f"{value:g}" if isinstance(value, float) else value
-        print(f"  {name:<23}{text}")
+        print_fitted(f"  {name:<23}{text}")
 
 
 # ----- 6. the loop --------------------------------------------------------------------------------
@@ -599,9 +601,8 @@ def show_answers(messages: list[dict], base_answer: str, tuned_answer: str):
     texts = {"question": messages[-2]["content"], "reference": messages[-1]["content"],
              "base": base_answer, "tuned": tuned_answer}
     print()
-    for name, text in texts.items():
-        indented = text.replace("\n", "\n" + " " * 11)
-        print(f"{name:<11}{indented}")
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    print("\n".join(stack_cells(list(texts), list(texts.values()), columns, sys.maxsize)))
 
 
 # ----- the whole run ------------------------------------------------------------------------------
@@ -663,7 +664,7 @@ def train(config: Config) -> list[dict]:
     how = "--model" if config.method == "full" else "--adapter"
     if config.four_bits:
         how = f"--nf4 {how}"
-    print(f"\n{out}: log.csv, run.json, {curves.FILE} and the trained weights; to talk to it: "
+    print(f"\n{out}: log.csv, run.json, {curves.FILE} and the trained weights; to talk to it:\n"
           f"python sample.py {how} {out}", flush=True)
     return run.progress.rows
 

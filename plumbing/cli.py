@@ -62,11 +62,14 @@ def make_parser(script: str, doc: str, **more) -> argparse.ArgumentParser:
 
 
 def fit_doc(doc: str, columns: int) -> str:
-    """`doc` with its paragraphs of prose in lines of at most `columns`. Indented lines stay."""
+    """`doc` with its paragraphs of prose in lines of at most `columns`. Indented ones stay."""
     paragraphs = doc.split("\n\n")
     for i, paragraph in enumerate(paragraphs):
-        if not any(line.startswith(" ") for line in paragraph.split("\n")):
-            paragraphs[i] = textwrap.fill(paragraph, min(columns, 100), break_on_hyphens=False)
+        if not paragraph.startswith(" "):
+            points = paragraph.replace("\n- ", "\n\n- ").split("\n\n")        # a list's, or one
+            paragraphs[i] = "\n".join(textwrap.fill(
+                " ".join(point.split()), min(columns, 100), break_on_hyphens=False,
+                subsequent_indent="  " * point.startswith("- ")) for point in points)
     return "\n\n".join(paragraphs)
 
 
@@ -136,6 +139,9 @@ def add_flag(group, name: str, kind, default, help: str, **how):
         how["action"] = argparse.BooleanOptionalAction
     elif "action" not in how:
         how.setdefault("type", kind)
+    if len(str(how.get("choices", ""))) > 80:       # too many for a line
+        help += f"; one of {', '.join(how['choices'])}"
+        how["metavar"] = name.upper()
     positional = how.pop("positional", False) or how.get("nargs") == "?"
     name = name if positional else f"--{name}"
     group.add_argument(name, default=default, help=help.replace("%", "%%"), **how)

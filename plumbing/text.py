@@ -3,6 +3,7 @@ import itertools
 import re
 import shutil
 import sys
+import textwrap
 import unicodedata
 
 NARROWEST = 20      # columns of a terminal that a column of a table needs to be readable
@@ -125,6 +126,26 @@ def join_cells(cells: list[list[str]], widths: list[int], between: str) -> list[
     return joined
 
 
+def cut_lines(lines: list[str], most: int) -> list[str]:
+    return lines if len(lines) <= most else [*lines[:most - 1], "…"]
+
+
+# ----- what is as wide as it is, at a terminal that may be narrower -------------------------------
+
+def print_fitted(text: str):
+    """Print lines. At a terminal, those that are too long go on below, indented."""
+    if sys.stdout.isatty():
+        columns = shutil.get_terminal_size().columns
+        text = "\n".join(map(lambda line: hang_line(line, columns), text.split("\n")))
+    print(text, flush=True)
+
+
+def hang_line(line: str, columns: int) -> str:
+    """"  name  what it is" -> "  name  what\n      it is"."""
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(line, columns, subsequent_indent=indent, break_on_hyphens=False)
+
+
 def print_markdown(text: str):
     """Print Markdown. At a terminal that is too narrow for its tables it is made to fit."""
     if sys.stdout.isatty():
@@ -155,7 +176,3 @@ def fit_markdown(text: str, columns: int) -> str:
                 blocks.append("\n".join(stack_cells(*zip(*filled), columns, len(text))))
             fitted.append("\n\n".join(blocks))
     return "\n".join(fitted)
-
-
-def cut_lines(lines: list[str], most: int) -> list[str]:
-    return lines if len(lines) <= most else [*lines[:most - 1], "…"]
