@@ -52,7 +52,7 @@ from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, interruption
 from plumbing.files import make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
-from plumbing.text import print_fitted, stack_cells
+from plumbing.text import print_fitted, stack_cells, text_width
 from quant import NF4Tensor, quantize_model
 from settings import LESS_MEMORY, Config, check_config, parse, settled
 from tokenizer import TOKENIZER_FILES, Tokenizer, stop_ids
@@ -601,7 +601,10 @@ def show_answers(messages: list[dict], base_answer: str, tuned_answer: str):
     texts = {"question": messages[-2]["content"], "reference": messages[-1]["content"],
              "base": base_answer, "tuned": tuned_answer}
     print()
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    texts = {name: text.strip() for name, text in texts.items()}
+    columns = 11 + max(text_width(line) for text in texts.values() for line in text.split("\n"))
+    if sys.stdout.isatty():
+        columns = min(columns, shutil.get_terminal_size().columns)
     print("\n".join(stack_cells(list(texts), list(texts.values()), columns, sys.maxsize)))
 
 

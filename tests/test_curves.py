@@ -97,6 +97,19 @@ def test_the_command_draws_runs_and_says_what_is_none(run, tmp_path, capsys):
     assert "no run of train.py" in one_line(stop.value.code, capsys.readouterr().err)
 
 
+def test_runs_of_different_folders_need_a_place_for_their_figure(run, tmp_path, capsys):
+    other = shutil.copytree(run, tmp_path / "other")
+    with pytest.raises(SystemExit) as stop:
+        plot.main([str(run), str(other)])
+    error = one_line(stop.value.code, capsys.readouterr().err)
+    assert "the runs lie in different folders; --out says where" in error
+    assert plot.common_place([run]) == run and plot.common_place([run, run]) == run.parent
+    (other / "log.csv").unlink()            # a run before its first evaluation
+    with pytest.raises(SystemExit) as stop:
+        plot.main([str(other)])
+    assert "no evaluation yet; --watch" in one_line(stop.value.code, capsys.readouterr().err)
+
+
 def test_watching_ends_with_the_run(run, tmp_path, monkeypatch, capsys):
     """Two evaluations are drawn, and the page shows the figure."""
     lengths = iter([3, 3, 11, 11])

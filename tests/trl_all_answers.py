@@ -26,8 +26,8 @@ MODEL, DATA = sys.argv[1], Path(sys.argv[2])
 # SmolLM2's template with its answers marked: TRL knows none for this model. It brings one for
 # Qwen2.5, which writes the same text where there is a system message, and marks both newlines too.
 MARKED = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
-{%- if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}
-{{- m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"""
+{%- if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}
+{{- '\n' }}{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"""
 OWN = (Path(trl.__file__).parent / "chat_templates/qwen2_5_training.jinja").read_text()
 
 
