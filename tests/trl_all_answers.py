@@ -1,13 +1,10 @@
 """By hand: --supervise all next to TRL's assistant_only_loss, on the same conversations.
 
-TRL is not among the tests' requirements. In an environment that has it, with MODEL a folder of
-SmolLM2-135M-Instruct:
+TRL is not among the tests' requirements. In an environment that has it:
 
-    python tests/trl_all_answers.py MODEL DATA          # writes DATA, prints TRL's losses
-    python train.py --model MODEL --data DATA --supervise all --method full --lr 2e-5 \
-        --max_length 512 --max_steps 3 --eval_steps 1   # ours
+    python tests/trl_all_answers.py data/nano/base DATA     # writes DATA, prints TRL's losses
 
-results/supervise.md has what came out.
+results/supervise.md has our command, and what came out.
 """
 import json
 import os
@@ -23,7 +20,7 @@ from datasets import Dataset  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 MODEL, DATA = sys.argv[1], Path(sys.argv[2])
-# SmolLM2's template with its answers marked: TRL knows none for this model. It brings one for
+# Nano's template with its answers marked: TRL knows none for this model. It brings one for
 # Qwen2.5, which writes the same text where there is a system message, and marks both newlines too.
 MARKED = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
 {%- if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}
