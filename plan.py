@@ -871,7 +871,7 @@ def draw_memory(c: ModelConfig, config: Config, path: Path):
         bars = ax.bar(list(held), heights, 0.6, tops, color=colour, label=kind, edgecolor="white",
                       linewidth=0.5)
         tops = [top + height for top, height in zip(tops, heights)]
-    ax.bar_label(bars, [f"{top:.3g}" for top in tops], padding=2)
+    ax.bar_label(bars, [f"{top:#.3g}".rstrip(".") for top in tops], padding=2)
     for card in CARDS:
         if card < 1.5 * max(tops):
             ax.axhline(card, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
