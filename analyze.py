@@ -316,7 +316,7 @@ def print_adapter(path: str, adapter: dict, settings: Settings) -> Base | None:
     print(f"MB on disk  {n_bytes / 1e6:,.2f}{share_on_disk}\n")
 
     # ----- one row per kind of layer -----
-    print("||dW||: Frobenius norm, root mean square over layers\n"
+    print("norms of dW: Frobenius, root mean square over layers\n"
           f"{'target':<12}{'layers':>7}{'in -> out':>16}{'parameters':>14}{'||dW||':>10}")
     kinds = {}                                      # "q_proj" -> the factors of all such layers
     for name, f in adapter.items():
