@@ -411,7 +411,7 @@ def read_answers(path: Path) -> dict[int, dict]:
         rows = {row["index"]: row for row in map(json.loads, whole.splitlines())}
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged ({e}); delete it and {path.with_suffix('.json').name} "
-                        "to begin again") from None
+                        "to start over") from None
     if whole != data:
         with replacing(path) as part:
             part.write_bytes(whole)

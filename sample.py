@@ -170,7 +170,7 @@ def run_chat(settings, model, tokenizer, adapters: dict, system: list[dict]):
                 active = answer_with(model, adapters, name, active, merge=not settings.nf4)
             elif command == "/reset":
                 messages = [*system]
-                print_note("the conversation begins again")
+                print_note("the conversation starts over")
             elif command == "/help":
                 print_note(CHAT_HELP.format(", ".join(adapters)))
             elif command in ("/quit", "/exit"):

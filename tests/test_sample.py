@@ -188,7 +188,7 @@ def test_a_chat(terminal, patient, adapters, answers):
             in chat.type("/adapter nothing", "other"))
     assert "no command /nothing" in chat.type("/nothing", "other")
     assert chat.type("/base", "base") == chat.type("", "base") == ""
-    assert "begins again" in chat.type("/reset", "base")
+    assert "starts over" in chat.type("/reset", "base")
 
     # the conversation: used, then forgotten
     first = answers(APPLES)
