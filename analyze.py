@@ -322,8 +322,8 @@ def print_adapter(path: str, adapter: dict, settings: Settings) -> Base | None:
     print(f"MB on disk  {n_bytes / 1e6:,.2f}{share_on_disk}\n")
 
     # ----- one row per kind of layer -----
-    print(f"{'target':<12}{'layers':>7}{'in -> out':>16}{'parameters':>14}{'||dW||':>10}"
-          "  (Frobenius, root mean square)")
+    print("norms of dW: Frobenius, root mean square over layers\n"
+          f"{'target':<12}{'layers':>7}{'in -> out':>16}{'parameters':>14}{'||dW||':>10}")
     kinds = {}                                      # "q_proj" -> the factors of all such layers
     for name, f in adapter.items():
         kinds.setdefault(last_name(name), []).append(f)
@@ -353,9 +353,10 @@ def squared_norm(f: Factors) -> float:
     return f.scale ** 2 * (BB * AA).sum().item()
 
 
-COLUMNS = {"dW/W": "||dW||/||W||", "effective_rank": "effective rank",
-           "held_by_8": "share of top 8", "B/A": "||B||/||A||", "UWV_dW": "||U^T W V||",
-           "UWV_random": "random U, V", "amplification": "amplification"}
+COLUMNS = {      # the two lines of a column's head
+    "dW/W": ("||dW||", "/ ||W||"), "effective_rank": ("effective", "rank"),
+    "held_by_8": ("share of", "top 8"), "B/A": ("||B||", "/ ||A||"), "UWV_dW": ("||U^T", "W V||"),
+    "UWV_random": ("the same,", "random"), "amplification": ("ampli-", "fication")}
 
 
 def print_changes(rows: list[dict]):
@@ -366,10 +367,11 @@ def print_changes(rows: list[dict]):
     for label, changes in group_by("source", rows).items():
         shown = [key for key in COLUMNS if key in changes[0]]
         print(f"\nmedians over layers: what {label} does to W")
-        print(f"{'target':<12}" + "".join(f"{COLUMNS[key]:>16}" for key in shown))
+        for first, line in zip(("target", ""), zip(*(COLUMNS[key] for key in shown))):
+            print(f"{first:<10}" + "".join(f"{text:>10}" for text in line))
         for kind, of_kind in {**group_by("kind", changes), "all": changes}.items():
             medians = [statistics.median(row[key] for row in of_kind) for key in shown]
-            print(f"{kind:<12}" + "".join(f"{median:>16.4g}" for median in medians))
+            print(f"{kind:<10}" + "".join(f"{median:>10.4g}" for median in medians))
 
 
 def print_overlaps(one: str, two: str, rows: list[dict]):

@@ -122,6 +122,9 @@ def parse_line(line: bytes) -> list[dict]:
 
 def load_row(line: bytes):
     """What the JSON of one line says. Raises ValueError with the place that is wrong."""
+    if b"\0" in line:       # no text in UTF-8 has a zero byte; every ASCII letter in UTF-16 does
+        raise ValueError("not UTF-8 but UTF-16, as some programs on Windows save text; save the "
+                         "file as UTF-8")
     try:
         return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as e:

@@ -242,7 +242,7 @@ def find_targets(module, targets) -> list[str]:
     for target in targets:
         fits = [name for name in linear if f".{name}".endswith(f".{target}")]
         if not fits:
-            kinds = ", ".join(sorted({last_name(name) for name in linear}))
+            kinds = ", ".join(sorted({last_name(name) for name in linear} - {"lm_head"}))
             raise UserError(f"target {target!r} fits no linear layer of this model; it has {kinds} "
                             "(or all-linear, attention, mlp)")
         chosen.update(fits)

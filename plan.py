@@ -39,6 +39,8 @@ the layers' linear maps, a those of the adapters, r rank; s bytes per number of 
 or 2; t per number of the residual stream, 4 in full fine-tuning, else s.
 """
 import bisect
+import contextlib
+import io
 import math
 import multiprocessing
 import os
@@ -61,6 +63,7 @@ from plumbing.cli import add_flags, make_parser, run_command
 from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, is_out_of_memory
 from plumbing.files import replacing, resolve
+from plumbing.text import print_fitted
 from quant import quantize_layer
 from rates import lora_rate_multiple
 from settings import RELATIVES, Config, check_config, settled
@@ -726,17 +729,23 @@ def gb(n: float, width: int = 0) -> str:
 
 
 def show_summary(c: ModelConfig, config: Config, on_gpu: Config):
-    """The three answers that most come for. The tables after it say how they come about."""
+    """The answers that most come for. The tables after it say how they come about."""
     checkpointed = replace(config, gradient_checkpointing=True)
     fits = [card for card in CARDS if largest_micro_bs(c, on_gpu, card * 1e9) >= config.micro_bs]
-    card = f"fits a GPU of {fits[0]} GB" if fits else f"fits no GPU of {CARDS[-1]} GB"
+    card = f"a card of {fits[0]} GB is enough" if fits else f"too much for {CARDS[-1]} GB"
     rate = config.lr            # what the method's file says, if it is none of the three
     if config.method in ("full", "lora", "qlora"):
         rate = starting_rate(c, config.method, config.max_steps, config.rank)
-    print(f"memory at the peak: {name_bytes(peak_bytes(c, config))} on {config.device}, "
-          f"{name_bytes(peak_bytes(c, checkpointed))} with --gradient_checkpointing\n"
-          f"in {on_gpu.dtype} it takes {name_bytes(peak_bytes(c, on_gpu))} and {card}\n"
-          f"a rate to begin with: --lr {rate:.1e}\n")
+    peak, less = peak_bytes(c, config), peak_bytes(c, checkpointed)
+    of_process = ""
+    if config.device == "cpu":
+        low, high = (name_bytes(BASELINE + n * peak) for n in (1, 2))
+        of_process = (f"RAM of the process: {low} with its libraries, up to {high} where freed "
+                      "memory stays as holes\n")
+    print(f"memory at the peak: {name_bytes(peak)} on {config.device}, {name_bytes(less)} with "
+          f"--gradient_checkpointing\n{of_process}"
+          f"on a GPU, in {on_gpu.dtype}: {name_bytes(peak_bytes(c, on_gpu))}; {card}\n"
+          f"a rate to start with: --lr {rate:.1e}; when it matters, also half and twice that\n")
 
 
 def name_bytes(n: float) -> str:
@@ -793,12 +802,12 @@ def show_methods(c: ModelConfig, config: Config):
 
 
 def show_cards(c: ModelConfig, config: Config):
-    print(f"\n{'on a GPU, in ' + config.dtype:<27}{f'peak at {config.micro_bs}':>14}"
-          + "".join(f"{card:>9} GB" for card in CARDS) + "\n  the largest micro_bs that fits")
+    print(f"\n{'on a GPU, in ' + config.dtype:<23}{f'peak at {config.micro_bs}':>12}"
+          + "".join(f"{card:>6} GB" for card in CARDS) + "\n  the largest micro_bs that fits")
     for name, variant in each_method(config).items():
         fits = [largest_micro_bs(c, variant, card * 1e9) or "-" for card in CARDS]
-        print(f"  {name:<25}{gb(peak_bytes(c, variant), 11)} GB"
-              + "".join(f"{micro_bs:>12}" for micro_bs in fits))
+        print(f"  {name:<21}{gb(peak_bytes(c, variant), 9)} GB"
+              + "".join(f"{micro_bs:>9}" for micro_bs in fits))
 
 
 def show_computation(c: ModelConfig, config: Config):
@@ -876,7 +885,7 @@ def draw_memory(c: ModelConfig, config: Config, path: Path):
         bars = ax.bar(list(held), heights, 0.6, tops, color=colour, label=kind, edgecolor="white",
                       linewidth=0.5)
         tops = [top + height for top, height in zip(tops, heights)]
-    ax.bar_label(bars, [f"{top:.3g}" for top in tops], padding=2)
+    ax.bar_label(bars, [f"{top:#.3g}".rstrip(".") for top in tops], padding=2)
     for card in CARDS:
         if card < 1.5 * max(tops):
             ax.axhline(card, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
@@ -932,13 +941,15 @@ def print_plan(argv=None):
     on_gpu = replace(config, device="cuda", dtype=dtype)
     c = ModelConfig.from_pretrained(config.model, quantized=config.four_bits)
     supervised = count_supervised_tokens(config) if config.data else None
-    show_summary(c, config, on_gpu)
-    show_sizes(c, config)
-    show_memory(c, config)
-    show_methods(c, config)
-    show_cards(c, on_gpu)
-    show_computation(c, config)
-    show_start(c, config, supervised)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        show_summary(c, config, on_gpu)
+        show_sizes(c, config)
+        show_memory(c, config)
+        show_methods(c, config)
+        show_cards(c, on_gpu)
+        show_computation(c, config)
+        show_start(c, config, supervised)
+    print_fitted(printed.getvalue().rstrip("\n"))
     if measuring:
         show_measurement(c, config)
     if picture:

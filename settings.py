@@ -108,7 +108,7 @@ class Config:
         choices=("last", "best"), group="files")
     out: str = flag(None, "folder of the run; default: out/<run>")
     resume: bool = flag(False, "go on where the run in --out stopped; begin if there is none")
-    overwrite: bool = flag(False, "delete the run that is in --out, and begin again")
+    overwrite: bool = flag(False, "delete the run that is in --out, and start over")
 
     @property
     def batch_eff(self) -> int:

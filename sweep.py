@@ -69,7 +69,7 @@ import train
 from arms import NO_ARM, name_values
 from lora import find_targets
 from model import ModelConfig, Transformer
-from plumbing.cli import (add_flags, check_ranges, flag, make_parser, run_command,
+from plumbing.cli import (add_flags, check_ranges, flag, make_parser, nearest, run_command,
                           suggest_flag)
 from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
@@ -297,7 +297,9 @@ def typed_point(point: dict) -> dict:
         is_kind = type(value) is kind or (kind is float and type(value) is int)
         if not is_kind or (choices and value not in choices):
             must = f"one of {', '.join(choices)}" if choices else f"of type {kind.__name__}"
-            raise UserError(f"{name} = {value!r} in a grid: it must be {must}")
+            close = nearest(str(value), choices or ())
+            hint = f"; write {close}" if close else ""
+            raise UserError(f"{name} = {value!r} in a grid: it must be {must}{hint}")
         typed[name] = kind(value)
     return typed
 

@@ -53,6 +53,7 @@ from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, interruption
 from plumbing.files import make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
+from plumbing.text import print_fitted, stack_cells, text_width
 from quant import NF4Tensor, quantize_model
 from settings import FULL_LR, LESS_MEMORY, Config, check_config, parse, settled
 from tokenizer import TOKENIZER_FILES, Tokenizer, stop_ids
@@ -312,7 +313,8 @@ def answer_question(model, tokenizer, messages: list[dict], autocast=contextlib.
 def show_settings(run: Run):
     config, data = run.config, run.data
     shown = dataclasses.asdict(config)
-    for name in ("out", "resume", "overwrite", *(() if config.options else ("options",))):
+    # --epochs is already in max_steps, and in the number of passes below
+    for name in ("out", "resume", "overwrite", "epochs", *(() if config.options else ("options",))):
         del shown[name]
     ignored = run.method.ignores if run.method else ("rank", "alpha", "targets")
     if not config.dropout:
@@ -328,9 +330,10 @@ def show_settings(run: Run):
     steps_per_pass = math.ceil(len(data.train_set) / config.batch_eff)      # the last is smaller
     passes = config.max_steps / steps_per_pass
     shown["passes"] = f"{passes:.3g} over the training samples"
-    shown["samples"] = (
-        f"{len(data.train_set):,} for training ({data.dropped} dropped: nothing supervised within "
-        f"--max_length), {len(data.test_set):,} for testing ({data.test_dropped} dropped)")
+    shown["samples"] = f"{len(data.train_set):,} for training, {len(data.test_set):,} for testing"
+    if data.dropped or data.test_dropped:
+        shown["dropped samples"] = (f"{data.dropped} and {data.test_dropped}: nothing supervised "
+                                    "within --max_length")
     trainable = sum(p.numel() for p in run.trained.values())
     total = sum(p.numel() for p in run.model.parameters())
     quantized = [m for m in run.model.modules() if isinstance(m, NF4Tensor)]
@@ -348,7 +351,7 @@ def show_settings(run: Run):
     print(f"run {config.run} -> {config.out}")
     for name, value in shown.items():
         text = f"{value:g}" if isinstance(value, float) else value
-        print(f"  {name:<23}{text}")
+        print_fitted(f"  {name:<23}{text}")
 
 
 # ----- 6. the loop --------------------------------------------------------------------------------
@@ -609,9 +612,11 @@ def show_answers(messages: list[dict], base_answer: str, tuned_answer: str, four
     texts = {"question": messages[-2]["content"], "reference": messages[-1]["content"],
              base: base_answer, "tuned": tuned_answer}
     print()
-    for name, text in texts.items():
-        indented = text.replace("\n", "\n" + " " * 11)
-        print(f"{name:<11}{indented}")
+    texts = {name: text.strip() for name, text in texts.items()}
+    columns = 11 + max(text_width(line) for text in texts.values() for line in text.split("\n"))
+    if sys.stdout.isatty():
+        columns = min(columns, shutil.get_terminal_size().columns)
+    print("\n".join(stack_cells(list(texts), list(texts.values()), columns, sys.maxsize)))
 
 
 # ----- the whole run ------------------------------------------------------------------------------
@@ -677,7 +682,7 @@ def train(config: Config) -> list[dict]:
     how = "--model" if config.method == "full" else "--adapter"
     if config.four_bits:
         how = f"--nf4 {how}"
-    print(f"\n{out}: log.csv, run.json, {curves.FILE} and the trained weights; to talk to it: "
+    print(f"\n{out}: log.csv, run.json, {curves.FILE} and the trained weights; to talk to it:\n"
           f"python sample.py {how} {out}", flush=True)
     return run.progress.rows
 

@@ -114,7 +114,7 @@ def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
         if config.resume:
             return None
         raise UserError(f"{out} holds this run, unfinished; --resume goes on with it, --overwrite "
-                        "begins again")
+                        "starts over")
     shutil.rmtree(out / "state", ignore_errors=True)    # left by a kill after the last file
     if not (out / "log.csv").exists():
         raise UserError(f"{out} holds this run, finished, but its log.csv is gone; --overwrite "

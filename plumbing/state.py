@@ -31,4 +31,4 @@ def load_state(path: Path, needed, give_back: Callable[[str, torch.Tensor], None
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
         if is_out_of_memory(e):     # moments go to the device here: no reason to begin again
             raise
-        raise UserError(f"{path} is damaged ({e}); --overwrite begins again") from None
+        raise UserError(f"{path} is damaged ({e}); --overwrite starts over") from None

@@ -120,6 +120,7 @@ def table_of(said, title):
     """The rows under the line `title` -> {name of the row: its cells}."""
     assert title in said
     rows = said.partition(f"{title}\n")[2].partition("\n\n")[0].splitlines()[1:]
+    rows = [row for row in rows if not row.startswith(" ")]     # a head of two lines
     return {row.split()[0]: re.findall(r"[\d.]+(?:e-\d+)?", row.partition(" ")[2]) for row in rows}
 
 
