@@ -379,7 +379,7 @@ class Gate(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         need_gate, need_up = ctx.needs_input_grad
         dgate = torch.ops.aten.silu_backward(dy * up, gate) if need_gate else None
-        dup = dy * F.silu(gate) if need_up else None
+        dup = F.silu(gate).mul_(dy) if need_up else None
         return dgate, dup
 
 

@@ -143,8 +143,8 @@ NANO_RATES = [
     {"method": "lora", "rank": 8, "lr": [8e-4, 1.13e-3, 1.6e-3, 2.26e-3, 3.2e-3]},
     {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4, 8e-4]}]
 NANO_LONG = {"max_steps": 400, "eval_steps": 20}        # long runs want lower rates
-# Batches of 4 to 128 samples. All are evaluated at step 40 and after 640 samples. The number is what
-# the rates are multiplied by, because larger batches want higher ones.
+# Batches of 4 to 128 samples. All are evaluated at step 40 and after 640 samples. The number before
+# each multiplies the rates, because larger batches want higher ones.
 NANO_BATCHES = [
     (1, {"grad_accum": 1, "max_steps": 160, "eval_steps": 40}),
     (1, {"grad_accum": 2, "max_steps": 80, "eval_steps": 20}),

@@ -145,7 +145,7 @@ def test_other_numbers_of_the_docstring():
     run = setting(method="lora", dtype="bfloat16", rank=64, micro_bs=4, max_length=512,
                   device="cuda", gradient_checkpointing=True)
     kept = plan.at_peak(llama, run)[1]["activations"]
-    assert f"({kept / 1e9:.2f} instead of 3.55)" in plan.__doc__
+    assert f"({kept / 1e9:.2f} instead of 2.74)" in plan.__doc__
 
 
 def worked_numbers(function):
@@ -325,18 +325,20 @@ def test_llama_1b_in_float32():
     """Measured elsewhere with transformers, batch 4, length 512, in units of 2^30 bytes:
     4.60 loaded, 13.25 after the forward pass.
 
-    The first is 4 P to the last digit. Of the second, ours keeps less: transformers repeats keys
-    and values for every query head, and keeps the logits and their log-softmax of all positions,
-    4 N V each. With these added, the two agree to 2 %.
+    The first is 4 P to the last digit. Of the second, ours keeps less. transformers repeats keys
+    and values for every query head, keeps silu(gate) and what each norm's w multiplies, and keeps
+    the logits and their log-softmax of all positions, 4 N V each. With these added, the two agree
+    to 2 %.
     """
     c, run = ModelConfig.from_hf(LLAMA), setting(method="full", micro_bs=4, max_length=512)
     terms = plan.memory(c, run)
     weights = terms[0].bytes
     assert terms[0].name == "weights" and weights / 2 ** 30 == pytest.approx(4.60, abs=0.005)
     kept, N = sum(term.bytes for term in terms if term.when == "kept"), 4 * 512
-    assert (weights + kept) / 2 ** 30 == pytest.approx(10.98, abs=0.05)
+    assert (weights + kept) / 2 ** 30 == pytest.approx(9.50, abs=0.05)
     repeated, logits = 2 * 4 * N * (2048 - 512) * 16, 2 * 4 * N * 128_256
-    theirs = weights + kept + repeated + logits
+    silu, normed = 4 * N * 8192 * 16, 4 * N * 2048 * (2 * 16 + 1)
+    theirs = weights + kept + repeated + silu + normed + logits
     assert theirs / 2 ** 30 == pytest.approx(13.25, rel=0.02)
 
 
