@@ -391,9 +391,8 @@ def activations(z: Sizes) -> list[Term]:
         if not z.config.gradient_checkpointing:
             held = lowest.bytes + (z.L - 1) * other.bytes
         if layer_term == layer_norms:
-            held += norm_keeps(z, z.C, z.t)             # the last norm, of the text alone:
-            if z.s == 2:                                # in float32 it keeps a view of all
-                held -= 4 * z.config.micro_bs * z.virtual * (z.C + 1)
+            # the last norm is of the text alone, and keeps a view of all
+            held += norm_keeps(z, z.C, z.t) - 4 * z.config.micro_bs * z.virtual
         terms.append(other._replace(bytes=held))
 
     starts = z.t * z.N * z.C * z.L if z.config.gradient_checkpointing else 0
@@ -472,12 +471,12 @@ def term_of_logits(z: Sizes) -> Term:
 
 
 def term_of_layer_backwards(z: Sizes) -> Term:
-    """The gradients of gate, of up and of their product: 3 s N I = 59.8 MB, and next to them:
+    """The gradients of gate and of up: 2 s N I = 39.8 MB, and what is held next to them:
 
     dNLL/dW in full fine-tuning, one dequantized weight in QLoRA, and with checkpointing the layer's
     activations.
     """
-    held, formula = 3 * z.s * z.N * z.I, "3 s N I: d gate, d up, d product"
+    held, formula = 2 * z.s * z.N * z.I, "2 s N I: d gate, d up"
     if z.full:
         formula += ", 4 V C"
         if z.c.tie_word_embeddings or z.config.grad_accum == 1:
