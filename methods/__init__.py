@@ -135,6 +135,8 @@ class Method:
     # reads(config): whether an adapter_config.json is this method's; default: by its peft_type
     reads: Callable | None = None
 
+    # whether `apply` reads weights of the base, so that they must not be cut into shards
+    reads_base: bool = False
     # the settings that it does not have, of rank, alpha and targets
     ignores: tuple = ()
     unmergeable: str = ""           # why it cannot become part of W; "": it can

@@ -94,4 +94,4 @@ def reads(config: dict) -> bool:
     return bool(config.get("use_dora")) and is_plain_lora(config | {"use_dora": False})
 
 
-METHOD = Method("dora", apply, count, save=save, load=load, reads=reads)
+METHOD = Method("dora", apply, count, save=save, load=load, reads=reads, reads_base=True)

@@ -117,4 +117,4 @@ def reads(config: dict) -> bool:
 
 
 METHOD = Method("pissa", apply, count, options={"niter": 0}, kept=kept, save=save, load=load,
-                reads=reads)
+                reads=reads, reads_base=True)

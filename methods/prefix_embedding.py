@@ -77,7 +77,7 @@ def load(method, model, config: dict, tensors: dict, folder):
 
 
 METHOD = Method(
-    "prefix_embedding", apply, count, lr=1e-2, ignores=("alpha", "targets"), save=save, load=load,
-    reads=lambda config: config.get("peft_type") == "PROMPT_TUNING",
+    "prefix_embedding", apply, count, lr=1e-2, reads_base=True, ignores=("alpha", "targets"),
+    save=save, load=load, reads=lambda config: config.get("peft_type") == "PROMPT_TUNING",
     unmergeable="its virtual tokens are input and no weights; sample.py and evaluate.py take it as "
                 "--adapter")

@@ -63,6 +63,6 @@ def count(shapes: Shapes, setup: Setup) -> int:
 
 
 METHOD = Method(
-    "prefix_layer", apply, count, lr=1e-2, ignores=("alpha", "targets"),
+    "prefix_layer", apply, count, lr=1e-2, reads_base=True, ignores=("alpha", "targets"),
     unmergeable="its virtual tokens are input and no weights; sample.py and evaluate.py take it as "
                 "--adapter")
