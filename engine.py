@@ -70,20 +70,24 @@ def load_base(name, dtype=None, device=None, nf4=False, each=None) -> Transforme
 def load_shards(name, dtype, device, nf4: bool, products: torch.dtype) -> Transformer:
     """`load_base` on several processes, each of which keeps its shard of every weight.
 
-    A layer is cut when it is whole, before the next one is read. So a process holds at most its
-    shards, one layer, and the embedding with the unembedding, which are cut last: they may be tied.
+    What is in 16 or 32 bits is cut before it has values, and then a process reads its rows alone. A
+    layer in four bits is read and quantized whole, because all scales of a weight share a mean. It
+    is cut before the next one is read, so a process holds at most its shards and one layer.
     products: the dtype of the layers' products, in which they are gathered.
     """
-    def cut_layer(model, module_name):
-        layer = re.match(r"model\.layers\.\d+", module_name)
-        if layer:
-            layer = model.get_submodule(layer[0])
+    def cut(model, module_name):
+        layers = model.model.layers
+        if module_name == "":
+            shards.cut_all_but(model, layers)
+        if module_name == "" and not nf4:
+            for layer in layers:
+                shards.cut(layer, products)
+        if nf4 and (path := re.match(r"model\.layers\.\d+", module_name)):
+            layer = model.get_submodule(path[0])
             if not any(p.is_meta for p in layer.parameters()):
                 shards.cut(layer, products)
 
-    model = load_base(name, dtype, device, nf4, cut_layer)
-    shards.cut_rest(model)
-    return model
+    return load_base(name, dtype, device, nf4, cut)
 
 
 def load_quantized(name_or_path, dtype=None, device=None, each=None) -> Transformer:
@@ -118,6 +122,7 @@ def load_quantized(name_or_path, dtype=None, device=None, each=None) -> Transfor
     if extra := names - known:
         raise UserError(f"{folder}: {min(extra)} belongs to no model that config.json describes")
 
+    each(model, "")
     # Embedding, norms and biases are put in as they are; a quantized weight brings its own layer.
     # Its parts may lie in different files, so they are looked up in all.
     for name, shape in shapes.items():
@@ -129,7 +134,7 @@ def load_quantized(name_or_path, dtype=None, device=None, each=None) -> Transfor
             raise UserError(f"{folder}: {name} is missing, or not in bitsandbytes' form ({e}); "
                             "fetch it again") from None
         if quantized is None:
-            model.put(name, tensor.to(dtype), shape, folder)
+            model.put(name, tensor, folder, dtype, device)
         else:
             put_quantized(model, name, NF4Tensor(**quantized), dtype, shape, folder)
         each(model, name.rpartition(".")[0])

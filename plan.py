@@ -374,7 +374,8 @@ def layer_swiglu(z: Sizes, needing: set[str]) -> Term:
 def layer_copies(z: Sizes, needing: set[str]) -> Term:
     """16-bit copies of the float32 weights that are trained: 2 a / L = 2.9 MB.
 
-    Of W in full fine-tuning; of B, for du; of A, for dx, if that is needed. None in float32.
+    Of W in full fine-tuning, unless it is gathered in 16 bits; of B, for du; of A, for dx, if that
+    is needed. None in float32.
     """
     numbers = 0
     for name in z.trained_maps:
@@ -386,6 +387,8 @@ def layer_copies(z: Sizes, needing: set[str]) -> Term:
             if INPUT_OF[name] in needing:
                 numbers += z.r * size_in
     held = 2 * numbers if z.s == 2 else 0
+    if z.full and z.n > 1:
+        held = 0
     formula, source = ("2 W", "autocast") if z.full else ("2 a", "LoRALinear")
     return Term("kept", "  16-bit copies", held, formula, source)
 
@@ -473,7 +476,7 @@ def term_of_logits(z: Sizes) -> Term:
     held = max(softmax_bytes(z), next_softmax_bytes(z), dW_product_bytes(z)) + z.t * z.N * z.C
     if z.mixed:
         held += 2 * z.V * z.C       # autocast keeps 16-bit weights until the forward pass is over
-        if z.config.gradient_checkpointing:
+        if z.config.gradient_checkpointing and z.n == 1:
             held += 2 * z.W
     formula = f"8 x {z.m} V and more; uncut 4 N V = {4 * z.N * z.V / 1e9:.2f}"
     return Term("loss", "~ logits", held, formula, "LinearNLL")
@@ -677,8 +680,7 @@ def make_stepper(c: ModelConfig, config: Config):
     model = Transformer.empty(c)
     # one weight at a time, as from_pretrained puts them and load_quantized quantizes them
     for name, p in list(model.named_parameters()):
-        model.put(name, torch.empty(p.shape, dtype=dtype, device=device).normal_(std=0.02),
-                  p.shape, "")
+        model.put(name, torch.empty(p.shape, dtype=dtype, device=device).normal_(std=0.02), "")
         if config.four_bits:
             quantize_layer(model, name.rpartition(".")[0])
     model.tie_weights()

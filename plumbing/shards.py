@@ -1,7 +1,7 @@
 """A model in shards: each process keeps its rows of every weight (torch's fully_shard, "FSDP2").
 
-    loading     a layer is read whole, each process keeps its rows of every weight, and then the
-                next layer is read
+    loading     each process reads its rows of every weight; of a layer that is quantized all, and
+                keeps its rows before it reads the next layer
     forward     before a layer computes, all processes gather its weights; afterwards they let go
     backward    the weights are gathered again. Their gradients are summed over the processes, and
                 each process keeps its rows of the sum
@@ -22,9 +22,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from plumbing import processes
 
 
-def cut(module: nn.Module, products: torch.dtype | None = None):
-    """Leave this process its shard of each weight in `module` that is not cut yet.
+def cut(module: nn.Module, products: torch.dtype | None = None, ignored=()):
+    """Leave this process its shard of each weight in `module`, but of those that are `ignored`.
 
+    On the meta device, before there are any values, it says which rows will be this process's.
     products: gather float32 weights in this dtype, in which the module multiplies, as autocast
     would round them. Their gradients are summed in float32. None: gather them as they are.
     """
@@ -32,20 +33,20 @@ def cut(module: nn.Module, products: torch.dtype | None = None):
     freeze_buffers(module)
     rounding = MixedPrecisionPolicy(products, torch.float32, cast_forward_inputs=False)
     everyone = init_device_mesh(processes.communication_device(), (processes.world(),))
-    fully_shard(module, mesh=everyone, mp_policy=rounding)
+    fully_shard(module, mesh=everyone, mp_policy=rounding, ignored_params=set(ignored))
     # The sum, not the mean: optimizer_step has divided by the tokens of all processes already.
     module.set_force_sum_reduction_for_comms(True)
     module.set_gradient_divide_factor(1.0)
 
 
-def cut_rest(model: nn.Module):
-    """`cut` for what is in no layer: embedding, last norm, unembedding. Call it after the layers.
+def cut_all_but(model: nn.Module, layers: nn.Module):
+    """`cut` for what is in no layer: embedding, last norm, unembedding.
 
     They are one group, because a tied embedding and unembedding are one weight. The group is
     gathered when `model` computes, and that is `model.loss`, which is not `forward`.
     """
     from torch.distributed.fsdp import register_fsdp_forward_method
-    cut(model)
+    cut(model, ignored=layers.parameters())
     register_fsdp_forward_method(model, "loss")
 
 
@@ -65,7 +66,7 @@ def freeze_buffers(module: nn.Module):
 
 
 def let_go(model: nn.Module):
-    """Cut again what an evaluation has gathered last, the group of `cut_rest`.
+    """Cut again what an evaluation has gathered last, the group of `cut_all_but`.
 
     After a training step nothing is left to cut, because the backward pass does it.
     """

@@ -48,7 +48,8 @@ def argv_of(checkpoint, uneven):
     def make(name, out, *flags, **more):
         how = {"micro_bs": 2, "warmup_ratio": 0.2, "schedule": "cosine"} | SETTINGS[name] | more
         tied = how.pop("model", "tied") == "tied"
-        return command(checkpoint(tie_word_embeddings=tied), uneven, out, *flags, **how)
+        data = how.pop("data", uneven)
+        return command(checkpoint(tie_word_embeddings=tied), data, out, *flags, **how)
     return make
 
 
@@ -276,7 +277,7 @@ def test_a_port_that_is_taken_ends_in_one_line(argv_of, tmp_path):
 def test_processes_with_other_data_or_settings_are_told(argv_of, uneven, tmp_path, difference):
     """Two processes by hand. The second one's data has the name of the first one's, elsewhere."""
     port, out = free_port(), tmp_path / "run"
-    argv, other, folders = argv_of("lora", out, data="data"), None, [tmp_path / "a", tmp_path / "b"]
+    argv, folders = argv_of("lora", out, data="data"), [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         shutil.copytree(uneven, folder / "data")
     if difference == "data":
