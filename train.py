@@ -425,7 +425,8 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
         scaler.scale(penalty()).backward()
 
     # Over all processes gradients are summed, not averaged, because each has divided its own sum by
-    # the tokens of the whole batch already. From here on all of them do the same.
+    # the tokens of the whole batch already. (Those of shards are: backward() has summed them.) From
+    # here on all of them do the same.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     processes.sum_gradients(parameters)
 
