@@ -297,6 +297,10 @@ def pad_batch(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
+# A micro-batch of one token, of which nothing is learned: its gradient is zero.
+BLANK = torch.zeros((1, 1), dtype=torch.long), torch.full((1, 1), IGNORED)
+
+
 # ----- one sample, shown --------------------------------------------------------------------------
 
 def show_sample(sample: Sample, tokenizer):

@@ -38,6 +38,7 @@ from plumbing.checkpoint import read_weights, write_checkpoint
 from plumbing.device import multiplies_bfloat16
 from plumbing.errors import UserError
 from plumbing.files import read_json, resolve
+from plumbing.shards import shard_like
 
 # MKL computes torch's matrix products on Intel processors. By default the order in which it adds
 # depends on the number of threads, and so does the rounding. This asks for one order, so that a run
@@ -716,38 +717,43 @@ class Transformer(nn.Module):
         dtype None keeps the file's. The model is made on the meta device, without storage. Then one
         tensor after the other is read, cast and put in its place, so there is never a second copy.
         each(model, module_name), if given, is called after each tensor with the name of the module
-        that received it: this is where engine.load_quantized quantizes a layer, before the next
-        weight is read. Raises UserError for files that are missing, damaged or do not fit the
-        config.
+        that received it, and before the first with "": this is where engine.load_quantized
+        quantizes a layer, before the next weight is read. Raises UserError for files that are
+        missing, damaged or do not fit the config.
         """
         folder = resolve(name_or_path)
         model = cls.empty(ModelConfig.from_pretrained(folder))
-        wanted = {name: p.shape for name, p in model.named_parameters()}
+        wanted = [name for name, _ in model.named_parameters()]
+        if each is not None:
+            each(model, "")
         for file, name, tensor in read_weights(folder):
             if name in wanted:
-                tensor = tensor.to(device=device, dtype=dtype, copy=True)
-                model.put(name, tensor, wanted.pop(name), file)
+                wanted.remove(name)
+                model.put(name, tensor, file, dtype, device)
                 if each is not None:
                     each(model, name.rpartition(".")[0])
             # some checkpoints also hold the tied unembedding, or RoPE's constants
             elif name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq"):
                 raise UserError(f"{file}: {name} belongs to no model that config.json describes")
         if wanted:
-            raise UserError(f"{folder}: the weights lack {next(iter(wanted))} and "
+            raise UserError(f"{folder}: the weights lack {wanted[0]} and "
                             f"{len(wanted) - 1} more that config.json asks for")
         model.tie_weights()     # put() replaced the embedding; the unembedding is still on meta
         return model
 
-    def put(self, name: str, tensor, shape, file):
-        """Make `tensor`, read from `file`, the parameter called `name`.
+    def put(self, name: str, tensor, file, dtype=None, device=None):
+        """Make a copy of `tensor`, read from `file`, the parameter called `name`.
 
-        Raises UserError if it does not have the `shape` that the config gives it.
+        Raises UserError if it does not have the shape that the config gives it.
         """
-        if tensor.shape != shape:
+        path, _, leaf = name.rpartition(".")
+        module = self.get_submodule(path)
+        empty = getattr(module, leaf)               # on the meta device, perhaps cut into shards
+        if tensor.shape != empty.shape:
             raise UserError(f"{file}: {name} has shape {tuple(tensor.shape)}, config.json asks for "
-                            f"{tuple(shape)}")
-        module, _, leaf = name.rpartition(".")
-        setattr(self.get_submodule(module), leaf, nn.Parameter(tensor))
+                            f"{tuple(empty.shape)}")
+        tensor = shard_like(tensor, empty).to(device=device, dtype=dtype, copy=True)
+        setattr(module, leaf, nn.Parameter(tensor))
 
     def save_pretrained(self, folder, stop_ids=()):
         """Write config.json and model.safetensors as transformers, vLLM and llama.cpp read them.

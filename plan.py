@@ -3,8 +3,9 @@
     python plan.py --model Qwen/Qwen2.5-0.5B-Instruct --method lora --rank 64 --max_length 512
     python plan.py --model config.json --method full --dtype bfloat16 --plot plan.png
     python plan.py --model nano --data nano --measure       # compare with two real steps
+    python plan.py --model Qwen/Qwen2.5-7B --gpus 1,8,64 --fsdp     # what each GPU holds and sends
 
-A run uses one device, so everything below must fit on it. In GB of 10^9 bytes, with AdamW, 4 x 512
+On one device all of a run must fit. In GB of 10^9 bytes, with AdamW, 4 x 512
 tokens per micro-batch and rank 64 on all linear layers:
 
                    Llama-3.2-1B (1.24e9 parameters)      Qwen2.5-7B (7.62e9 parameters)
@@ -36,7 +37,8 @@ counts.
 Symbols: B sequences of T tokens per micro-batch, N = B T; C hidden size, I width of the MLP, Q and
 K widths of queries and keys, V vocabulary, L layers, hd size of a head; P parameters, W those of
 the layers' linear maps, a those of the adapters, r rank; s bytes per number of the computation, 4
-or 2; t per number of the residual stream, 4 in full fine-tuning, else s.
+or 2; w per weight of the linear maps; t per number of the residual stream, 4 in full fine-tuning,
+else s; n GPUs over which --fsdp cuts every weight, else 1; E parameters outside the layers.
 """
 import bisect
 import contextlib
@@ -54,6 +56,7 @@ from typing import NamedTuple
 import torch
 
 import train
+from communication import gathered_bytes, passes, sent_per_step
 from dataset import find_dataset, load_split
 from lora import TARGETS
 from methods import Shapes, Target, find_method, setup_of
@@ -151,9 +154,9 @@ def first_line(function) -> str:
 
 
 class Sizes:
-    """The symbols of the formulas, for the model `c` and the run of `config`."""
+    """The symbols of the formulas, for the model `c` and the run of `config` on `gpus` GPUs."""
 
-    def __init__(self, c: ModelConfig, config: Config):
+    def __init__(self, c: ModelConfig, config: Config, gpus: int = 1):
         self.c, self.config = c, config
         self.shapes = linear_shapes(c)
         self.full = config.method == "full"
@@ -171,6 +174,8 @@ class Sizes:
         self.L = c.num_hidden_layers                    # layers
         self.P = count_parameters(c)                    # all parameters
         self.W = linear_parameters(c)                   # those of the layers' linear maps
+        tables = 1 if c.tie_word_embeddings else 2
+        self.E = tables * self.V * self.C + self.C      # those in no layer
 
         # what is trained
         self.r = config.rank                            # rank of the adapters
@@ -193,12 +198,18 @@ class Sizes:
         self.m = min(self.predicted, LinearNLL.CHUNK)   # of a chunk of the loss
         self.s = DTYPES[config.dtype].itemsize          # of the computation
         self.t = 4 if self.full else self.s             # of the residual stream
+        self.w = NF4_BYTES if config.four_bits else self.s      # of a weight of the linear maps
+
+        # several GPUs
+        self.n = gpus if config.fsdp else 1             # shards of each weight
+        self.passes = passes(config.grad_accum, gpus)   # micro-batches of each GPU in a step
 
 
 class Term(NamedTuple):
     """One item of memory, and when it is held:
 
     throughout              from the first step to the last
+    gathered                from a forward pass to the end of its backward pass
     gradients, embedding    from the backward pass to the update; the embedding's come last
     kept                    from a layer's forward pass to its backward pass
     loss, layer, end, step  at that moment alone
@@ -224,9 +235,19 @@ def term_of_weights(z: Sizes) -> Term:
     if z.full:
         held, formula, source = 4 * z.P, "4 P: kept in float32", "arXiv 1710.03740"
     if z.config.four_bits:
-        held = NF4_BYTES * z.W + z.s * (z.P - z.W)
+        held = z.w * z.W + z.s * (z.P - z.W)
         formula, source = "4.127 / 8 W + s (P - W)", "arXiv 2305.14314"
-    return Term("throughout", "weights", held, formula, source)
+    return Term("throughout", "weights", held / z.n, formula, source)
+
+
+def term_of_gathered(z: Sizes) -> Term:
+    """With --fsdp, what is whole in a step: E, the layer that computes and the one that arrives.
+
+    s E + 2 s (P - E) / L = 0.332 GB.
+    """
+    layers, rest = gathered_bytes(z)
+    held = rest + 2 * layers / z.L if z.n > 1 else 0
+    return Term("gathered", "gathered weights", held, "E and two layers", "fully_shard")
 
 
 def term_of_adapters(z: Sizes) -> Term:
@@ -244,6 +265,8 @@ def term_of_moments(z: Sizes) -> Term:
     Paged moments stay in the host's memory. On a CPU that is the device's memory.
     """
     held = 0 if z.paged else z.moment_bytes * z.trained
+    if z.full:
+        held /= z.n
     formula = f"{z.moment_bytes:g} " + ("P" if z.full else "a")
     return Term("throughout", "optimizer", held, formula, "arXiv 1412.6980")
 
@@ -259,8 +282,9 @@ def terms_of_gradients(z: Sizes) -> list[Term]:
     """
     own, own_formula = (z.dW, "4 V C") if z.c.tie_word_embeddings else (2 * z.dW, "4 V C, twice")
     formula, source = "4 P less these" if z.full else "4 a", "as what is trained"
-    return [Term("gradients", "gradients", 4 * z.trained - own, formula, source),
-            Term("embedding", "  of embeddings", own, own_formula, source)]
+    shards = z.n if z.full else 1
+    return [Term("gradients", "gradients", (4 * z.trained - own) / shards, formula, source),
+            Term("embedding", "  of embeddings", own / shards, own_formula, source)]
 
 
 # ----- activations: what one layer keeps from its forward to its backward pass --------------------
@@ -371,8 +395,11 @@ def layer_swiglu(z: Sizes, needing: set[str]) -> Term:
 
 
 def layer_copies(z: Sizes, needing: set[str]) -> Term:
-    """16-bit copies of the float32 weights in full fine-tuning: 2 W / L = 29.8 MB."""
-    held = 2 * z.W // z.L if z.mixed else 0
+    """16-bit copies of the float32 weights in full fine-tuning: 2 W / L = 29.8 MB.
+
+    Not if they are gathered in 16 bits (--fsdp).
+    """
+    held = 2 * z.W // z.L if z.mixed and z.n == 1 else 0
     return Term("kept", "  16-bit copies", held, "2 W", "autocast")
 
 
@@ -464,7 +491,7 @@ def term_of_logits(z: Sizes) -> Term:
     held = max(softmax_bytes(z), next_softmax_bytes(z), dW_product_bytes(z)) + z.t * z.N * z.C
     if z.mixed:
         held += 2 * z.V * z.C       # autocast keeps 16-bit weights until the forward pass is over
-        if z.config.gradient_checkpointing:
+        if z.config.gradient_checkpointing and z.n == 1:
             held += 2 * z.W
     formula = f"8 x {z.m} V and more; uncut 4 N V = {4 * z.N * z.V / 1e9:.2f}"
     return Term("loss", "~ logits", held, formula, "LinearNLL")
@@ -479,8 +506,11 @@ def term_of_layer_backwards(z: Sizes) -> Term:
     held, formula = 2 * z.s * z.N * z.I, "2 s N I: d gate, d up"
     if z.full:
         formula += ", 4 V C"
-        if z.c.tie_word_embeddings or z.config.grad_accum == 1:
-            held += z.dW            # dNLL/dW waits for the embedding's half, or is .grad already
+        # dNLL/dW waits for the embedding's half, or is .grad already, or waits to be cut
+        if z.c.tie_word_embeddings or z.passes == 1 or z.n > 1:
+            held += z.dW
+        if z.n > 1:             # the layer's gradients are whole, next to a float32 copy to be sent
+            held += (z.s + 4) * (z.P - z.E) / z.L
     if z.config.four_bits:
         # one dequantized weight: 2 bytes of indices or 16-bit form next to 4 of float32
         held += 6 * max(size_in * size_out for size_in, size_out in z.shapes.values())
@@ -499,8 +529,10 @@ def term_of_embedding_backwards(z: Sizes) -> Term:
     becomes .grad itself, so with one micro-batch there is one less.
     """
     copies = 2 if z.c.tie_word_embeddings else 1
-    if z.config.grad_accum == 1:
+    if z.passes == 1:
         copies -= 1
+    if z.n > 1:
+        copies = 2          # the unembedding's is whole, too, until this one is there
     return Term("end", "~ embedding's gradient", copies * z.dW,
                 "4 V C, next to dNLL/dW where tied", "nn.Embedding")
 
@@ -525,31 +557,35 @@ def term_of_update(z: Sizes) -> Term:
 
 # ----- the peak -----------------------------------------------------------------------------------
 
-def memory(c: ModelConfig, config: Config) -> list[Term]:
-    """What an optimizer step of `config` holds. Not all of it at once: see `at_peak`."""
-    z = Sizes(c, config)
-    return [term_of_weights(z), term_of_adapters(z), term_of_moments(z),
+def memory(c: ModelConfig, config: Config, gpus: int = 1) -> list[Term]:
+    """What an optimizer step of `config` holds on each of `gpus` GPUs.
+
+    Not all of it at once: see `at_peak`.
+    """
+    z = Sizes(c, config, gpus)
+    return [term_of_weights(z), term_of_gathered(z), term_of_adapters(z), term_of_moments(z),
             *terms_of_gradients(z), *activations(z),
             term_of_loss_gradients(z), term_of_logits(z), term_of_layer_backwards(z),
             term_of_embedding_backwards(z), term_of_update(z)]
 
 
-def at_peak(c: ModelConfig, config: Config) -> tuple[str, dict[str, float]]:
+def at_peak(c: ModelConfig, config: Config, gpus: int = 1) -> tuple[str, dict[str, float]]:
     """-> (the moment at which most is held, {kind: bytes then}). The bytes' sum is the peak.
 
     With one micro-batch per step no gradients exist before the backward pass, which frees
     activations as it makes gradients. With several, the earlier ones' gradients are there.
     """
-    terms, total = memory(c, config), Counter()
+    terms, total = memory(c, config, gpus), Counter()
     for term in terms:
         total[term.when] += term.bytes
     gradients = total["gradients"] + total["embedding"]
-    before = gradients if config.grad_accum > 1 else 0
+    before = gradients if passes(config.grad_accum, gpus) > 1 else 0
+    whole = total["gathered"]
     moments = {             # gradients, activations, temporary
-        "the loss": (before, total["kept"], total["loss"]),
-        "a layer's backward pass": (before, total["kept"], total["layer"]),
-        "the lowest layer's backward pass": (total["gradients"], 0, total["layer"]),
-        "the embedding's gradient": (gradients, 0, total["end"]),
+        "the loss": (before, total["kept"], total["loss"] + whole),
+        "a layer's backward pass": (before, total["kept"], total["layer"] + whole),
+        "the lowest layer's backward pass": (total["gradients"], 0, total["layer"] + whole),
+        "the embedding's gradient": (gradients, 0, total["end"] + whole),
         "the optimizer's step": (gradients, 0, total["step"])}
     moment = max(moments, key=lambda name: sum(moments[name]))
     held = {term.name: term.bytes for term in terms if term.when == "throughout"}
@@ -557,8 +593,8 @@ def at_peak(c: ModelConfig, config: Config) -> tuple[str, dict[str, float]]:
     return moment, held
 
 
-def peak_bytes(c: ModelConfig, config: Config) -> float:
-    return sum(at_peak(c, config)[1].values())
+def peak_bytes(c: ModelConfig, config: Config, gpus: int = 1) -> float:
+    return sum(at_peak(c, config, gpus)[1].values())
 
 
 def largest_micro_bs(c: ModelConfig, config: Config, size: float) -> int:
@@ -659,8 +695,7 @@ def make_stepper(c: ModelConfig, config: Config):
     model = Transformer.empty(c)
     # one weight at a time, as from_pretrained puts them and load_quantized quantizes them
     for name, p in list(model.named_parameters()):
-        model.put(name, torch.empty(p.shape, dtype=dtype, device=device).normal_(std=0.02),
-                  p.shape, "")
+        model.put(name, torch.empty(p.shape, dtype=dtype, device=device).normal_(std=0.02), "")
         if config.four_bits:
             quantize_layer(model, name.rpartition(".")[0])
     model.tie_weights()
@@ -809,6 +844,20 @@ def show_cards(c: ModelConfig, config: Config):
               + "".join(f"{micro_bs:>9}" for micro_bs in fits))
 
 
+def show_gpus(c: ModelConfig, config: Config, numbers: list[int]):
+    """What each of several GPUs holds at the peak, and what it sends in a step."""
+    how = "shards (--fsdp)" if config.fsdp else "data parallel"
+    print(f"\n{how}, in {config.dtype}: GB on each GPU, and GB that it sends per step of "
+          f"{config.grad_accum} x {config.micro_bs} x {config.max_length} tokens\n" + " " * 25
+          + "".join(f"{n:>16} GPU" + ("s" if n > 1 else " ") for n in numbers))
+    for name, variant in each_method(config).items():
+        line = f"  {name:<23}"
+        for n in numbers:
+            sent = sum(sent_per_step(Sizes(c, variant, n), n).values())
+            line += f"{peak_bytes(c, variant, n) / 1e9:12.2f}{sent / 1e9:9.2f}"
+        print(line)
+
+
 def show_computation(c: ModelConfig, config: Config):
     C, W, in_out = c.hidden_size, linear_parameters(c), adapter_parameters(c, 1)
     print(f"\ncomputation, {config.batch_eff} x {config.max_length} tokens per step, "
@@ -903,11 +952,12 @@ def draw_memory(c: ModelConfig, config: Config, path: Path):
 # ----- the command --------------------------------------------------------------------------------
 
 TRAIN_FLAGS = ["model", "data", "supervise", "method", "nf4", "options", "rank", "targets",
-               "optimizer", "micro_bs", "grad_accum", "max_length", "max_steps", "dtype", "device"]
+               "optimizer", "micro_bs", "grad_accum", "max_length", "max_steps", "dtype", "device",
+               "fsdp"]
 
 
-def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool]:
-    """-> (the run, --plot, --measure). The run's data is None if no rank is to be planned.
+def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool, list[int]]:
+    """-> (the run, --plot, --measure, --gpus). Its data is None if no rank is to be planned.
 
     Raises UserError for a --plot that cannot be drawn.
     """
@@ -923,17 +973,22 @@ def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool]:
                         help="draw the memory of each method, without and with checkpointing")
     parser.add_argument("--measure", action="store_true",
                         help="make two of train.py's steps on random weights, and compare")
+    parser.add_argument("--gpus", metavar="N,N,N", default="", help=(
+        "what each of N GPUs holds and sends, data parallel or with --fsdp in shards"))
     flags = vars(parser.parse_args(argv))
     picture, measuring = flags.pop("plot"), flags.pop("measure")
+    gpus = [n for n in flags.pop("gpus").split(",") if n]
+    if not all(n.isdecimal() and 1 <= int(n) <= 2 ** 20 for n in gpus):
+        raise UserError(f"--gpus {','.join(gpus)}: it must be numbers of GPUs, such as 8 or 1,8,64")
     if picture and picture.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--plot {picture}: its name must end in .png, .svg or .pdf")
     if picture and not picture.parent.is_dir():
         raise UserError(f"--plot {picture}: there is no folder {picture.parent}")
-    return Config(**flags), picture, measuring
+    return Config(**flags), picture, measuring, [int(n) for n in gpus]
 
 
 def print_plan(argv=None):
-    asked, picture, measuring = parse_plan_flags(argv)
+    asked, picture, measuring, gpus = parse_plan_flags(argv)
     check_config(asked)
     config = settled(asked, n_train=1)
     dtype = "bfloat16" if asked.dtype == "auto" else config.dtype
@@ -945,7 +1000,9 @@ def print_plan(argv=None):
         show_sizes(c, config)
         show_memory(c, config)
         show_methods(c, config)
-        show_cards(c, on_gpu)
+        show_cards(c, replace(on_gpu, fsdp=False))
+        if gpus:
+            show_gpus(c, on_gpu, gpus)
         show_computation(c, config)
         show_start(c, config, supervised)
     print_fitted(printed.getvalue().rstrip("\n"))

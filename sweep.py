@@ -75,7 +75,7 @@ from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
 from plumbing.files import make_folder, write_json
 from plumbing.records import read_rows, write_rows
-from plumbing.workers import BUSY, claim_file, do_jobs, rank_and_world
+from plumbing.workers import BUSY, claim_file, do_jobs, local_rank, rank_and_world
 from rates import best_tried, diverged, extend_grid, plan_rates
 from settings import LESS_MEMORY, Config, check_config, settled
 
@@ -581,7 +581,7 @@ def make_missing_runs(board: Board, data, jobs: int, may_grow=False):
 
     start, finished_before = time.perf_counter(), board.count_samples(finished=True)
     work = functools.partial(attempt_run, data=data, out=board.out)
-    first_gpu = board.rank * jobs       # the ranks before this one use `jobs` GPUs each
+    first_gpu = local_rank() * jobs     # this machine's ranks before this one use `jobs` GPUs each
     if not may_grow:
         jobs = min(jobs, len(board.waiting))    # a process without a run would only take threads
     threads = max(1, torch.get_num_threads() // jobs)
@@ -754,7 +754,8 @@ def refuse_grid_settings(settings, common: Config, plain: Config):
     common and plain: the settings with and without the flags of the command line. A flag that
     repeats its default cannot be told from none, and passes.
     """
-    reasons = dict.fromkeys(("epochs", "resume", "overwrite"), "a sweep does not have this flag")
+    reasons = dict.fromkeys(("epochs", "fsdp", "resume", "overwrite"),
+                            "a sweep does not have this flag")
     in_grid, where = {"rank", "targets", "alpha"}, "at the top of sweep.py"
     if settings.grid:
         where = f"in {settings.grid}"
@@ -783,7 +784,7 @@ def default_jobs(config, world: int) -> int:
     """One process per GPU. Without GPUs one process, which uses all cores.
 
     nano's matrices are too small to be divided among cores, so it gets one process per core. A rank
-    of torchrun is a process already.
+    of torchrun or srun is a process already.
     """
     if world > 1:
         return 1
@@ -799,7 +800,7 @@ def sweep(argv=None) -> int:
     settings, common = parse_sweep(argv)
     rank, world = rank_and_world()
     if common.device in ("auto", "cuda"):
-        take_gpu(rank)                      # from here on "cuda" is this rank's own GPU
+        take_gpu(local_rank())              # from here on "cuda" is this rank's own GPU
     ModelConfig.from_pretrained(common.model)   # a missing model shows here, also in a dry run
     arms = list_arms(settings.arms, common)
     if rank == 0:

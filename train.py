@@ -11,8 +11,9 @@ the run goes on there is also state/, which is what --resume needs.
 The file reads as the run goes: read the data, load the model, choose what is trained, look where
 the run stands, show what is about to happen, loop over steps, save, show what was learned. `train`,
 at the end, calls these parts in this order. A run uses one device, or with torchrun several: each
-process has the whole model and computes its share of a step's micro-batches. Where that matters it
-says "all processes" (plumbing/processes.py has what they say to each other).
+process has the whole model, or with --fsdp its shard of each weight, and computes its share of a
+step's micro-batches. Where that matters it says "all processes" (plumbing/processes.py and
+plumbing/shards.py have what they say to each other).
 
 The first command makes 200 steps of 4 x 4 samples, 0.43 epochs of nano's 7,470 samples. All losses
 are NLLs in nats per supervised token. A model that gives each of V tokens the same probability has
@@ -25,7 +26,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import random
 import shutil
 import sys
@@ -42,12 +42,12 @@ from tqdm import tqdm
 import curves
 import dataset
 from curves import draw_runs, lowest_row
-from engine import generate_answers, load_base, mean_nll
+from engine import generate_answers, load_base, load_shards, mean_nll
 from lora import adapted_layers
 from methods import Method, find_method, kept_buffers, put_on, setup_of
 from model import Transformer
 from optim import OPTIMIZERS, restore_tensor, state_tensors
-from plumbing import processes, records
+from plumbing import processes, records, shards
 from plumbing.cli import run_command
 from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, interruption
@@ -110,6 +110,8 @@ def model_for(config: Config, base: Transformer | None = None) -> Transformer:
     each run starts from the same weights.
     """
     device, dtype = torch.device(config.device), weight_dtype(config)
+    if config.fsdp and processes.world() > 1:
+        return load_shards(config.model, dtype, device, config.four_bits, DTYPES[config.dtype])
     if base is None:
         return load_base(config.model, dtype, device, nf4=config.four_bits)
     model = copy.deepcopy(base).to(device, dtype)
@@ -262,7 +264,11 @@ def restorer(run: Run) -> tuple[list[str], Callable]:
 
 
 def keep_state(run: Run, state: Path):
-    """Write the file `state`. It replaces the one before when it is whole."""
+    """Write the file `state`. It replaces the one before when it is whole.
+
+    All processes call it. The first one writes what it has, or what all give it of their shards. So
+    a run goes on with any number of processes, and with or without --fsdp.
+    """
     run.progress.scaler = run.scaler.state_dict()
     tensors = state_tensors(run.trained, run.optimizer) | kept_tensors(run)
     save_state(state, tensors, dataclasses.asdict(run.progress))
@@ -299,6 +305,8 @@ def hash_samples(data: Data) -> str:
 
 def answer_question(model, tokenizer, messages: list[dict], autocast=contextlib.nullcontext) -> str:
     """The model's own answer, greedily. messages: a test sample, answer included."""
+    if any(map(processes.is_shard, model.parameters())):
+        return "(not asked: with --fsdp each token would gather the whole model)"
     prompt = tokenizer.encode(dataset.prompt_of(messages[:-1], tokenizer))
     # --compile is for the steps. Each length of the cache would be compiled again, and after eight
     # times torch stops compiling that layer, also for training.
@@ -335,9 +343,9 @@ def show_settings(run: Run):
         shown["dropped samples"] = (f"{data.dropped} and {data.test_dropped}: nothing supervised "
                                     "within --max_length")
     trainable = sum(p.numel() for p in run.trained.values())
-    total = sum(p.numel() for p in run.model.parameters())
+    total = sum(p.numel() for p in run.model.parameters() if p.is_floating_point())
     quantized = [m for m in run.model.modules() if isinstance(m, NF4Tensor)]
-    if quantized:           # these are buffers, and not among the parameters
+    if quantized:           # these are bytes, and not among the numbers that were just counted
         n, nbytes = sum(w.numel() for w in quantized), sum(w.nbytes for w in quantized)
         total += n
         shown["quantized to NF4"] = (f"{n:,} weights of the base, {nbytes / 1e9:.3f} GB: "
@@ -421,7 +429,7 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 
     # Forward and backward. backward() adds to p.grad, so the micro-batches' gradients add up.
     # `total` stays on the device: .item() would wait for the GPU after each micro-batch.
-    for ids, labels in processes.take_share(micro_batches):
+    for ids, labels in processes.take_share(micro_batches, dataset.BLANK):
         with autocast():
             nll, _ = model.loss(ids.to(device), labels.to(device))
         scaler.scale(nll / batch_tokens).backward()
@@ -430,7 +438,8 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
         scaler.scale(penalty()).backward()
 
     # Over all processes gradients are summed, not averaged, because each has divided its own sum by
-    # the tokens of the whole batch already. From here on all of them do the same.
+    # the tokens of the whole batch already. (Those of shards are: backward() has summed them.) From
+    # here on all of them do the same.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     processes.sum_gradients(parameters)
 
@@ -547,8 +556,9 @@ def keep_training(run: Run, out: Path):
     first_process = processes.rank() == 0           # it alone writes
     with interruption() as asked:
         for evaluated in training_steps(run, None if first_process else True):
-            # all processes stop after the same step, or the others would wait for one for ever
-            interrupted = processes.sum_over_processes(len(asked))[0] > 0
+            # all processes stop and save after the same step, or they would wait for one another
+            late = evaluated and time.perf_counter() > save_after
+            interrupted, due = processes.sum_over_processes(len(asked), late)
             now = time.perf_counter() - began
             if first_process and now > line_after and not sys.stderr.isatty():      # a log file
                 done, line_after = run.progress.step - first, now + LINE_EVERY
@@ -558,13 +568,12 @@ def keep_training(run: Run, out: Path):
             if evaluated and first_process:
                 tqdm.write(records.row_line(run.progress.rows[-1]))
                 records.write_rows(out / "log.csv", run.progress.rows)
-                if run.config.keep == "best":
-                    keep_best(run, out / records.BEST)
                 if not warned and is_over_fitting(run.progress.rows):
                     warned = True
                     tqdm.write(OVER_FITTING.format(lowest_row(run.progress.rows)["step"]))
-            if first_process and (
-                    interrupted or (evaluated and time.perf_counter() > save_after)):
+            if evaluated and run.config.keep == "best":
+                keep_best(run, out / records.BEST)
+            if interrupted or due:
                 start = time.perf_counter()
                 keep_state(run, out / records.STATE)
                 end = time.perf_counter()
@@ -600,10 +609,12 @@ def save_result(run: Run, out: Path):
     These are the weights of the last step, or with --keep best those of the lowest test NLL.
     """
     if run.config.method == "full":
+        shards.let_go(run.model)
         run.model.save_pretrained(out, stop_ids(run.data.tokenizer))
-    else:
+    elif processes.rank() == 0:
         run.method.save(run.model, out, run.config.model, setup_of(run.config))
-    run.data.tokenizer.save_pretrained(out)
+    if processes.rank() == 0:
+        run.data.tokenizer.save_pretrained(out)
 
 
 def show_answers(messages: list[dict], base_answer: str, tuned_answer: str, four_bits: bool):
@@ -631,7 +642,7 @@ def train(config: Config) -> list[dict]:
     data = read_data(config)
     config = settled(config, len(data.train_set))
     if processes.world() > 1:
-        processes.refuse_differences("settings", (config.run, config.out, config.resume))
+        processes.refuse_differences("settings", dataclasses.asdict(config))
         processes.refuse_differences("data", hash_samples(data))
     out = Path(config.out)
     if out.resolve() in (resolve(config.model).resolve(), data.folder.resolve()):
@@ -663,16 +674,19 @@ def train(config: Config) -> list[dict]:
 
     # 6. the loop
     keep_training(run, out)
-    processes.leave_processes()
-    if int(os.environ.get("RANK", 0)) > 0:
-        return run.progress.rows            # the first one saves
 
     # 7. save, and show what was learned. The state goes last: killed before, the run can go on
     step = config.max_steps
     if config.keep == "best":
+        processes.wait_for_all()            # the first one may be writing yet
         step = take_best(run, out / records.BEST)
-        print(f"saved: the weights of step {step}, where the test NLL was lowest")
     save_result(run, out)
+    first_process = processes.rank() == 0
+    processes.leave_processes()
+    if not first_process:
+        return run.progress.rows
+    if config.keep == "best":
+        print(f"saved: the weights of step {step}, where the test NLL was lowest")
     draw_runs([out], out / curves.FILE)
     records.write_run(config, out, base_answer, finished=True, samples=len(data.train_set),
                       saved_step=step)
@@ -688,7 +702,8 @@ def train(config: Config) -> list[dict]:
 
 
 def main(argv=None):
-    with errors_in_one_line(LESS_MEMORY, no_space="make room, then add --resume to the command"):
+    no_space = "make room, then add --resume to the command"
+    with errors_in_one_line(LESS_MEMORY, no_space), processes.lost_process_in_one_line():
         train(parse(argv, __doc__))
 
 

@@ -92,6 +92,8 @@ class Method:
     unpack: Callable | None = None
     # reads(config): whether an adapter_config.json is this method's; None: by its peft_type
     reads: Callable | None = None
+    # whether `apply` reads weights of the base, so that they must not be cut into shards
+    reads_base: bool = False
     unmergeable: str = ""           # why it cannot become part of W; "": it can
 
     # What plan.py counts. keeps(target, setup) -> bytes that autograd keeps for it, besides its x

@@ -95,4 +95,5 @@ def reads(config: dict) -> bool:
     return bool(config.get("use_dora")) and is_plain_lora(config | {"use_dora": False})
 
 
-METHOD = Method("dora", apply, count, pack=pack, unpack=unpack, reads=reads, keeps=keeps)
+METHOD = Method("dora", apply, count, pack=pack, unpack=unpack, reads=reads, keeps=keeps,
+                reads_base=True)

@@ -113,4 +113,4 @@ def reads(config: dict) -> bool:
 
 
 METHOD = Method("pissa", apply, count, options={"niter": 0}, pack=pack, unpack=unpack, reads=reads,
-                keeps=keeps, buffers=1.0)
+                keeps=keeps, buffers=1.0, reads_base=True)

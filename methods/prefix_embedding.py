@@ -83,4 +83,5 @@ def unpack(model, config: dict, tensors: dict, folder):
 METHOD = Method(
     "prefix_embedding", apply, count, lr=3e-2, ignores=("alpha", "targets"), pack=pack,
     unpack=unpack, reads=lambda config: config.get("peft_type") == "PROMPT_TUNING",
-    keeps_x=False, virtual=True, unmergeable="its virtual tokens are input and no weights")
+    reads_base=True, keeps_x=False, virtual=True,
+    unmergeable="its virtual tokens are input and no weights")

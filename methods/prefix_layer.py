@@ -61,5 +61,5 @@ def count(shapes: Shapes, setup: Setup) -> int:
 
 
 METHOD = Method(
-    "prefix_layer", apply, count, lr=3e-2, ignores=("alpha", "targets"), keeps_x=False,
-    virtual=True, unmergeable="its virtual tokens are input and no weights")
+    "prefix_layer", apply, count, lr=3e-2, ignores=("alpha", "targets"), reads_base=True,
+    keeps_x=False, virtual=True, unmergeable="its virtual tokens are input and no weights")

@@ -7,11 +7,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from plumbing import processes, shards
 from plumbing.errors import UserError, is_out_of_memory
 from plumbing.files import replacing
 
 
 def save_state(path: Path, tensors: dict[str, torch.Tensor], progress: dict):
+    """The first process writes the file; of shards all must call it (shards.gather)."""
+    tensors = shards.gather(tensors)
+    if processes.rank() > 0:
+        return
     with replacing(path) as part:
         save_file(tensors, part, metadata={"progress": json.dumps(progress)})
 

@@ -2,7 +2,7 @@
 
     claim_file      makes sure that no two processes make the same file, also on many machines
     do_jobs         does one job after another, here or in several processes
-    rank_and_world  which of torchrun's processes this is, and of how many
+    rank_and_world  which of torchrun's or srun's processes this is, and of how many
 
 Nothing here knows what a job is. The caller hands in the function that does the work. No torch.
 """
@@ -26,8 +26,21 @@ BUSY = "busy"       # the answer to a job that another process has claimed: to b
 
 
 def rank_and_world() -> tuple[int, int]:
-    """torchrun starts `world` processes and tells each its rank, 0 to world - 1; else (0, 1)."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """Which of `world` processes this is, 0 to world - 1, as torchrun or srun says; else (0, 1).
+
+    torchrun first, because it may itself be a task of srun's. The number of tasks is the one that
+    srun alone sets: SLURM_NTASKS is also set in a batch script and in a shell of salloc's, where
+    one process runs.
+    """
+    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if rank in os.environ and world in os.environ:
+            return int(os.environ[rank]), int(os.environ[world])
+    return 0, 1
+
+
+def local_rank() -> int:
+    """Which of its machine's processes this is: the number of its own GPU."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
 
 
 # ----- claims -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from conftest import REPO
 FLOORS = [
     {"plumbing", "metrics"},
     {"settings", "rates", "arms", "verdicts", "quant", "lora", "optim", "subspaces",
-     "curves"},
+     "curves", "communication"},
     {"model", "tokenizer", "dataset", "subspace_plots"},
     {"engine", "methods"},
     {"train"},

@@ -15,6 +15,7 @@ from runs import one_line
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+import communication
 import plan
 from dataset import load_split
 from lora import apply_lora
@@ -37,6 +38,10 @@ QWEN = {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
 QWEN_7B = {"model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18_944,
            "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
            "vocab_size": 152_064}
+QWEN_32B = QWEN_7B | {"hidden_size": 5120, "intermediate_size": 27_648, "num_hidden_layers": 64,
+                      "num_attention_heads": 40, "num_key_value_heads": 8}
+QWEN_72B = QWEN_7B | {"hidden_size": 8192, "intermediate_size": 29_568, "num_hidden_layers": 80,
+                      "num_attention_heads": 64, "num_key_value_heads": 8}
 QWEN3_8B = {"model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12_288,
             "num_hidden_layers": 36, "head_dim": 128, "num_attention_heads": 32,
             "num_key_value_heads": 8, "vocab_size": 151_936}
@@ -173,6 +178,8 @@ def test_worked_numbers():
                     plan.term_of_loss_gradients, plan.term_of_logits, plan.term_of_layer_backwards,
                     plan.term_of_embedding_backwards, plan.term_of_update):
         counted[term_of] = [term_of(z).bytes for z in (lora, *others)]
+    in_shards = plan.Sizes(c, dataclasses.replace(run, fsdp=True), 2)
+    counted[plan.term_of_gathered] = [plan.term_of_gathered(in_shards).bytes]
     counted[plan.terms_of_gradients] = [
         term.bytes for z in (lora, *others) for term in plan.terms_of_gradients(z)]
     for function, possible in counted.items():
@@ -430,6 +437,60 @@ def test_measurement(method):
         assert float(predicted) == pytest.approx(float(peak), rel=0.15)
 
 
+# ----- several GPUs -------------------------------------------------------------------------------
+# test_shards.py holds what is sent against torch's collectives, and memory against real processes.
+
+@pytest.mark.parametrize("name, hf", [
+    ("0.5B", QWEN), ("7B", QWEN_7B), ("32B", QWEN_32B), ("72B", QWEN_72B)])
+def test_the_page_of_several_gpus_is_what_plan_prints(name, hf, capsys):
+    page = (REPO / "results/gpus.md").read_text(encoding="utf-8")
+    run = settled(setting(rank=64, micro_bs=1, max_length=512, grad_accum=64), 1)
+    for fsdp in (False, True):
+        on_gpu = dataclasses.replace(run, device="cuda", dtype="bfloat16", fsdp=fsdp)
+        plan.show_gpus(ModelConfig.from_hf(hf), on_gpu, [1, 8, 64])
+    shown = capsys.readouterr().out.strip("\n")
+    assert f"## Qwen2.5-{name}\n\n```\n{shown}\n```" in page
+
+
+def test_numbers_of_communication():
+    """Those of its docstring: Qwen2.5-7B on 8 GPUs, for one micro-batch each."""
+    c = ModelConfig.from_hf(QWEN_7B)
+    sent = {}
+    for method in ("lora", "full"):
+        for fsdp in (False, True):
+            run = setting(method=method, fsdp=fsdp, rank=64, dtype="bfloat16", grad_accum=8)
+            z = plan.Sizes(c, run, 8)
+            sent[method, fsdp] = communication.sent_per_step(z, 8)
+    assert f"a = {plan.adapter_parameters(c, 64):,}" in communication.__doc__
+    assert f"P = {z.P:,}" in communication.__doc__ and f"E = {z.E:,}" in communication.__doc__
+    assert round(sent["lora", False]["sum of gradients"] / 1e9, 2) == 1.13
+    assert round(sent["full", False]["sum of gradients"] / 1e9, 1) == 53.3
+    assert round(sent["lora", True]["gathered weights"] / 1e9, 1) == 24.7
+    for number in ("1.13 GB", "53.3 GB", "24.7 GB"):
+        assert number in communication.__doc__
+
+
+def test_shards_hold_a_part_and_one_gpu_holds_all():
+    """On one GPU --fsdp changes nothing. On n the weights of full fine-tuning, its gradients and
+    moments are 16 P / n bytes."""
+    c = ModelConfig.from_hf(QWEN_7B)
+    run = setting(method="full", fsdp=True, dtype="float32", device="cuda", grad_accum=64)
+    assert plan.at_peak(c, run) == plan.at_peak(c, dataclasses.replace(run, fsdp=False))
+    for n in (2, 8):
+        terms = {term.name: term.bytes for term in plan.memory(c, run, n)}
+        names = ("weights", "optimizer", "gradients", "  of embeddings")
+        held = sum(terms[name] for name in names)
+        assert held == pytest.approx(16 * plan.count_parameters(c) / n)
+
+
+def test_gpus_are_counted_as_one_asks(checkpoint, capsys):
+    plan.main([f"--model={checkpoint()}", *FLAGS, "--gpus=1,2", "--fsdp"])
+    shown = capsys.readouterr().out
+    line = next(line for line in shown.splitlines() if line.startswith("shards (--fsdp)"))
+    heads = shown.partition(line)[2].splitlines()[1]
+    assert heads.split() == ["1", "GPU", "2", "GPUs"]
+
+
 # ----- the command --------------------------------------------------------------------------------
 
 FLAGS = ["--rank=8", "--micro_bs=64", "--max_length=512", "--dtype=float32", "--max_steps=2"]
@@ -486,6 +547,8 @@ MISTAKES = {
     "--plot=plan.exe": "must end in .png",
     "--plot=nowhere/plan.png": "there is no folder nowhere",
     "--optimizer=sgd": "invalid choice",
+    "--gpus=8,0": "--gpus 8,0: it must be numbers of GPUs",
+    "--gpus=many": "--gpus many: it must be numbers of GPUs",
     "--data=nowhere": "--data nowhere: no folder",
     "--device=banana": "torch cannot use",
     "--wide": "unrecognized arguments: --wide (python plan.py --help lists",
