@@ -79,7 +79,7 @@ def synchronize(device: torch.device):
 
 def train_ours(config: Config):
     """One step of train.py per turn."""
-    run = set_up(config)
+    run = start_run(config)
     device = torch.device(run.config.device)
     while True:
         wait_for_turn()
@@ -92,7 +92,7 @@ def train_ours(config: Config):
               ceiling=product_ceiling(run, samples))
 
 
-def set_up(config: Config) -> train.Run:
+def start_run(config: Config) -> train.Run:
     data = train.read_data(config)
     config = settled(config, len(data.train_set))
     return train.set_up(config, data, train.model_for(config))
@@ -383,7 +383,7 @@ def part_of(module: nn.Module) -> str | None:
 
 def show_profile(config: Config, steps: int):
     """Print where the time of `steps` steps goes, after one that is not counted."""
-    run = set_up(config)
+    run = start_run(config)
     train.make_step(run)
     # torch warns of frozen layers with nothing trained below them, which have no dx to time
     warnings.filterwarnings("ignore", "Full backward hook is firing")

@@ -655,7 +655,7 @@ def train(config: Config) -> list[dict]:
         return rows
 
     # 2. load the model. It answers a question now, because what comes next changes it
-    model = model_for(config)
+    model = model_for(config).eval()
     data.tokenizer.check_vocabulary(model.config.vocab_size, config.model)
     question = dataset.read_messages(data.folder / "test.jsonl")[0]
     base_answer = ""

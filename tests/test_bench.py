@@ -18,7 +18,7 @@ def flags(model, data, **more):
 
 
 def run_of(model, data, method):
-    return bench.set_up(Config(model=str(model), data=str(data), method=method, rank=4,
+    return bench.start_run(Config(model=str(model), data=str(data), method=method, rank=4,
                                device="cpu", dtype="float32"))
 
 
