@@ -305,7 +305,7 @@ def hash_samples(data: Data) -> str:
 
 def answer_question(model, tokenizer, messages: list[dict], autocast=contextlib.nullcontext) -> str:
     """The model's own answer, greedily. messages: a test sample, answer included."""
-    if any(map(processes.is_shard, model.parameters())):
+    if shards.is_cut(model):
         return "(not asked: with --fsdp each token would gather the whole model)"
     prompt = tokenizer.encode(dataset.prompt_of(messages[:-1], tokenizer))
     # --compile is for the steps. Each length of the cache would be compiled again, and after eight

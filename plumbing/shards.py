@@ -70,8 +70,12 @@ def let_go(model: nn.Module):
 
     After a training step nothing is left to cut, because the backward pass does it.
     """
-    if hasattr(model, "reshard"):
+    if is_cut(model):
         model.reshard()
+
+
+def is_cut(model: nn.Module) -> bool:
+    return hasattr(model, "reshard")
 
 
 # ----- between shards and whole tensors: what saving and resuming need ----------------------------
