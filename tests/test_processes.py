@@ -157,17 +157,19 @@ def train_until_rows(process, out, rows):
     ("qlora", (2, ("--fsdp",)), (3, ()))])
 def test_a_run_goes_on_on_another_number_of_processes(
         argv_of, name, first, second, tmp_path):
-    """Killed after its second evaluation or later, in shards or not."""
+    """Killed after its second evaluation or later, in shards or not. torchrun's processes are in
+    groups of their own, so each is killed."""
     out = tmp_path / "run"
     (n, flags), (then, other_flags) = first, second
-    process = torchrun(n, argv_of(name, out, *flags, max_steps=40), wait=False)
+    process = torchrun(n, argv_of(name, out, *flags, max_steps=100), wait=False)
     train_until_rows(process, out, 2)
-    os.killpg(process.pid, signal.SIGKILL)
+    for pid in [process.pid, *children_of(process)]:
+        os.kill(pid, signal.SIGKILL)
     process.communicate()
-    code, shown, err = torchrun(then, argv_of(name, out, *other_flags, "--resume", max_steps=40))
+    code, shown, err = torchrun(then, argv_of(name, out, *other_flags, "--resume", max_steps=100))
     assert code == 0 and "resumed after step" in shown, err
     import train
-    train.main(argv_of(name, tmp_path / "whole", max_steps=40))
+    train.main(argv_of(name, tmp_path / "whole", max_steps=100))
     for row, other in zip(numbers(tmp_path / "whole"), numbers(out), strict=True):
         assert other["test_nll"] == pytest.approx(row["test_nll"], rel=1e-4)
 
