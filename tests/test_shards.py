@@ -122,10 +122,12 @@ class CountBytes(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype, checkpointing", [
+    ("float32", False), pytest.param("float32", True, marks=pytest.mark.slow),
+    pytest.param("bfloat16", False, marks=pytest.mark.slow),
+    pytest.param("bfloat16", True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fsdp", [False, True])
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bytes_sent_in_a_step(checkpoint, pretend, method, fsdp, dtype, checkpointing):
     """Four processes and six micro-batches: two for each, of which some are blank."""
     folder = checkpoint(**WIDE, tie_word_embeddings=False)
