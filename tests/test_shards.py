@@ -152,6 +152,7 @@ def test_bytes_sent_in_a_step(checkpoint, pretend, method, fsdp, dtype, checkpoi
 
 GRADIENT = """
 import json, sys
+from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 import train
@@ -174,7 +175,7 @@ with torch.no_grad():
         p.add_(0.1)
 descent = torch.optim.SGD(run.trained.values(), lr=1.0)
 train.optimizer_step(run.model, descent, run.scaler, micro_batches, run.autocast, 1.0, 0)
-save_state(sys.argv[3], run.trained, {})
+save_state(Path(sys.argv[3]), run.trained, {})
 processes.leave_processes()
 """
 
