@@ -21,6 +21,7 @@ become 0.46 GB, and for a model of 7.6B parameters 15.2 GB become 5.6 GB.
 """
 import codecs
 import contextlib
+import gc
 import math
 import os
 import re
@@ -86,6 +87,7 @@ def load_shards(name, dtype, device, nf4: bool, products: torch.dtype) -> Transf
             layer = model.get_submodule(path[0])
             if not any(p.is_meta for p in layer.parameters()):
                 shards.cut(layer, products)
+                gc.collect()        # what was whole is in cycles now, and would stay for long
 
     return load_base(name, dtype, device, nf4, cut)
 

@@ -752,8 +752,9 @@ class Transformer(nn.Module):
         if tensor.shape != empty.shape:
             raise UserError(f"{file}: {name} has shape {tuple(tensor.shape)}, config.json asks for "
                             f"{tuple(empty.shape)}")
-        tensor = shard_like(tensor, empty).to(device=device, dtype=dtype, copy=True)
-        setattr(module, leaf, nn.Parameter(tensor))
+        own = shard_like(tensor, empty)             # `tensor` itself, or a copy of some rows
+        own = own.to(device=device, dtype=dtype, copy=own is tensor)
+        setattr(module, leaf, nn.Parameter(own))
 
     def save_pretrained(self, folder, stop_ids=()):
         """Write config.json and model.safetensors as transformers, vLLM and llama.cpp read them.

@@ -579,6 +579,7 @@ def keep_training(run: Run, out: Path):
                 end = time.perf_counter()
                 save_after = end + 20 * (end - start)
             if interrupted:
+                processes.wait_for_all()    # torchrun ends all when one leaves
                 break
     if interrupted and run.progress.step < run.config.max_steps:
         raise KeyboardInterrupt(f"stopped after step {run.progress.step}; {out} has all that is "

@@ -59,6 +59,9 @@ def lost_process_in_one_line():
             raise
         raise UserError("another process of this run has ended, and so does this one; when what "
                         "ended it is mended, --resume goes on") from None
+    finally:
+        if dist.is_initialized() and dist.get_backend() == "gloo":
+            leave_processes()           # its threads must end before Python does
 
 
 def rank() -> int:

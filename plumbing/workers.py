@@ -39,8 +39,14 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def local_rank() -> int:
-    """Which of its machine's processes this is: the number of its own GPU."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    """Which of its machine's processes this is: the number of its own GPU.
+
+    RANK alone is set by hand, on one machine.
+    """
+    for name in ("LOCAL_RANK", "RANK", "SLURM_LOCALID"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
 
 
 # ----- claims -------------------------------------------------------------------------------------
