@@ -556,7 +556,8 @@ class Snapshots:
         return watched
 
 
-@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_resumed_from_any_state_its_folder_was_ever_in_ends_the_same(
         checkpoint, chat, tmp_path, whole, monkeypatch, method):
     monkeypatch.setattr(train, "answer_question", lambda *_: "")    # answers are not at stake here
