@@ -27,8 +27,10 @@ The peers must be installed: pip install transformers peft trl bitsandbytes data
 in another environment, --peer_python is its Python.
 """
 import contextlib
+import dataclasses
 import functools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -37,7 +39,6 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -46,10 +47,10 @@ from torch import nn
 import dataset
 import train
 from engine import open_model
-from lora import AdaptedLinear, linear_layers
+from lora import TARGETS, AdaptedLinear, linear_layers
 from model import MLP, Attention, Layer, RMSNorm
-from plumbing.cli import add_flags, make_parser, run_command
-from plumbing.device import DTYPES, choose_device, peak_gb
+from plumbing.cli import add_flags, check_ranges, flag, make_parser, run_command
+from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import ROOT, resolve
 from settings import LESS_MEMORY, Config, check_config, settled
@@ -130,7 +131,10 @@ def bases(model) -> list[nn.Module]:
 
 
 def product_ceiling(run: train.Run, samples: list[dataset.Sample], repeats=3) -> float:
-    """FLOP/s of one layer's products y = x W^T and dx = dy W, for a micro-batch of `samples`."""
+    """FLOP/s that one layer's products reach, y = x W^T and dx = dy W.
+
+    They have as many rows as a micro-batch of `samples` has tokens.
+    """
     config = run.config
     device, dtype = torch.device(config.device), DTYPES[config.dtype]
     rows = sum(len(sample.ids) for sample in samples) // config.grad_accum
@@ -153,7 +157,8 @@ def product_ceiling(run: train.Run, samples: list[dataset.Sample], repeats=3) ->
 def train_trl(config: Config):
     """One step of TRL's SFTTrainer per turn, on the same samples in the same order.
 
-    Every setting that both have is the same. The defaults of the others are TRL's own.
+    Every setting that both have is the same. The defaults of the others are TRL's own. The losses
+    differ a little: TRL draws another A, and learns the newline after the end token, too.
     """
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
@@ -178,9 +183,12 @@ def train_trl(config: Config):
         dtype=torch.float32 if config.method == "full" else dtype).to(device)
     model.config.use_cache = False
     if config.method != "full":
+        targets = config.targets
+        if targets != "all-linear":
+            targets = list(TARGETS.get(targets, targets.split(",")))
         model = get_peft_model(model, LoraConfig(
-            r=config.rank, lora_alpha=config.alpha or config.rank, target_modules="all-linear",
-            task_type="CAUSAL_LM"))
+            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
+            target_modules=targets, task_type="CAUSAL_LM"))
 
     class OneStepPerTurn(TrainerCallback):
         def on_step_begin(self, *_, **__):
@@ -203,8 +211,9 @@ def train_trl(config: Config):
             model=model, train_dataset=samples, processing_class=tokenizer,
             callbacks=[OneStepPerTurn()],
             args=SFTConfig(
-                output_dir=out, max_steps=1_000_000, learning_rate=config.lr or 2e-4,
+                output_dir=out, max_steps=config.max_steps, learning_rate=config.lr,
                 lr_scheduler_type=config.schedule, seed=config.seed, data_seed=config.seed,
+                warmup_steps=math.ceil(config.warmup_ratio * config.max_steps),
                 per_device_train_batch_size=config.micro_bs,
                 gradient_accumulation_steps=config.grad_accum, max_length=config.max_length,
                 max_grad_norm=config.grad_clip, weight_decay=config.weight_decay,
@@ -276,14 +285,15 @@ def be_a_side(name: str, settings: str):
 # ----- the parent: sides in turn ------------------------------------------------------------------
 
 class Side:
-    """A process of `be_a_side`."""
+    """A process of `be_a_side`. kind: of SIDES; name: how it is called where it is printed."""
 
-    def __init__(self, name: str, config: Config, python=sys.executable, folder=ROOT):
-        self.name, self.rows = name, []
+    def __init__(self, kind: str, config: Config, python=sys.executable, folder=ROOT, name=""):
+        self.name, self.rows = name or kind, []
         self.errors = tempfile.TemporaryFile("w+")
         self.began = time.perf_counter()
         self.process = subprocess.Popen(
-            [python, str(folder / "bench.py"), "--side", name, json.dumps(asdict(config))],
+            [python, str(folder / "bench.py"), "--side", kind,
+             json.dumps(dataclasses.asdict(config))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
 
     def take_turn(self):
@@ -414,16 +424,16 @@ def show_sides(sides: list[Side], groups: dict[str, slice]):
         rows = [side.rows[turns] for side in sides]
         seconds = [[row["seconds"] for row in one] for one in rows]
         rates = [[row["tokens"] / row["seconds"] for row in one] for one in rows]
-        line("seconds", [statistics.median(one) for one in seconds], ".3f",
-             [b / a for a, b in zip(*seconds)] if len(sides) > 1 else [])
-        line("tokens per second", [statistics.median(one) for one in rates], ",.0f",
-             [a / b for a, b in zip(*rates)] if len(sides) > 1 else [])
+        print_row("seconds", [statistics.median(one) for one in seconds], ".3f",
+                  [b / a for a, b in zip(*seconds)] if len(sides) > 1 else [])
+        print_row("tokens per second", [statistics.median(one) for one in rates], ",.0f",
+                  [a / b for a, b in zip(*rates)] if len(sides) > 1 else [])
     print()
-    line("peak memory, GB", [side.rows[-1]["peak_gb"] for side in sides], ".2f")
-    line("first after, s", [side.first_step for side in sides], ".1f")
+    print_row("peak memory, GB", [side.rows[-1]["peak_gb"] for side in sides], ".2f")
+    print_row("first after, s", [side.first_step for side in sides], ".1f")
 
 
-def line(name: str, values: list[float], form: str, ratios: list[float] = ()):
+def print_row(name: str, values: list[float], form: str, ratios: list[float] = ()):
     text = f"{name:<26}" + "".join(f"{value:>14{form}}" for value in values)
     if len(ratios) > 1:
         low, middle, high = statistics.quantiles(ratios, n=4)
@@ -434,7 +444,7 @@ def line(name: str, values: list[float], form: str, ratios: list[float] = ()):
 def show_mfu(sides: list[Side]):
     rows = sides[0].rows[1:]
     ceiling = statistics.median(row["ceiling"] for row in rows)
-    line("MFU, %", [100 * statistics.median(
+    print_row("MFU, %", [100 * statistics.median(
         row["flops"] / ceiling / other["seconds"] for row, other in zip(rows, side.rows[1:]))
         for side in sides], ".0f")
     print(f"a step needs {statistics.median(row['flops'] for row in rows) / 1e12:.2f} TFLOP; "
@@ -446,55 +456,80 @@ def show_mfu(sides: list[Side]):
 
 # ----- the command --------------------------------------------------------------------------------
 
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["--side"]:
-        be_a_side(*argv[1:])
-        return
+@dataclasses.dataclass
+class Settings:
+    peer: str = flag(
+        None, "trl, with --generate transformers, or the folder of another copy of this repository",
+        group="bench")
+    peer_python: str = flag(None, "the Python of the peer; default: the one that runs this")
+    turns: int = flag(8, "steps of each side; the first is not counted", at_least=3)
+    profile: bool = flag(False, "say where the time of our step goes")
+    generate: bool = flag(False, "answers instead of steps")
+
+
+def parse_bench(argv) -> tuple[Settings, Config]:
+    """Raises UserError for what cannot be compared."""
     parser = make_parser("bench.py", __doc__)
-    group = parser.add_argument_group("bench")
-    group.add_argument("--peer", help="trl, transformers (of --generate), or the folder of another "
-                       "copy of this repository")
-    group.add_argument("--peer_python", default=sys.executable, help="the Python of the peer")
-    group.add_argument("--turns", type=int, default=8, help="steps of each (default: 8)")
-    group.add_argument("--profile", action="store_true", help="where the time of our step goes")
-    group.add_argument("--generate", action="store_true", help="answers instead of steps")
+    add_flags(parser, Settings)
     add_flags(parser, Config)
     flags = vars(parser.parse_args(argv))
-    own = {name: flags.pop(name) for name in ("peer", "peer_python", "turns", "profile",
-                                              "generate")}
-    with errors_in_one_line(LESS_MEMORY):
-        run_bench(Config(**flags), **own)
-
-
-def run_bench(config: Config, peer, peer_python, turns, profile, generate):
+    settings = Settings(**{field.name: flags.pop(field.name)
+                           for field in dataclasses.fields(Settings)})
+    config = Config(**flags)
+    check_ranges(settings)
     check_config(config)
-    config.device, config.dtype = choose_device(config.device, config.dtype)
-    if profile:
-        show_profile(config, turns)
-        return
-    ours = "generate" if generate else "ours"
-    sides = [functools.partial(Side, ours, config)]
-    if peer in PEERS:
-        sides.append(functools.partial(Side, peer, config, peer_python))
-    elif peer and not (Path(peer) / "bench.py").exists():
+    # both sides get the same rate, alpha and number of steps; 1: no epochs are counted here
+    config = dataclasses.replace(settled(config, 1), epochs=None)
+    peer = settings.peer
+    if peer == ("trl" if settings.generate else "transformers"):
+        raise UserError("--peer trl makes steps, and --peer transformers answers (--generate)")
+    if peer and peer not in PEERS and not (Path(peer) / "bench.py").exists():
         raise UserError(f"--peer {peer}: it must be one of {', '.join(PEERS)}, or the folder of a "
                         "copy of this repository that has a bench.py")
+    if peer == "trl" and (config.method not in ("full", "lora", "qlora")
+                          or config.supervise != "last" or config.optimizer != "adamw"):
+        raise UserError("--peer trl does full, lora and qlora with --supervise last and "
+                        "--optimizer adamw")
+    if settings.turns > config.max_steps:
+        raise UserError(f"--turns {settings.turns} are more than the run's {config.max_steps} "
+                        "steps; raise --max_steps")
+    return settings, config
+
+
+def run_bench(settings: Settings, config: Config):
+    if settings.profile:
+        show_profile(config, settings.turns)
+        return
+    ours = "generate" if settings.generate else "ours"
+    peer, python = settings.peer, settings.peer_python or sys.executable
+    sides = [functools.partial(Side, ours, config, name="ours")]
+    if peer in PEERS:
+        sides.append(functools.partial(Side, peer, config, python))
     elif peer:
-        sides.append(functools.partial(Side, ours, config, peer_python, Path(peer)))
-    sides = measure(sides, turns * (len(BATCHES) if generate else 1))
+        folder = Path(peer)
+        sides.append(functools.partial(Side, ours, config, python, folder, folder.resolve().name))
     groups = {"per step": slice(1, None)}
-    if generate:
+    if settings.generate:
         groups = {f"{count} answers of {NEW_TOKENS}": slice(i + len(BATCHES), None, len(BATCHES))
                   for i, count in enumerate(BATCHES)}
+    sides = measure(sides, settings.turns * len(groups))
     show_sides(sides, groups)
-    if not generate:
+    if not settings.generate:
         show_mfu(sides)
     elif peer:
         answers = [[ids for row in side.rows[:len(BATCHES)] for ids in row["ids"]]
                    for side in sides]
         same = sum(mine == theirs for mine, theirs in zip(*answers))
         print(f"the same tokens in {same} of {len(answers[0])} answers")
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--side"]:
+        be_a_side(*argv[1:])
+        return
+    with errors_in_one_line(LESS_MEMORY):
+        run_bench(*parse_bench(argv))
 
 
 if __name__ == "__main__":

@@ -184,8 +184,9 @@ class Normalise(torch.autograd.Function):
 
     because h does not change where x is stretched: dx has no part along h.
 
-    For this backward pass autograd would keep x in float32 and h. Here it is x as it came and one
-    number per row, and h is computed again: half the memory in float32, a third in 16 bits.
+    For this backward pass autograd would keep x in float32 and, where w is trained, what w
+    multiplies. Here it is x as it came and one number per row, and h is computed again. That is
+    half the memory, except for a frozen w in float32, where it is the same.
     """
 
     @staticmethod

@@ -154,7 +154,7 @@ def first_line(function) -> str:
 
 
 class Sizes:
-    """The symbols of the formulas, for the model `c` and the run of `config` on `gpus` GPUs."""
+    """The symbols of the formulas: of the model `c`, the run `config` and the number of GPUs."""
 
     def __init__(self, c: ModelConfig, config: Config, gpus: int = 1):
         self.c, self.config = c, config

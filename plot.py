@@ -153,7 +153,7 @@ def add_legend(figure, handles: list, keys=()):
 
 
 def labelled(*panels) -> list:
-    """The lines of the panels that have a label, for a legend: each label once."""
+    """What a legend shows: the lines of all panels that have a label, each label once."""
     lines = {line.get_label(): line for ax in panels for line in ax.get_lines()}
     return [line for label, line in lines.items() if not label.startswith("_")]
 

@@ -73,7 +73,7 @@ class Method:
     # count(shapes, setup) -> the number of trained parameters
     count: Callable
 
-    lr: float = 2e-4                # the learning rate if --lr is not given; measured on nano
+    lr: float = 2e-4                # if --lr is not given; from short runs on nano, not swept
     # of --options: {name: default}
     options: dict = dataclasses.field(default_factory=dict)
     # the settings that it does not have, of rank, alpha and targets

@@ -75,9 +75,27 @@ def run_bench(capsys, *argv):
 def test_a_peer_that_is_not_there_is_one_line(checkpoint, chat, tmp_path, capsys):
     (tmp_path / "bench.py").write_text("import no_such_library")
     code, _, error = run_bench(capsys, *flags(checkpoint("llama"), chat), "--peer", tmp_path,
-                               "--turns", 2)
+                               "--turns", 3)
     line = one_line(code, error)
     assert "No module named 'no_such_library'" in line and "pip install" in line
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--turns=2"], "--turns 2: it must be at least 3"),
+    (["--turns=9", "--max_steps=8"], "--turns 9 are more than the run's 8 steps"),
+    (["--peer=transformers"], "--peer transformers answers (--generate)"),
+    (["--peer=trl", "--generate"], "--peer trl makes steps"),
+    (["--peer=trl", "--method=dora"], "--peer trl does full, lora and qlora"),
+    (["--peer=nowhere"], "--peer nowhere: it must be one of trl, transformers")])
+def test_what_cannot_be_compared(more, words, capsys):
+    code, _, error = run_bench(capsys, *more)
+    assert words in one_line(code, error)
+
+
+def test_both_sides_get_the_rate_of_the_method():
+    for method, lr in (("lora", 2e-4), ("full", 2e-5)):
+        _, config = bench.parse_bench([f"--method={method}", "--device=cpu"])
+        assert config.lr == lr and config.alpha == 64 and config.max_steps == 200
 
 
 @pytest.mark.slow
@@ -95,6 +113,6 @@ def test_two_copies_of_one_repository_take_turns(checkpoint, chat, capsys):
 @pytest.mark.slow
 def test_answers_are_the_same_tokens_as_transformers(checkpoint, chat, capsys):
     code, text, error = run_bench(capsys, *flags(checkpoint("llama"), chat), "--generate",
-                                  "--peer", "transformers", "--turns", 2)
+                                  "--peer", "transformers", "--turns", 3)
     assert code == 0, error
     assert "the same tokens in 11 of 11 answers" in text

@@ -308,9 +308,11 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_the_same(
 
 @pytest.mark.slow
 def test_a_run_says_what_rate_and_factor_the_method_has_and_what_the_base_answers(
-        checkpoint, chat, tmp_path, capsys):
+        checkpoint, chat, tmp_path, capsys, monkeypatch):
     """A rate that is far too low is named. The base answers before virtual tokens are there."""
-    base_answers, shown = {}, {}
+    base_answers, shown, answers, show = {}, {}, [], train.show_answers
+    monkeypatch.setattr(train, "show_answers",
+                        lambda *args: answers.append(args[1]) or show(*args))
     for name in ("lora", "rslora", "adalora", "prefix_layer", "full"):
         train.main(command(checkpoint(), chat, tmp_path / name, method=name, lr=2e-4, max_steps=4,
                            eval_steps=4, eval_samples=2))
@@ -318,7 +320,7 @@ def test_a_run_says_what_rate_and_factor_the_method_has_and_what_the_base_answer
         said, _, after = capsys.readouterr().out.partition("step    0")
         shown[name] = dict(line.strip().split("  ", 1) for line in said.splitlines()
                            if line.startswith("  ") and "  " in line.strip())
-        assert "\nbase " in after
+        assert answers[-1] == base_answers[name] and "\nbase  " in after
     assert len(set(base_answers.values())) == 1 and base_answers["lora"]
     factors = {name: some.get("factor of dW", "").strip() for name, some in shown.items()}
     assert factors == {"lora": "1", "rslora": "2", "adalora": "0.666666", "prefix_layer": "",
@@ -327,6 +329,9 @@ def test_a_run_says_what_rate_and_factor_the_method_has_and_what_the_base_answer
     assert shown["adalora"]["lr"].strip() == f"0.0002, low: adalora usually wants about {usual:g}"
     assert shown["lora"]["lr"].strip() == "0.0002" == shown["full"]["lr"].strip()
     assert shown["prefix_layer"]["virtual tokens"].strip().startswith("4 in front of each text")
+
+    train.main(command(checkpoint(), chat, tmp_path / "qlora", method="qlora", max_steps=1))
+    assert "\nbase (nf4)  " in capsys.readouterr().out         # another base
 
 
 @pytest.mark.parametrize("name", RELATIVES)
