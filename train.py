@@ -49,7 +49,7 @@ from model import Transformer
 from optim import OPTIMIZERS, restore_tensor, state_tensors
 from plumbing import processes, records, shards
 from plumbing.cli import run_command
-from plumbing.device import DTYPES, peak_gb
+from plumbing.device import DTYPES, peak_gb, send
 from plumbing.errors import UserError, errors_in_one_line, interruption
 from plumbing.files import make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
@@ -431,7 +431,7 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
     # `total` stays on the device: .item() would wait for the GPU after each micro-batch.
     for ids, labels in processes.take_share(micro_batches, dataset.BLANK):
         with autocast():
-            nll, _ = model.loss(ids.to(device), labels.to(device))
+            nll, _ = model.loss(send(ids, device), labels)
         scaler.scale(nll / batch_tokens).backward()
         total += nll.detach()
     if penalty and processes.rank() == 0:
