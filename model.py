@@ -651,14 +651,17 @@ class Transformer(nn.Module):
         """
         h, target = self.hidden(ids)[:, :-1], labels[:, 1:]
         supervised = (target != -100).nonzero(as_tuple=True)                # (b, t), n of each
-        W, device = self.lm_head.weight, ids.device.type
+        return self.nll(h[supervised], target[supervised]), len(supervised[0])
+
+    def nll(self, h, target):
+        """The sum of -log p(target) in nats: h (n, C), of `hidden`, predict the tokens (n,)."""
+        W, device = self.lm_head.weight, h.device.type
         if not torch.is_grad_enabled():
             W = W.detach()      # autograd tells a Function that W needs a gradient even here
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else W.dtype
         with torch.autocast(device, enabled=False):     # LinearNLL chooses its dtypes itself
-            nll = LinearNLL.apply(h[supervised].to(dtype), W, target[supervised])
-        return nll, len(supervised[0])
+            return LinearNLL.apply(h.to(dtype), W, target)
 
     # ----- generation -----------------------------------------------------------------------------
 
