@@ -451,49 +451,47 @@ def rows_without_numbers(last: dict, config) -> list[dict]:
 
 
 def attempt_runs(configs: list[Config], data, out: Path) -> list[str]:
-    """Make those of the runs that no other process makes and that have no file yet.
+    """Make the runs, but those whose files exist or which another process has claimed.
 
     -> for each "" if its file exists now, BUSY, or what went wrong. Raises OSError for a full disk:
     no other run would find room either.
     """
-    answers, claimed = {}, []
-    with contextlib.ExitStack() as claims:
-        for config in configs:
-            path = out / f"{config.run}.csv"
-            ours = claims.enter_context(claim_file(path))
-            if path.exists():
+    answers = {}
+    try:
+        with contextlib.ExitStack() as claims:
+            for config in configs:
+                answer = claim_run(config, out, claims)
+                if answer is not None:
+                    answers[config.run] = answer
+            left = [config for config in configs if config.run not in answers]
+            for config, rows in zip(left, make_runs(left, data) if left else ()):
+                write_settings(config, out)     # first: whoever sees the rows finds their settings
+                write_rows(out / f"{config.run}.csv", rows)
                 answers[config.run] = ""
-            elif path.with_suffix(".failed").exists():      # another rank of this sweep has tried
-                answers[config.run] = path.with_suffix(".failed").read_text(encoding="utf-8")
-            elif ours:
-                claimed.append(config)
-            else:
-                answers[config.run] = BUSY
-        if claimed:
-            answers |= make_claimed_runs(claimed, data, out)
-    if not claimed and BUSY in answers.values():
+    except Exception as e:              # whatever it is, the other runs go on
+        if is_disk_full(e):
+            raise
+        failed = [config.run for config in configs if config.run not in answers]
+        answers |= dict.fromkeys(failed, note_failure(e, failed, out))
+    if set(answers.values()) == {BUSY}:
         time.sleep(0.5)                 # asking again at once would keep a core busy
     return [answers[config.run] for config in configs]
 
 
-def make_claimed_runs(configs: list[Config], data, out: Path) -> dict[str, str]:
-    """Make the runs and write their files -> {name: "" or what went wrong}."""
-    answers = {}
-    try:
-        for config in configs:
-            for half_written in out.glob(f"{config.run}.*.part"):   # by a process that was killed
-                half_written.unlink(missing_ok=True)
-        for config, rows in zip(configs, make_runs(configs, data)):
-            write_settings(config, out)     # first: whoever sees the rows finds their settings
-            write_rows(out / f"{config.run}.csv", rows)
-            answers[config.run] = ""
-    except Exception as e:              # whatever it is, the other runs go on
-        if is_disk_full(e):
-            raise
-        for config in configs:
-            if config.run not in answers:
-                answers[config.run] = note_failure(e, out / f"{config.run}.failed")
-    return answers
+def claim_run(config, out: Path, claims: contextlib.ExitStack) -> str | None:
+    """Claim the run's file until `claims` closes -> None, or why this process need not make it."""
+    path = out / f"{config.run}.csv"
+    failed = path.with_suffix(".failed")
+    ours = claims.enter_context(claim_file(path))
+    if path.exists():
+        return ""
+    if failed.exists():                 # another rank of this sweep has tried
+        return failed.read_text(encoding="utf-8")
+    if not ours:
+        return BUSY
+    for half_written in out.glob(f"{path.stem}.*.part"):        # by a process that was killed
+        half_written.unlink(missing_ok=True)
+    return None
 
 
 def write_settings(config, out: Path):
@@ -503,17 +501,20 @@ def write_settings(config, out: Path):
         write_json(path, {"run": config.run, "settings": config.decides})
 
 
-def note_failure(e, failed: Path) -> str:
-    """Write to `failed` why a run failed -> the same. Faults of the program print a traceback."""
+def note_failure(e, names: list[str], out: Path) -> str:
+    """Write to OUT/<run>.failed of each why they failed -> the same.
+
+    Faults of the program print a traceback.
+    """
     why = f"{type(e).__name__}: {e}"
     if is_out_of_memory(e):
-        why = f"out of memory: {LESS_MEMORY}"
+        stacked = f"{len(names)} runs in one pass; lower --stack, or " if len(names) > 1 else ""
+        why = f"out of memory: {stacked}{LESS_MEMORY}"
     elif not isinstance(e, UserError):
         traceback.print_exc()
-    try:
-        failed.write_text(why, encoding="utf-8")
-    except OSError:                     # the report at the end has it all the same
-        pass
+    for name in names:
+        with contextlib.suppress(OSError):      # the report at the end has it all the same
+            (out / f"{name}.failed").write_text(why, encoding="utf-8")
     return why
 
 
@@ -567,8 +568,7 @@ class Board:
 
         A rank's share and the runs of others are not mixed, because others will begin theirs soon.
         """
-        groups = {}
-        own = set(self.own)
+        groups, own = {}, set(self.own)
         for name in self.waiting:
             shared = stack.shared_settings(self.runs[name]) if self.stack_size > 1 else None
             groups.setdefault((name in own, shared or name), []).append(name)
@@ -577,10 +577,11 @@ class Board:
 
     def next_runs(self) -> list[Config] | None:
         """The next runs to be trained in one pass."""
-        if not self.waiting:
+        stacks = self.stacks
+        if not stacks:
             return None
         # those refused least often; of equal ones the first
-        names = min(self.stacks, key=lambda names: sum(map(self.refusals.__getitem__, names)))
+        names = min(stacks, key=lambda names: sum(self.refusals[name] for name in names))
         self.at_work.update(names)
         return [self.runs[name] for name in names]
 

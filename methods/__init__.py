@@ -80,7 +80,7 @@ class Method:
     ignores: tuple = ()
     # multiple(name of a parameter, setup) -> by which its learning rate is multiplied
     multiple: Callable = lambda name, setup: 1.0
-    # whether its layers are LoRALinear and gradients are all it learns by: sweep.py --stack takes it
+    # whether it is LoRALinear on the base as it is, and learns by gradients alone: see stack.py
     stacks: bool = False
     # penalty(model, setup): added to the loss of each step, () -> ()
     penalty: Callable | None = None
