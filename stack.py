@@ -171,7 +171,7 @@ def make_stacked_step(stack: Stack):
     give_gradients(stack)
     for run in stack.runs:
         lr = train.lr_at(run.progress.step, run.config)
-        train.update(run.optimizer, run.scaler, lr, run.config.grad_clip)
+        train.clip_and_update(run.optimizer, run.scaler, lr, run.config.grad_clip)
     nll_sums = totals.tolist()
     seconds = (time.perf_counter() - start) / len(stack.runs)
     for run, nll in zip(stack.runs, nll_sums):

@@ -450,12 +450,12 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
     # here on all of them do the same.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     processes.sum_gradients(parameters)
-    update(optimizer, scaler, lr, grad_clip, after_update)
+    clip_and_update(optimizer, scaler, lr, grad_clip, after_update)
     return processes.sum_over_processes(total.item())[0], batch_tokens
 
 
-def update(optimizer, scaler, lr: float, grad_clip: float, after_update=None):
-    """Clip the gradients of all that `optimizer` has, update it, and let go of the gradients."""
+def clip_and_update(optimizer, scaler, lr: float, grad_clip: float, after_update=None):
+    """Update what `optimizer` has with its gradients, which it then has no more."""
     # The gradient of a rare batch can be ten times the usual one. Clipping, g <- g min(1, c / |g|)
     # with the norm |g| over all parameters, shortens it to c = grad_clip and leaves its direction.
     scaler.unscale_(optimizer)
