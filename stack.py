@@ -1,29 +1,28 @@
-"""Several LoRA runs in one pass: K adapters side by side on one base, for `sweep.py --stack K`.
+r"""Several LoRA runs in one pass: K adapters side by side on one base, for `sweep.py --stack K`.
 
-The runs of a sweep mostly differ in rate and rank. Base, samples and their order are the same. So a
-micro-batch of B samples is laid K times one below the other. The frozen W multiplies all K B
-samples in one product, and copy k also goes through adapter k:
+Most runs of a sweep differ in rate and rank alone. Base, samples and their order are the same. So
+a micro-batch of B samples is laid K times one below the other, a copy for each run. The frozen W
+multiplies all K B samples in one product, and copy k also goes through the adapter of run k:
 
-             x (K B, T, in)            the B samples of run 1, those of run 2, ...
-           /                \\
-    W x, one product         s_k B_k A_k x, a batched product: K small ones, each with its copy
-           \\                /
-             h (K B, T, out)
+               x (K B, T, in)           the B samples for run 1, the same for run 2, ...
+             /                \
+    W x in one product      s_k B_k A_k x, a batched product: each copy with its own A and B
+             \                /
+               h (K B, T, out)
 
-A GPU has many processors, and the products of a few samples leave most of them idle: there a pass
-over K copies takes hardly longer than one over a single copy. A CPU is busy with one copy.
+A pass over K copies takes hardly more kernels than a pass over one, and larger products. This is
+for GPUs, which a few samples leave idle most of the time. A CPU is busy with one copy already.
 
-No run knows of the others. Each has a loss, a gradient norm, an AdamW and a rate of its own. One
-backward pass of the sum of all losses gives each adapter the gradient of its own loss, because no
-other depends on it. So each curve is the one that the run has alone, up to rounding. A run that
-diverges fills its copy with nan and leaves the others alone, because no operation of the decoder
-mixes the samples of a batch.
+No run knows of the others. Each has its own loss, gradient norm, AdamW and rate. One backward pass
+of the sum of all losses gives each adapter the gradient of its own loss, because no other loss
+depends on it. So a run has the curve that it has alone, up to rounding. If it diverges, nan fills
+its own copy alone, because nothing in the decoder mixes the samples of a batch.
 
-Ranks differ. A_k and B_k are as large as the largest rank, and zero beyond their own rank, where
-they stay zero: dL/dA = s B^T dy x^T is zero as B is, dL/dB = s dy (A x)^T is zero as A is, and
-AdamW moves no zero of which all gradients were zero.
+Ranks differ. All A_k and B_k have the size of the largest rank, and are zero beyond their own.
+There they stay zero: dL/dA = s B^T dy x^T is zero where B is, dL/dB = s dy (A x)^T is zero where A
+is, and AdamW does not move a zero whose gradients were all zero.
 
-The activations of K copies take K times the memory of one. The base is there once.
+K copies have K times the activations of one. The base is in memory once.
 """
 import time
 from collections.abc import Iterator
@@ -39,16 +38,16 @@ from methods import find_method
 from model import Transformer
 from settings import Config
 
-# What runs of one stack may differ in, besides the method.
+# What the runs of a stack may differ in. Whether the base is in four bits follows from two of them.
 OWN = {"method", "nf4", "options", "rank", "alpha", "lr", "schedule", "warmup_ratio",
        "weight_decay", "grad_clip", "out"}
 
 
 def shared_settings(config: Config) -> tuple | None:
-    """Runs for which this is equal can be one stack. None: the run must train alone.
+    """Runs for which this is equal can train in one pass. None: the run must train alone.
 
-    Dropout draws for one copy what it would draw for all. In 8 bits, the moments of a block share a
-    scale, and padding would change the blocks.
+    With dropout a run would draw other zeros than it draws alone. In 8 bits the moments of 256
+    neighbours share a scale, and here a run's numbers have other neighbours.
     """
     if config.method == "full" or config.dropout or config.optimizer.endswith("8bit"):
         return None
@@ -87,9 +86,9 @@ class Stack(NamedTuple):
 def stack_runs(configs: list[Config], data: train.Data, model: Transformer) -> Stack:
     """Runs before their first step, all on `model`. Each starts from the A that it has alone.
 
-    The A of all layers of a run are one row of a matrix (K, numbers), and so are the B. The layers
-    hold views of the two. So a run's gradient norm and its update take two tensors, and not two for
-    each layer.
+    There is one matrix of all A, (K, numbers), with a row for each run, and one of all B. What the
+    layers have are views of them. So AdamW and the gradient norm of a run see two tensors, its
+    rows, and not two for each layer.
     """
     runs, adapters = [], []
     for config in configs:
@@ -128,7 +127,7 @@ class Batch(NamedTuple):
 
 
 def to_batch(ids, labels, device) -> Batch:
-    """All that needs to know numbers is done on the host, so that it need not wait for a GPU."""
+    """How many labels are supervised is found out on the host, which need not wait for a GPU."""
     b, t = (labels[:, 1:] != dataset.IGNORED).nonzero(as_tuple=True)
     on_host = ids, b * ids.shape[1] + t, labels[b, t + 1]
     return Batch(*(tensor.to(device) for tensor in on_host))

@@ -34,6 +34,9 @@ with the same command. Any number of processes and machines can share OUT: whoev
 claims its file (see plumbing/workers.py). If a run fails, OUT/<run>.failed says why. The other
 ranks of torchrun then leave it alone, and the next sweep tries it again.
 
+`--stack K` trains up to K runs in one pass over their common base (see stack.py). Each has the rows
+that it has alone, up to rounding. Its `seconds` are 1 / K of the stack's, and `peak_gb` is empty.
+
 A grid of one's own is a TOML file. It is read and not executed, so a grid from somebody else can do
 no harm. Each [[name]] begins an arm of the grid `name`; an arm is every combination of its values:
 
@@ -407,7 +410,7 @@ start_nlls = {}     # their values: that test NLL, once a run of this process ha
 def make_runs(configs: list[Config], data) -> list[list[dict]]:
     """Train -> the rows that train.py would log, of each run. Several train in one pass.
 
-    It stops when all have diverged.
+    Training stops when all have diverged. Until then a stack computes nan for those that have.
     """
     first = configs[0]
     model = train.model_for(first, read_base(first.model))
@@ -751,9 +754,9 @@ class Settings:
         None, "processes; they divide the cores among them. Default: one per GPU; without a GPU "
         "one per core for the embedded model, else 1", at_least=1)
     stack: int = flag(
-        1, "LoRA runs that train in one pass over the base, if they share it, the samples and "
-        "their order: faster on a GPU. Activations take K times the memory", metavar="K",
-        at_least=1)
+        1, "train up to K LoRA runs of a process in one pass over the base, where seed, batch, "
+        "steps and targets are the same: for GPUs that one run leaves idle. Activations take K "
+        "times the memory", metavar="K", at_least=1)
     out: Path = flag(Path("out"), "folder of the rows")
     dry_run: bool = flag(
         False, "list the runs, with --bracket also what is known and what is next, and stop")

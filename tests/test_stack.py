@@ -113,19 +113,21 @@ def test_other_settings_that_runs_share(common, monkeypatch, changes):
 
 @pytest.mark.slow
 def test_in_bfloat16(common, monkeypatch):
-    """Here a product of more rows may round differently, so only the level of the NLL is asked."""
+    """A product of more rows may round differently, so curves differ by a tenth of their fall."""
     configs = list_runs(dataclasses.replace(common, dtype="bfloat16"), EIGHT[:4])
     data = train.read_data(configs[0])
     for rows, config in zip(sweep.make_runs(configs, data), configs):
         alone, = sweep.make_runs([config], data)
-        assert rows[-1]["test_nll"] == pytest.approx(alone[-1]["test_nll"], rel=2e-2)
-        assert rows[-1]["test_nll"] < 0.9 * rows[0]["test_nll"]
+        fall = alone[0]["test_nll"] - alone[-1]["test_nll"]
+        assert fall > 0.05 and abs(rows[-1]["test_nll"] - alone[-1]["test_nll"]) < fall / 10
+        assert rows[0] | {"seconds": 0} == alone[0] | {"seconds": 0}
 
 
 @pytest.mark.slow
 def test_nano(monkeypatch):
-    """Twenty steps as the sweeps of nano make them, at rates around the best and one far beyond."""
-    common = parse(["--max_steps=20", "--eval_steps=5", "--eval_samples=32", "--device=cpu"])
+    """Ranks and rates as the sweeps of nano have them, and a rate far beyond."""
+    common = parse(["--max_steps=12", "--eval_steps=4", "--eval_samples=16", "--grad_accum=1",
+                    "--device=cpu"])
     points = [{"rank": 1, "lr": 5.6e-3}, {"rank": 8, "lr": 8e-4}, {"rank": 8, "lr": 1.6e-3},
               {"rank": 8, "lr": 3.2e-3}, {"rank": 64, "lr": 2e-4}, {"rank": 64, "lr": 4e-4},
               {"rank": 64, "lr": 8e-4}, {"rank": 16, "lr": 1e12}]
