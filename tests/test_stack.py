@@ -126,11 +126,11 @@ def test_in_bfloat16(common, monkeypatch):
 @pytest.mark.slow
 def test_nano(monkeypatch):
     """Ranks and rates as the sweeps of nano have them, and a rate far beyond."""
-    common = parse(["--max_steps=12", "--eval_steps=4", "--eval_samples=16", "--grad_accum=1",
+    common = parse(["--max_steps=8", "--eval_steps=4", "--eval_samples=8", "--grad_accum=1",
                     "--device=cpu"])
     points = [{"rank": 1, "lr": 5.6e-3}, {"rank": 8, "lr": 8e-4}, {"rank": 8, "lr": 1.6e-3},
               {"rank": 8, "lr": 3.2e-3}, {"rank": 64, "lr": 2e-4}, {"rank": 64, "lr": 4e-4},
-              {"rank": 64, "lr": 8e-4}, {"rank": 16, "lr": 1e12}]
+              {"rank": 64, "lr": 8e-4}, {"rank": 16, "lr": 1e30}]
     runs = assert_same_runs(common, points, monkeypatch, adapters_within=1e-2)
     assert [diverged(run.progress.rows) for run in runs] == [False] * 7 + [True]
 
