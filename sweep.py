@@ -191,14 +191,15 @@ NANO_GRIDS = {
     # choose, and prompt tuning with 81,408 would put 424 tokens in front of 150.
     "methods": [
         {"method": "full", "lr": [2e-5, 4e-5, 8e-5, 1.6e-4]},
-        {"method": ["lora", "dora", "mora"], "rank": 4, "lr": [8e-4, 1.6e-3, 3.2e-3]},
-        {"method": ["rslora", "pissa"], "rank": 4, "lr": [4e-4, 8e-4, 1.6e-3]},
-        {"method": "loraplus", "rank": 4, "lr": [2e-4, 4e-4, 8e-4]},
-        {"method": "adalora", "rank": 4, "lr": [4e-3, 8e-3, 1.6e-2]},
-        {"method": "bitfit", "lr": [4e-3, 8e-3, 1.6e-2]},
-        {"method": "adapter", "rank": 17, "lr": [1e-3, 2e-3, 4e-3]},                # 80,844
-        {"method": "prefix_layer", "rank": 70, "lr": [1e-2, 2e-2, 4e-2]},           # 80,640
-        {"method": "prefix_embedding", "rank": 70, "lr": [1e-2, 2e-2, 4e-2]}],      # 13,440
+        {"method": "lora", "rank": 4, "lr": [8e-4, 1.6e-3, 3.2e-3, 6.4e-3]},
+        {"method": "mora", "rank": 4, "lr": [2e-4, 4e-4, 8e-4]},
+        {"method": ["dora", "rslora", "pissa"], "rank": 4, "lr": [8e-4, 1.6e-3, 3.2e-3]},
+        {"method": "loraplus", "rank": 4, "lr": [1e-4, 2e-4, 4e-4]},
+        {"method": "adalora", "rank": 4, "lr": [4e-3, 8e-3, 1.6e-2, 3.2e-2]},
+        {"method": "bitfit", "lr": [3.2e-2, 6.4e-2, 1.28e-1]},
+        {"method": "adapter", "rank": 17, "lr": [8e-3, 1.6e-2, 3.2e-2]},              # 80,844
+        {"method": "prefix_layer", "rank": 70, "lr": [0.64, 1.28, 2.56]},             # 80,640
+        {"method": "prefix_embedding", "rank": 70, "lr": [0.32, 0.64, 1.28]}],        # 13,440
     # Hu et al., table 5: one budget (59,904 to 63,360 here), on which matrices?
     "matrices": [
         {"method": "lora", "targets": targets, "rank": rank, "lr": lrs}
