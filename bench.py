@@ -469,7 +469,7 @@ class Settings:
 
 
 def parse_bench(argv) -> tuple[Settings, list[Config]]:
-    """-> and the settings of our run, and of the peer's if that is another method of ours.
+    """-> bench.py's own flags, and our run's settings; then the peer's, if it is another --method.
 
     Raises UserError for what cannot be compared.
     """

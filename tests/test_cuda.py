@@ -50,7 +50,8 @@ def test_three_steps_are_the_cpus(chat, method, dtype, tolerance):
     if method == "qlora":
         tolerance = max(tolerance, 1e-3)    # another rounding of a scale can move a code by one
     expected = curve(chat, "cpu", method=method)
-    assert expected[0] - expected[2] > 1e-3 or method in ("full", "prefix_embedding", "adalora")
+    untrained = curve(chat, "cpu", method=method, lr=1e-9)
+    assert abs(expected[-1] - untrained[-1]) > 1e-2     # else the steps would not be compared
     got = curve(chat, "cuda", method=method, dtype=dtype)
     assert got == pytest.approx(expected, rel=tolerance)
 
