@@ -357,7 +357,8 @@ def plot_batch_sizes(sweeps):
     add_legend(figure, [
         key_line("mean over the seeds", marker="o", markersize=7),
         key_line("a seed", marker="."),
-        key_line("where the gap lies, by the noise of seeds", linestyle="-", linewidth=7, alpha=0.4),
+        key_line("where the gap lies, by the noise of seeds", linestyle="-", linewidth=7,
+                 alpha=0.4),
         key_line("and with what the rates leave open", linestyle="-")])
     return figure
 
