@@ -80,13 +80,17 @@ def wait_for_all():
 
 
 def take_share(items: list, blank) -> list:
-    """This process's part. Sorted items, longest first, are dealt out like cards.
+    """This process's part. Sorted items, longest first, are dealt to and fro.
+
+    Of the lengths 9, 7, 6 and 4 one process gets 9 and 4, the other 7 and 6: 13 each. Dealt in one
+    direction they would be 15 and 11, and a step ends when the last process is done.
 
     All get as many, because a model in shards computes only together: the last round is filled up
     with `blank`.
     """
-    missing = -len(items) % world()
-    return [*items, *[blank] * missing][rank()::world()]
+    items = [*items, *[blank] * (-len(items) % world())]
+    rounds = [items[start:start + world()] for start in range(0, len(items), world())]
+    return [cards[~rank() if i % 2 else rank()] for i, cards in enumerate(rounds)]
 
 
 def sum_over_processes(*numbers: float) -> list[float]:

@@ -309,6 +309,15 @@ def test_with_one_process_nothing_is_communicated():
     assert processes.sum_over_processes(2.5, 3) == [2.5, 3] and processes.world() == 1
 
 
+def test_shares_are_dealt_to_and_fro(monkeypatch):
+    monkeypatch.setattr(processes, "world", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        shares.append(processes.take_share([9, 8, 7, 6, 5, 4, 3], 0))
+    assert shares == [[9, 4, 3], [8, 5, 0], [7, 6, 0]]
+
+
 def test_gradients_are_sent_in_buckets():
     tensors = [torch.zeros(n) for n in (5, 4, 3, 20, 1)]
     processes_bucket, processes.BUCKET = processes.BUCKET, 10
