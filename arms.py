@@ -35,6 +35,7 @@ from typing import NamedTuple
 import numpy as np
 
 from plumbing.errors import UserError
+from plumbing.fields import read_fields
 from plumbing.files import read_json
 from plumbing.records import COLUMNS, read_rows
 from rates import Best, diverged, extend_grid, find_best_rate, rates_around_best
@@ -403,9 +404,6 @@ def read_runs(folder: Path) -> list[list[dict]]:
             print(f"{path} is left out: its columns are not those of train.py", file=sys.stderr)
             continue
         for row in read_rows(path):
-            if "" in (row["step"], row["test_nll"]):
-                raise UserError(f"{path} is damaged (a row has no step or no test NLL); delete it "
-                                "and let the sweep make it again")
             if row["run"] not in settings:
                 settings[row["run"]] = read_settings(row["run"], folder)
             rows[row["run"], row["step"]] = row | {"settings": settings[row["run"]]}
@@ -424,20 +422,24 @@ def read_settings(run: str, folder: Path) -> dict | None:
     None if there is no such file: the first edition wrote none. Settings that a file does not have
     were added later, and are at their defaults.
     """
-    known = {field.name for field in dataclasses.fields(Config)}
     for path in (folder / f"{run}.json", folder / "run.json"):
         content = read_json(path) if path.exists() else {}
         if content.get("run") != run:
             continue
         try:
-            given = {name: value for name, value in content["settings"].items() if name in known}
-            decides = Config(**given).decides
-            hash(tuple(decides.values()))       # no list among them
-            return decides
-        except (KeyError, AttributeError, TypeError):
-            raise UserError(f"{path} is damaged (its settings are not those of a run); delete it, "
-                            "and the command that made the run writes it again") from None
+            given = read_fields(NamedSettings, content, path).settings
+            # null is what full fine-tuning does not have
+            given = {name: value for name, value in given.items() if value is not None}
+            return read_fields(Config, given, path, "settings.").decides
+        except UserError as e:
+            raise UserError(f"{path} is damaged (its settings are not those of a run: {e}); delete "
+                            "it, and the command that made the run writes it again") from None
     return None
+
+
+@dataclass
+class NamedSettings:
+    settings: dict
 
 
 def mark_divergence(rows: list[dict]) -> list[dict]:

@@ -19,11 +19,14 @@ A checkpoint holds its linear layers in one of two forms. The example is of Qwen
 Either can be opened in four bits. The first is quantized while it is read: 0.99 GB of bfloat16
 become 0.46 GB, and for a model of 7.6B parameters 15.2 GB become 5.6 GB.
 """
+import bisect
 import codecs
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +38,8 @@ from model import ModelConfig, Transformer
 from plumbing import checkpoint
 from plumbing.device import DTYPES, choose_device
 from plumbing.errors import UserError
-from plumbing.files import read_json, resolve
+from plumbing.fields import entry, read_fields
+from plumbing.files import check_weight, read_json, resolve
 from plumbing.processes import sum_over_processes, take_share
 from quant import NF4, NF4Linear, NF4Tensor, dynamic_code, quantize_layer
 from tokenizer import Tokenizer, stop_ids
@@ -78,9 +82,7 @@ def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
     how = hf.pop("quantization_config", None)
     if not how:
         return Transformer.from_pretrained(folder, dtype, device, each=quantize_layer)
-    if how.get("quant_method") != "bitsandbytes" or how.get("bnb_4bit_quant_type") != "nf4":
-        raise UserError(f"{folder}: of quantized checkpoints only bitsandbytes' NF4 is read; give "
-                        "the model that it was made from")
+    how = read_fields(Quantization, how, folder / "config.json", "quantization_config.")
     model = Transformer.empty(ModelConfig.from_hf(hf))
     shapes = {name: p.shape for name, p in model.named_parameters()}
 
@@ -95,17 +97,29 @@ def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
 
     # Embedding, norms and biases are put in as they are; a quantized weight brings its own layer.
     for name, shape in shapes.items():
-        try:
-            quantized, tensor = checkpoint.unpack_bnb(parts, name), parts[name]
-        except (KeyError, TypeError, ValueError) as e:
-            raise UserError(f"{folder}: {name} is missing, or not in bitsandbytes' form ({e}); "
-                            "fetch it again") from None
-        if quantized is None:
-            model.put(name, tensor.to(dtype), shape, folder)
-        else:
+        if name not in parts:
+            raise UserError(f"{folder}: {name} is missing; fetch the checkpoint again")
+        quantized = checkpoint.unpack_bnb(parts, name, folder)
+        if quantized is not None:
             put_quantized(model, name, NF4Tensor(**quantized), dtype, shape, folder)
+            continue
+        module = name.rpartition(".")[0]
+        is_skipped = any(skip in module for skip in how.llm_int8_skip_modules or ["lm_head"])
+        if parts[name].dim() == 2 and "embed_tokens" not in name and not is_skipped:
+            raise UserError(f"{folder}: config.json says that {name} is in four bits, and it is "
+                            "not; fetch the checkpoint again, or take the entry out")
+        check_weight(folder, name, parts[name])
+        model.put(name, parts[name].to(dtype), shape, folder)
     model.tie_weights()
     return model
+
+
+@dataclass
+class Quantization:
+    """Of quantized checkpoints only bitsandbytes' NF4 is read: quantization_config must say so."""
+    quant_method: str = entry(choices=("bitsandbytes",))
+    bnb_4bit_quant_type: str = entry(choices=("nf4",))
+    llm_int8_skip_modules: list[str] = None
 
 
 def put_quantized(model: Transformer, name: str, weight: NF4Tensor, dtype, shape, folder):
@@ -143,8 +157,8 @@ def base_of(adapter) -> str:
     writes it: a folder, or a hub repository and its revision ("owner/name@revision" here). Raises
     UserError if it does not say, or names a folder that is gone.
     """
-    config = read_json(Path(adapter) / "adapter_config.json")
-    name = config.get("base_model_name_or_path")
+    config = read_json(Path(adapter) / "adapter_config.json", NamedBase)
+    name = config.base_model_name_or_path
     if not name:
         raise UserError(f"{adapter} does not say which base it is for; give --model")
     if name == "nano" or os.path.isdir(name):
@@ -153,7 +167,14 @@ def base_of(adapter) -> str:
         return "nano"       # the first edition wrote nano's path in its clone, and that is gone
     if name.count("/") != 1:
         raise UserError(f"{adapter} is for the base {name}, which is not there; give --model")
-    return f"{name}@{config['revision']}" if config.get("revision") else name
+    return f"{name}@{config.revision}" if config.revision else name
+
+
+@dataclass
+class NamedBase:
+    """What adapter_config.json says of the base."""
+    base_model_name_or_path: str = None
+    revision: str = None
 
 
 def default_base(adapter) -> str:
@@ -197,7 +218,7 @@ def room_for_prompt(model: Transformer, max_new_tokens: int) -> float:
     UserError if nothing is left. Beyond its context a model sees positions that it was not trained
     on, and its answers become nonsense without any error.
     """
-    context = model.config.hf.get("max_position_embeddings") or math.inf
+    context = model.config.max_position_embeddings or math.inf
     context -= len(model.virtual_ids)
     if context <= max_new_tokens:
         raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for a question in the "
@@ -213,14 +234,25 @@ def fit_prompt(messages: list[dict], tokenizer: Tokenizer, room: float) -> list[
     A2, Q3, and then system, Q3. Raises UserError if the last question alone does not fit.
     """
     first = 1 if messages[0]["role"] == "system" else 0
-    while True:
-        ids = tokenizer.encode(dataset.prompt_of(messages, tokenizer))
-        if len(ids) <= room:
-            return ids
-        if len(messages) - first < 3:
-            raise UserError(f"the question takes {len(ids)} tokens, and next to --max_new_tokens "
-                            f"the model has room for {room}")
-        del messages[first:first + 2]
+
+    @functools.cache
+    def ids_without(pairs: int) -> list[int]:
+        """The ids without the oldest `pairs` questions and answers."""
+        rest = [*messages[:first], *messages[first + 2 * pairs:]]
+        return tokenizer.encode(dataset.prompt_of(rest, tokenizer))
+
+    most = (len(messages) - first - 1) // 2
+    # halving, because a conversation of 20,000 turns would be rendered 10,000 times one by one
+    pairs = bisect.bisect_left(range(most), True, key=lambda n: len(ids_without(n)) <= room)
+    ids = ids_without(pairs)
+    if len(ids) > room:
+        raise UserError(f"the question takes {len(ids)} tokens, and next to --max_new_tokens "
+                        f"the model has room for {room}")
+    if not ids:
+        raise UserError("the chat template makes nothing of these messages, so there is nothing to "
+                        "answer")
+    del messages[first:first + 2 * pairs]
+    return ids
 
 
 def generate_answers(model, tokenizer, prompts: list[list[int]], max_new_tokens, **how

@@ -53,11 +53,11 @@ from tqdm import tqdm
 
 import dataset
 from engine import default_base, generate_answers, mean_nll, open_model, room_for_prompt
-from lora import read_tensors, remove_lora
+from lora import remove_lora
 from methods import method_that_reads, open_adapter, switch_adapter
 from metrics import Task, judge_answer, summarize_answers
 from plumbing.checkpoint import weight_files
-from plumbing.cli import check_ranges, flag, parse_flags, run_command
+from plumbing.cli import flag, parse_flags, run_command
 from plumbing.device import DTYPES, choose_device
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import (NANO_BASE, describe_missing_file, make_folder, read_json, replacing,
@@ -512,7 +512,6 @@ def main(argv=None):
     advice = "lower --batch, then give the same command again: it continues where this one stopped"
     with errors_in_one_line(advice):
         settings = parse_evaluation(argv)
-        check_ranges(settings)
         if settings.out and Path(settings.out).suffix != ".jsonl":
             raise UserError(f"--out {settings.out}: its name must end in .jsonl")
         if settings.table:

@@ -42,17 +42,18 @@ wraps is any layer that computes W x and has in_features and out_features.
 import math
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from plumbing.errors import UserError
-from plumbing.files import make_folder, read_json, replacing, write_json
+from plumbing.fields import entry, fits_pattern, read_fields
+from plumbing.files import make_folder, read_json, read_tensors, replacing, write_json
 
 TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
            "mlp": ("gate_proj", "up_proj", "down_proj")}
@@ -478,11 +479,10 @@ def read_adapter(folder, module=None) -> dict[str, Factors]:
 def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
     """The tensors of PEFT's file -> {name of a layer: its A, B and alpha}.
 
-    Ranks are those of the tensors; alpha follows lora_alpha, alpha_pattern and use_rslora. Raises
-    UserError if parts are missing or left over.
+    config: the content of adapter_config.json. Raises UserError for one that is not PEFT's, if
+    parts are missing or left over, and if PEFT would not put them where they say they belong.
     """
-    if "lora_alpha" not in config:
-        raise UserError(f"{Path(folder) / 'adapter_config.json'} lacks 'lora_alpha'")
+    config = read_fields(PeftConfig, config, Path(folder) / "adapter_config.json")
     names = [key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
              for key in tensors if key.endswith(".lora_A.weight")]
     expected = {peft_name(name, factor) for name in names for factor in "AB"}
@@ -492,31 +492,54 @@ def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
     adapter = {}
     for name in names:
         A, B = (tensors[peft_name(name, factor)].float() for factor in "AB")
-        adapter[name] = Factors(A, B, alpha_of(name, config), config.get("lora_dropout", 0.0),
-                                config.get("use_rslora", False))
+        rank = value_for(name, config.rank_pattern, config.r)
+        if A.dim() != 2 or B.dim() != 2 or len(A) != rank or not is_target(name, config):
+            raise UserError(f"{folder}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}; "
+                            f"adapter_config.json says rank {rank}, on other layers or in another "
+                            "form")
+        alpha = value_for(name, config.alpha_pattern, config.lora_alpha)
+        adapter[name] = Factors(A, B, alpha, config.lora_dropout, config.use_rslora)
     return adapter
+
+
+@dataclass
+class PeftConfig:
+    """What is read of PEFT's adapter_config.json. A pattern fits the end of a layer's path."""
+    r: int = entry(at_least=1)
+    lora_alpha: float = entry(above=0)
+    lora_dropout: float = entry(0.0, at_least=0, at_most=1)
+    use_rslora: bool = False
+    target_modules: str | list[str] = None              # a text is a regular expression
+    rank_pattern: dict[str, int] = entry(None, at_least=1)
+    alpha_pattern: dict[str, float] = entry(None, above=0)
+
+
+def value_for(name: str, patterns: dict | None, default):
+    """The value of the first pattern that fits the layer called `name`, or the common one."""
+    for pattern, value in (patterns or {}).items():
+        if fits_pattern(rf"(.*\.)?({pattern})", name):
+            return value
+    return default
+
+
+def is_target(name: str, config: PeftConfig) -> bool:
+    targets = config.target_modules
+    if targets is None or targets == "all-linear":
+        return True
+    if isinstance(targets, str):
+        return fits_pattern(targets, name)
+    return any(f".{name}".endswith(f".{target}") for target in targets)
 
 
 def is_plain_lora(config: dict) -> bool:
     """Whether an adapter_config.json says LoRA next to the base as it is."""
     # Other starts than these, PiSSA's for instance, change the base's weights as well.
     starts = (True, False, "gaussian", "eva", "orthogonal")
-    return (config.get("peft_type") == "LORA" and not config.get("use_dora")
+    return (config.get("peft_type") == "LORA" and not any(map(config.get, NOT_PLAIN))
             and config.get("bias", "none") == "none"
             and config.get("init_lora_weights", True) in starts)
 
 
-def alpha_of(name: str, config: dict) -> float:
-    """alpha of the layer called `name`: of the first pattern that fits the end of its path, or the
-    common one."""
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
-            return alpha
-    return config["lora_alpha"]
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, FileNotFoundError) as e:
-        raise UserError(f"{path} is missing or damaged ({e})") from None
+# PEFT's entries with which an adapter computes something else than W x + s B A x
+NOT_PLAIN = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication",
+             "alora_invocation_tokens", "kasa_config", "monteclora_config", "arrow_config")

@@ -19,8 +19,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from plumbing.cli import check_ranges, flag, parse_flags
+from plumbing.cli import flag, parse_flags
 from plumbing.errors import UserError
+from plumbing.fields import check_ranges
 
 # A file of methods/ is a method. qlora is lora on a base in four bits.
 FOLDER = Path(__file__).parent / "methods"
@@ -146,6 +147,11 @@ class Config:
         return named
 
     @property
+    def is_settled(self) -> bool:
+        return None not in (self.alpha, self.lr, self.max_steps, self.eval_steps) and (
+            self.dtype != "auto")
+
+    @property
     def run(self) -> str:
         """The name of a settled run: a short hash of the settings that decide its result.
 
@@ -153,9 +159,7 @@ class Config:
         the settings do not say: the content behind a model's or data set's name, the version of
         torch or of this project, the processor.
         """
-        unsettled = [name for name in ("alpha", "lr", "max_steps", "eval_steps")
-                     if getattr(self, name) is None]
-        assert not unsettled and self.dtype != "auto", f"not settled yet: {unsettled or 'dtype'}"
+        assert self.is_settled, "not settled yet: a value is None or auto"
         return hashlib.sha256(json.dumps(self.decides, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -69,11 +69,11 @@ import train
 from arms import NO_ARM, name_values
 from lora import find_targets
 from model import ModelConfig, Transformer
-from plumbing.cli import (add_flags, check_ranges, flag, make_parser, run_command,
-                          suggest_flag)
+from plumbing.cli import add_flags, flag, make_parser, run_command, suggest_flag
 from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
-from plumbing.files import make_folder, write_json
+from plumbing.fields import check_ranges, read_value
+from plumbing.files import make_folder, replacing, write_json
 from plumbing.records import read_rows, write_rows
 from plumbing.workers import BUSY, claim_file, do_jobs, rank_and_world
 from rates import best_tried, diverged, extend_grid, plan_rates
@@ -225,20 +225,15 @@ NOT_IN_GRIDS = {
 
 def read_grids(path: Path) -> tuple[dict[str, list[dict]], str]:
     """The grids of a TOML file by their names, and its flags of train.py."""
+    if not path.is_file():
+        raise UserError(f"--grid {path}: no such file")
     try:
-        with open(path, "rb") as f:
-            grids = tomllib.load(f)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UserError(f"--grid {path}: no such file") from None
-    except ValueError as e:                 # not TOML, or not UTF-8
+        grids = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:       # not TOML, or not UTF-8
         raise UserError(f"--grid {path} is not valid TOML: {e}") from None
-    flags = grids.pop("flags", "")
-    if not isinstance(flags, str):
-        raise UserError(f'--grid {path}: flags must be a text: flags = "--max_steps 100"')
-    for name, arms in grids.items():
-        if not isinstance(arms, list) or not all(isinstance(arm, dict) for arm in arms):
-            raise UserError(f"--grid {path}: {name} is no list of arms; each arm begins with "
-                            f"[[{name}]]")
+    flags = read_value(f"--grid {path}", "flags", grids.pop("flags", ""), str, {})
+    for name, arms in grids.items():        # each arm begins with [[name]]
+        read_value(f"--grid {path}", name, arms, list[dict], {})
     if not any(grids.values()):
         raise UserError(f"--grid {path} has no arm; each begins with a line like [[my_grid]]")
     if "all" in grids:
@@ -291,12 +286,7 @@ def typed_point(point: dict) -> dict:
             raise UserError(f"{name} in a grid is no setting of train.py; {remedy}")
         if name in NOT_IN_GRIDS:
             raise UserError(f"{name} in a grid: it {NOT_IN_GRIDS[name]}")
-        kind, choices = fields[name].type, fields[name].metadata.get("choices")
-        is_kind = type(value) is kind or (kind is float and type(value) is int)
-        if not is_kind or (choices and value not in choices):
-            must = f"one of {', '.join(choices)}" if choices else f"of type {kind.__name__}"
-            raise UserError(f"{name} = {value!r} in a grid: it must be {must}")
-        typed[name] = kind(value)
+        typed[name] = read_value("a grid", name, value, fields[name].type, fields[name].metadata)
     return typed
 
 
@@ -438,7 +428,7 @@ def attempt_run(config, data, out: Path) -> str:
             if path.exists():
                 return ""
             if failed.exists():         # another rank of this sweep has tried
-                return failed.read_text(encoding="utf-8")
+                return failed.read_text(encoding="utf-8", errors="replace")
             if not ours:
                 time.sleep(0.5)         # asking again at once would keep a core busy
                 return BUSY
@@ -469,7 +459,8 @@ def note_failure(e, failed: Path) -> str:
     elif not isinstance(e, UserError):
         traceback.print_exc()
     try:
-        failed.write_text(why, encoding="utf-8")
+        with replacing(failed) as part:
+            part.write_text(why, encoding="utf-8", errors="backslashreplace")
     except OSError:                     # the report at the end has it all the same
         pass
     return why
@@ -504,7 +495,7 @@ class Board:
             for name in self.runs:
                 path = self.out / f"{name}.csv"
                 if name not in self.finals and path.exists():
-                    rows = read_whole_run(path, self.runs[name].max_steps)
+                    rows = read_whole_run(path, self.runs[name])
                     self.finals[name] = math.inf if diverged(rows) else rows[-1]["test_nll"]
 
     @property
@@ -541,13 +532,13 @@ class Board:
                    for name, config in self.runs.items() if (name in self.finals) == finished)
 
 
-def read_whole_run(path: Path, max_steps: int) -> list[dict]:
-    """The rows of a run of this sweep. Raises UserError if some are missing or damaged."""
+def read_whole_run(path: Path, config: Config) -> list[dict]:
+    """The rows of the run `config`. Raises UserError if they are another run's, or not all."""
     rows = read_rows(path)
-    steps = [row.get("step") for row in rows]
-    if steps[:1] != [0] or steps[-1:] != [max_steps] or "" in [row["test_nll"] for row in rows]:
-        raise UserError(f"{path} is damaged (its rows are not those of a run from step 0 to "
-                        f"{max_steps}); delete it, and the sweep makes the run again")
+    found = rows[0]["step"], rows[-1]["step"], {row["run"] for row in rows}
+    if found != (0, config.max_steps, {config.run}):
+        raise UserError(f"{path} is damaged (its rows are not those of run {config.run} from step 0 "
+                        f"to {config.max_steps}); delete it, and the sweep makes the run again")
     return rows
 
 
@@ -677,7 +668,7 @@ class Settings:
         "embedded model, else tutorial",
         choices=tuple(PRESETS))
     seeds: int = flag(
-        1, "seeds of each run: --seed (default: 42) and those after it", at_least=1)
+        1, "seeds of each run: --seed (default: 42) and those after it", at_least=1, at_most=1000)
     bracket: bool = flag(
         False, "extend an arm's rates by the grid's own step until its best one lies between two "
         "that are worse, or diverged")
@@ -731,7 +722,10 @@ def parse_sweep(argv=None) -> tuple[Settings, Config]:
     usual_flags = shlex.split(PRESET_FLAGS[preset])
     if settings.grid:
         _, flags = read_grids(settings.grid)
-        usual_flags = shlex.split(flags) or usual_flags
+        try:
+            usual_flags = shlex.split(flags) or usual_flags
+        except ValueError as e:
+            raise UserError(f"--grid {settings.grid}: flags {flags!r}: {e}") from None
     _, plain = read_flags(usual_flags)
     settings, common = read_flags([*usual_flags, *argv])    # what comes later counts
     settings.preset, settings.sweep = preset, settings.sweep or "all"

@@ -25,10 +25,11 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
-from lora import (AdaptedLinear, base_entries, merge_lora, read_tensors, remove_lora, unmerge_lora,
+from lora import (AdaptedLinear, base_entries, merge_lora, remove_lora, unmerge_lora,
                   write_adapter)
 from plumbing.errors import UserError
-from plumbing.files import read_json
+from plumbing.fields import entry, read_fields
+from plumbing.files import read_json, read_tensors
 from settings import RELATIVES
 
 
@@ -65,29 +66,23 @@ def save_trained(method, model, folder, base_model: str, setup: Setup):
 
 def load_trained(method, model, config: dict, tensors: dict, folder):
     """Put the method on `model` as `config` says, and fill in `tensors`."""
-    targets, options = config.get("target_modules"), config.get("options")
-    names = [targets] if isinstance(targets, str) else targets
-    if not isinstance(options, dict) or not isinstance(names, list) or not all(
-            isinstance(name, str) for name in names):
-        raise UserError(f"{folder}: adapter_config.json must have options and target_modules")
-    text = ",".join(f"{name}={value}" for name, value in options.items())
-    rank = int(read_number(config, "r", folder))
+    saved = read_fields(SavedSetup, config, folder / "adapter_config.json")
+    text = ",".join(f"{name}={value}" for name, value in saved.options.items())
     largest = max((tensor.numel() for tensor in tensors.values()), default=0)
-    if "rank" not in method.ignores and rank > largest:
-        raise UserError(f"{folder}: r = {rank} is more than any of the adapter's tensors holds")
-    setup = Setup(rank, read_number(config, "lora_alpha", folder), targets,
-                  parse_options(method, text))
-    method.apply(model, setup)
+    if "rank" not in method.ignores and saved.r > largest:
+        raise UserError(f"{folder}: r = {saved.r} is more than any of the adapter's tensors holds")
+    method.apply(model, Setup(saved.r, saved.lora_alpha, saved.target_modules,
+                              parse_options(method, text)))
     fill_in(trained_parameters(model), tensors, folder)
 
 
-def read_number(config: dict, name: str, folder) -> float:
-    """A number above zero of an adapter_config.json. Raises UserError for anything else."""
-    value = config.get(name)
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f"{folder}: {name} in adapter_config.json must be a number above 0, not "
-                        f"{value!r}")
-    return value
+@dataclass
+class SavedSetup:
+    """What is read of an adapter_config.json that `save_trained` wrote."""
+    r: int = entry(at_least=1)
+    lora_alpha: float = entry(above=0)
+    target_modules: str | list[str] = entry()
+    options: dict[str, str | int | float] = entry()
 
 
 @torch.no_grad()

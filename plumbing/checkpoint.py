@@ -1,6 +1,8 @@
 """Hugging Face's checkpoints: tensors in and out, in 16 or 32 bits and in bitsandbytes' four."""
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,23 +11,26 @@ from safetensors.torch import save_file
 
 from plumbing.device import DTYPES, dtype_name
 from plumbing.errors import UserError
-from plumbing.files import make_folder, read_json, replacing, write_json
+from plumbing.fields import entry, read_fields
+from plumbing.files import check_weight, make_folder, read_json, replacing, write_json
 
 
 def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the shards that model.safetensors.index.json names."""
     index = folder / "model.safetensors.index.json"
-    table = {"all": "model.safetensors"}
+    names = ["model.safetensors"]
     if index.exists():
-        table = read_json(index).get("weight_map")
-    if not isinstance(table, dict):
-        raise UserError(f"{index} has no weight_map; fetch the checkpoint again")
-    names = sorted(set(table.values()))
+        names = sorted(set(read_json(index, Index).weight_map.values()))
     for name in names:
-        if not (folder / name).exists():
+        if Path(name).name != name or not (folder / name).is_file():     # a path, a pipe, nothing
             raise UserError(f"{folder} has no {name}; fetch the checkpoint again (only safetensors "
                             "is read)")
     return [folder / name for name in names]
+
+
+@dataclass
+class Index:
+    weight_map: dict[str, str]          # {a tensor's name: the file next to the index that has it}
 
 
 def read_weights(folder: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
@@ -85,25 +90,45 @@ BNB_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map",
 BNB_STATE = BNB_PARTS[-1]
 
 
-def unpack_bnb(parts: dict[str, torch.Tensor], name: str) -> dict | None:
+@dataclass
+class QuantState:
+    shape: list[int] = entry(at_least=1)
+    blocksize: int = entry(at_least=1)
+    dtype: str = entry(choices=tuple(DTYPES))
+    quant_type: str = entry("nf4", choices=("nf4",))
+    nested_blocksize: int = entry(256, choices=(256,))
+    nested_offset: float = 0.0
+
+
+def unpack_bnb(parts: dict[str, torch.Tensor], name: str, folder) -> dict | None:
     """What bitsandbytes' parts of the weight `name` say; None if it is not quantized.
 
-    The keys are the arguments of quant.NF4Tensor. Raises KeyError, TypeError or ValueError for
-    parts that are not in bitsandbytes' form.
+    The keys are the arguments of quant.NF4Tensor. Raises UserError for parts that are not in
+    bitsandbytes' form.
     """
     if name + BNB_STATE not in parts:
         return None
-    state = json.loads(bytes(parts[name + BNB_STATE].tolist()))
-    packed = parts[name].reshape(-1).view(torch.uint8)  # some recipes call the bytes bfloat16
-    absmax, absmax2 = parts[name + ".absmax"], parts.get(name + ".nested_absmax")
-    n, block_size = torch.Size(state["shape"]).numel(), state["blocksize"]
-    if packed.numel() != (n + 1) // 2 or absmax.numel() != -(-n // block_size):
-        raise ValueError(f"{packed.numel()} bytes and {absmax.numel()} scales for {n} weights")
-    offset = None
+    try:
+        state = json.loads(bytes(parts[name + BNB_STATE].tolist()))
+        packed = parts[name].reshape(-1).view(torch.uint8)  # some recipes call the bytes bfloat16
+        absmax, absmax2 = parts[name + ".absmax"], parts.get(name + ".nested_absmax")
+    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise UserError(f"{folder}: {name} is not in bitsandbytes' form ({e}); fetch it again"
+                        ) from None
+    state = read_fields(QuantState, state, f"{folder}: {name}{BNB_STATE}")
+    n, offset, scales = math.prod(state.shape), None, absmax
+    sizes = [packed.numel(), absmax.numel()]
+    wanted = [-(-n // 2), -(-n // state.blocksize)]         # rounded up
     if absmax2 is not None:
-        offset = torch.tensor(state["nested_offset"], device=packed.device)
+        offset, scales = torch.tensor(state.nested_offset, device=packed.device), absmax2
+        sizes += [absmax2.numel(), absmax.element_size()]   # its codes have one byte each
+        wanted += [-(-wanted[1] // 256), 1]
+    if sizes != wanted:
+        raise UserError(f"{folder}: the parts of {name} have {sizes} numbers and bytes, and should "
+                        f"have {wanted}; fetch it again")
+    check_weight(folder, f"{name}'s scales", scales)
     return {"packed": packed, "absmax": absmax, "absmax2": absmax2, "offset": offset,
-            "shape": state["shape"], "block_size": block_size, "dtype": DTYPES[state["dtype"]]}
+            "shape": state.shape, "block_size": state.blocksize, "dtype": DTYPES[state.dtype]}
 
 
 def pack_bnb(name: str, w, code: torch.Tensor, code2: torch.Tensor) -> dict[str, torch.Tensor]:

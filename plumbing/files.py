@@ -1,17 +1,22 @@
 """Files that are whole or absent, JSON, and the folder of a checkpoint, local or from the hub."""
 import contextlib
 import json
+import math
 import os
 import re
 from pathlib import Path
 
 from plumbing.errors import UserError
+from plumbing.fields import read_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO_BASE = ROOT / "data/nano/base"             # the embedded model, which goes by the name "nano"
 # the files of a hub repository that are fetched
 CHECKPOINT_FILES = ("config.json", "generation_config.json", "model*.safetensors",
                     "model.safetensors.index.json", "tokenizer*.json", "chat_template*")
+LARGEST_JSON = 2 ** 28
+# what a weight may be. Whole numbers, complex ones and 8 bits are of another form, with scales
+FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
 
 
 @contextlib.contextmanager
@@ -42,17 +47,22 @@ def make_folder(path) -> Path:
     return path
 
 
-def read_json(path: Path) -> dict:
-    """The JSON object in `path`. Raises UserError if there is none."""
+def read_json(path: Path, form=None):
+    """The JSON object in `path`, or with a `form` (plumbing/fields.py) an instance of it.
+
+    Raises UserError if there is none, or not of that form.
+    """
+    if not path.is_file():              # also: no folder, and no pipe to wait for
+        raise UserError(describe_missing_file(path))
+    if path.stat().st_size > LARGEST_JSON:
+        raise UserError(f"{path} has more than {LARGEST_JSON:,} bytes, which no such file needs")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UserError(describe_missing_file(path)) from None
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not valid JSON: {e}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object, and holds a {type(content).__name__}")
-    return content
+    return content if form is None else read_fields(form, content, path)
 
 
 def describe_missing_file(path: Path) -> str:
@@ -68,6 +78,33 @@ def write_json(path: Path, content: dict):
     with replacing(path) as part:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+# ----- tensors ------------------------------------------------------------------------------------
+
+def read_tensors(path: Path) -> dict:
+    """{name: tensor} of a safetensors file of weights."""
+    from safetensors import SafetensorError         # here, because they load torch
+    from safetensors.torch import load_file
+    if not path.is_file():
+        raise UserError(f"{path} is missing or damaged (no such file)")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as e:
+        raise UserError(f"{path} is missing or damaged ({e})") from None
+    for name, tensor in tensors.items():
+        check_weight(path, name, tensor)
+    return tensors
+
+
+def check_weight(path, name: str, tensor):
+    """Raise UserError unless `tensor` holds real numbers, all of them finite."""
+    if str(tensor.dtype) not in FLOATS:
+        raise UserError(f"{path}: {name} is of type {tensor.dtype}, and a weight must be of float32, "
+                        "bfloat16, float16 or float64")
+    if tensor.numel() and not all(map(math.isfinite, tensor.aminmax())):        # nan is both ends
+        raise UserError(f"{path}: {name} holds a number that is infinite or not a number; did its "
+                        "run diverge?")
 
 
 # ----- a checkpoint's folder ----------------------------------------------------------------------

@@ -1,4 +1,5 @@
 """The rows of log.csv and the file run.json: what a run leaves next to its weights. No torch."""
+import contextlib
 import csv
 import dataclasses
 import shutil
@@ -7,14 +8,37 @@ from importlib.metadata import version
 from pathlib import Path
 
 from plumbing.errors import UserError
-from plumbing.files import read_json, replacing, write_json
+from plumbing.fields import entry, read_fields
+from plumbing.files import describe_missing_file, read_json, replacing, write_json
 
-COLUMNS = ("run model data method targets rank alpha lr batch_eff seed step tokens train_nll "
-           "test_nll seconds peak_gb trainable").split()
-TEXT_COLUMNS = ("run", "model", "data", "method", "targets")
 STATE = "state/state.safetensors"       # of a run that is not finished: what --resume needs
 BEST = "state/best.safetensors"         # and the weights of the lowest test NLL, with --keep best
-WHOLE_COLUMNS = ("rank", "batch_eff", "seed", "step", "tokens", "trainable")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Row:
+    """A row of log.csv: one evaluation. In a dict, an empty cell is "", and here it is None."""
+    run: str
+    model: str
+    data: str
+    method: str
+    targets: str                                        # "" in full fine-tuning
+    rank: int = entry(None, at_least=1)
+    alpha: float = entry(None, above=0)
+    lr: float = entry(above=0)
+    batch_eff: int = entry(at_least=1)
+    seed: int = entry(at_least=0)
+    step: int = entry(at_least=0)
+    tokens: int = entry(at_least=0)
+    train_nll: float = entry(None, any_number=True)     # None at step 0
+    test_nll: float = entry(any_number=True)            # nan or inf: the run diverged
+    seconds: float = entry(at_least=0)
+    peak_gb: float = entry(None, at_least=0)
+    trainable: int = entry(at_least=1)
+
+
+KINDS = {field.name: field.type for field in dataclasses.fields(Row)}
+COLUMNS = list(KINDS)
 
 
 # ----- rows ---------------------------------------------------------------------------------------
@@ -29,7 +53,8 @@ def make_row(config, **measured) -> dict:
 
 
 def write_rows(path: Path, rows: list[dict]):
-    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as f:
+    with (replacing(path) as part,
+          open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as f):
         writer = csv.DictWriter(f, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
@@ -38,25 +63,38 @@ def write_rows(path: Path, rows: list[dict]):
 def read_rows(path: Path) -> list[dict]:
     """The rows with the types that make_row gave them; an empty cell is "".
 
-    Raises UserError for a cell that should hold a number, or a whole one, and does not.
+    Raises UserError for a file that is not a run's, and for one without rows.
     """
+    if not path.is_file():
+        raise UserError(describe_missing_file(path))
     try:
-        with open(path, newline="", encoding="utf-8") as f:
-            return [{name: cell_value(name, cell) for name, cell in row.items()}
-                    for row in csv.DictReader(f)]
-    except (ValueError, TypeError) as e:        # TypeError: a line has too few or too many cells
+        with open(path, newline="", encoding="utf-8", errors="replace") as f:
+            rows = [read_row(number, cells) for number, cells in enumerate(csv.DictReader(f), 2)]
+        if not rows:
+            raise UserError("it has no rows")
+    except (csv.Error, UserError) as e:
         raise UserError(f"{path} is damaged ({e}); delete it and make the run again") from None
+    return rows
 
 
-def cell_value(column: str, cell: str):
-    if column in TEXT_COLUMNS or cell == "":
-        return cell
-    number = float(cell)
-    if column not in WHOLE_COLUMNS:
-        return number
-    if not number.is_integer():
-        raise ValueError(f"{column} must be a whole number, not {cell}")
-    return int(number)          # the first edition wrote some of them as 64.0
+def read_row(number: int, cells: dict) -> dict:
+    if None in cells:
+        raise UserError(f"line {number} has too many cells")
+    values = {name: cell_value(cell, KINDS.get(name)) for name, cell in cells.items()}
+    row = read_fields(Row, values, f"line {number}")
+    return {name: "" if value is None else value for name, value in vars(row).items()}
+
+
+def cell_value(cell: str, kind):
+    """What a cell says, as JSON would have it. What is not of its column's kind stays text."""
+    if kind is str or not cell:
+        return cell if kind is str else None
+    for convert in (int, float):
+        with contextlib.suppress(ValueError):
+            number = convert(cell)
+            # the first edition wrote some whole numbers as 64.0
+            return int(number) if kind is int and number % 1 == 0 else number
+    return cell
 
 
 def row_line(row: dict) -> str:
@@ -69,6 +107,15 @@ def row_line(row: dict) -> str:
 
 
 # ----- run.json -----------------------------------------------------------------------------------
+
+@dataclasses.dataclass
+class RunFile:
+    """What is read of run.json."""
+    run: str
+    finished: bool
+    settings: dict
+    base_answer: str = ""
+    samples: int = entry(None, at_least=1)      # older runs do not say
 
 def write_run(config, out: Path, base_answer: str, finished: bool, samples: int, **more):
     """run.json: settings, versions, and what the base answered before the first step.
@@ -86,18 +133,21 @@ def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
 
     Raises UserError if what `out` holds is in the way of this run.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; give another --out")
     if not (out / "run.json").exists():
         refuse_other_files(out)
         return None
+    existing = read_json(out / "run.json", RunFile)
+    given = {name: value for name, value in existing.settings.items() if value is not None}
+    made = read_fields(type(config), given, out / "run.json", "settings.")
+    if not made.is_settled or made.run != existing.run:
+        raise UserError(f"{out / 'run.json'} is not what a run writes, so {out} may hold files of "
+                        "something else; give another --out")
     if config.overwrite:
         return None
-    existing = read_json(out / "run.json")
-    if existing.get("run") != config.run:
+    if existing.run != config.run:
         raise UserError(f"{out} holds another run, with other settings ({out / 'run.json'}); give "
                         "another --out, or --overwrite")
-    if not existing["finished"]:
+    if not existing.finished:
         if config.resume:
             return None
         raise UserError(f"{out} holds this run, unfinished; --resume goes on with it, --overwrite "
@@ -110,9 +160,8 @@ def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
     if quiet:
         return rows
     print(f"{out} holds this run, finished: {row_line(rows[-1])}")
-    optimizer = existing["settings"].get("optimizer", config.optimizer)
-    if optimizer != config.optimizer:
-        print(f"It was made with --optimizer {optimizer}, which gives the same numbers.")
+    if made.optimizer != config.optimizer:
+        print(f"It was made with --optimizer {made.optimizer}, which gives the same numbers.")
     print("Nothing to do; --overwrite makes it again.")
     return rows
 
@@ -123,7 +172,7 @@ def refuse_other_files(out: Path):
     A run that was killed at its very start leaves a folder for its state, and perhaps half of its
     run.json (a .part). The shell may have begun a .txt or .log with the run's own output.
     """
-    harmless = (".part", ".txt", ".log")
+    harmless = (".part", ".txt", ".log", ".lock")
     for path in sorted(out.iterdir()) if out.exists() else []:
         name = path.name
         if name != "state" and not name.startswith(".") and not name.endswith(harmless):
