@@ -23,7 +23,6 @@ It does not matter that some seeds have few rates: only the best rate and its tw
 comparison. Early in a curve a higher rate can lead, and three rates may miss that; on nano they did
 not.
 """
-import dataclasses
 import math
 import sys
 from collections import Counter, defaultdict

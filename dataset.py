@@ -92,11 +92,9 @@ def find_dataset(name: str) -> Path:
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The number and the bytes of each line that is not blank."""
     # Opened as bytes: then only \n ends a line, and a byte that is not UTF-8 spoils no other line.
-    try:
-        lines = open(path, "rb")
-    except (FileNotFoundError, IsADirectoryError) as e:
-        raise UserError(f"{path}: {e.strerror}") from None
-    with lines:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, line

@@ -45,6 +45,7 @@ import time
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import NamedTuple
 
 import torch
@@ -60,10 +61,12 @@ from plumbing.checkpoint import weight_files
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.device import DTYPES, choose_device
 from plumbing.errors import UserError, errors_in_one_line
-from plumbing.files import (NANO_BASE, describe_missing_file, make_folder, read_json, replacing,
-                            resolve, write_json)
+from plumbing.fields import entry, read_fields, read_value
+from plumbing.files import (NANO_BASE, describe_missing_file, make_folder, read_json, read_tensors,
+                            replacing, resolve, write_json)
 from plumbing.records import read_rows
 from plumbing.text import markdown_table
+from plumbing.workers import claim_or_stop
 from settings import SUPERVISE
 
 # Each metric, and how many tokens an answer may have: a calculation, a label, a sentence or two.
@@ -126,26 +129,28 @@ class Question(NamedTuple):
 def read_task(folder: Path, metric: str | None = None, labels: str | None = None) -> Task:
     """What the data set's task.json says, unless the command line says otherwise."""
     path = folder / "task.json"
-    given = read_json(path) if path.exists() else {}
-    metric = metric or given.get("metric")
-    if metric not in (None, *METRICS):
-        raise UserError(f"{path}: the metric {metric!r} is none of {', '.join(METRICS)}, nor null")
+    given = read_json(path, TaskFile) if path.exists() else TaskFile()
+    metric = metric or given.metric
     if metric != "accuracy":
         return Task(metric, [])
-    names = given.get("labels")
-    if labels:
-        names = [name.strip() for name in labels.split(",")]
-    if not is_list_of_texts(names) or len(names) < 2:
+    names = [name.strip() for name in labels.split(",")] if labels else given.labels or []
+    if len(names) < 2 or not all(name.strip() for name in names):
         raise UserError("accuracy needs at least two labels: --labels negative,positive, or in the "
                         "data set's task.json")
     return Task(metric, [unicodedata.normalize("NFC", name) for name in names])
 
 
-def is_list_of_texts(value) -> bool:
-    """At least one string, and none of them blank."""
-    if not isinstance(value, list) or not value:
-        return False
-    return all(isinstance(text, str) and text.strip() for text in value)
+@dataclass
+class TaskFile:
+    """task.json."""
+    metric: str = entry(None, choices=tuple(METRICS))
+    labels: list[str] = None
+
+
+@dataclass
+class References:
+    """What is read of a line of test.jsonl next to its messages."""
+    references: list[str] = None
 
 
 def read_questions(path: Path, task, limit: int | None) -> list[Question]:
@@ -153,10 +158,13 @@ def read_questions(path: Path, task, limit: int | None) -> list[Question]:
     questions = []
     lines = zip(dataset.read_messages(path), dataset.numbered_lines(path))
     for index, (messages, (number, line)) in enumerate(lines):
-        references = json.loads(line).get("references", [messages[-1]["content"]])
-        if not is_list_of_texts(references):
-            raise UserError(f"{path}, line {number}: the references (else the assistant's message "
-                            "is the one) must be a list of at least one text, none of them empty")
+        row, source = dataset.load_row(line), f"{path}, line {number}"
+        references = read_fields(References, row, source).references
+        if references is None:
+            references = [messages[-1]["content"]]
+        if not references or not all(text.strip() for text in references):
+            raise UserError(f"{source}: the references (else the assistant's message is the one) "
+                            "must be a list of at least one text, none of them empty")
         if task.metric == "accuracy":
             references = [unicodedata.normalize("NFC", text.strip()) for text in references]
             if not set(references) <= set(task.labels):
@@ -289,19 +297,24 @@ def run_evaluation(settings) -> dict:
     identity = describe_evaluation(settings, task, folder)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     out = Path(settings.out or f"out/eval_{digest[:10]}.jsonl")
-    path = out.with_suffix(".json")
+    make_folder(out.parent)
+    with claim_or_stop(out):
+        return finish_evaluation(settings, task, folder, questions, identity, out)
 
+
+def finish_evaluation(settings, task, folder: Path, questions, identity: dict, out: Path) -> dict:
+    """Do what `out` lacks of the evaluation `identity` -> the content of FILE.json."""
     # ----- what has been done already -----
+    path = out.with_suffix(".json")
     result = read_earlier_result(out, identity)
     if result["finished"]:
         print(f"{path} holds this evaluation, finished; delete it and {out.name} to make it again")
         return result
-    rows = read_answers(out)
+    rows = read_answers(out, task)
 
     # ----- the model, its test NLL, its answers -----
     model, tokenizer = open_adapted_model(settings)
     result |= describe_weights(settings.model, settings.adapter)
-    make_folder(out.parent)
     try:
         if "test_nll" not in result:
             result |= measure_test_nll(model, tokenizer, folder / "test.jsonl", settings)
@@ -381,7 +394,9 @@ def read_earlier_result(out: Path, identity: dict) -> dict:
                             "--out")
         return {"settings": identity, "finished": False}
     result = read_json(path)
-    existing = result.get("settings", {})
+    form = FinishedResult if result.get("finished") is True else UnfinishedResult
+    read_fields(form, result, path)
+    existing = result["settings"]
     different = [name for name in identity if existing.get(name) != identity[name]]
     if different:
         raise UserError(f"{path} holds another evaluation, with another {', '.join(different)}; "
@@ -389,15 +404,50 @@ def read_earlier_result(out: Path, identity: dict) -> dict:
     return result
 
 
-def read_answers(path: Path) -> dict[int, dict]:
+@dataclass
+class UnfinishedResult:
+    """What is read of FILE.json to go on with an evaluation."""
+    settings: dict
+    finished: bool
+    test_nll: float = entry(None, any_number=True)
+
+
+@dataclass(kw_only=True)
+class AnswerRow:
+    """What is read of a line of FILE.jsonl, whatever the metric."""
+    index: int = entry(at_least=0)
+    answer: str
+    references: list[str]
+    tokens: int = entry(at_least=0)
+    seconds: float = entry(at_least=0)
+
+
+@dataclass(kw_only=True)
+class JudgedRow(AnswerRow):
+    pred: str
+    correct: bool
+
+
+@dataclass(kw_only=True)
+class LabelledRow(JudgedRow):
+    likeliest: str
+
+
+ROW_FORMS = {"exact_match": JudgedRow, "accuracy": LabelledRow}
+
+
+def read_answers(path: Path, task: Task) -> dict[int, dict]:
     """The answers so far, by index. A last line that a killed process left half written is cut."""
     data = path.read_bytes() if path.exists() else b""
     whole = data[:data.rfind(b"\n") + 1]
-    try:
-        rows = {row["index"]: row for row in map(json.loads, whole.splitlines())}
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path} is damaged ({e}); delete it and {path.with_suffix('.json').name} "
-                        "to begin again") from None
+    rows = {}
+    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+        try:
+            row = dataset.load_row(line)
+            rows[read_fields(ROW_FORMS.get(task.metric, AnswerRow), row, "it").index] = row
+        except ValueError as e:                     # UserError is one
+            raise UserError(f"{path}, line {number}, is damaged ({e}); delete it and "
+                            f"{path.with_suffix('.json').name} to begin again") from None
     if whole != data:
         with replacing(path) as part:
             part.write_bytes(whole)
@@ -416,7 +466,8 @@ def describe_weights(model: str, adapter: str | None) -> dict:
               "bytes": sum(file.stat().st_size for file in files)}
     if adapter:
         tensors, config = read_tensors(files[0]), read_json(folder / "adapter_config.json")
-        result |= {"method": method_that_reads(config, folder).name, "rank": config.get("r"),
+        rank = read_value(folder, "r", config.get("r"), int | NoneType, {})
+        result |= {"method": method_that_reads(config, folder).name, "rank": rank,
                    "trainable": sum(tensor.numel() for tensor in tensors.values())}
     if (folder / "run.json").exists() and (folder / "log.csv").exists():
         last = read_rows(folder / "log.csv")[-1]
@@ -424,6 +475,41 @@ def describe_weights(model: str, adapter: str | None) -> dict:
                    "rank": last["rank"] or None, "trainable": last["trainable"],
                    "steps": last["step"], "train_seconds": last["seconds"]}
     return result
+
+
+@dataclass
+class Evaluated:
+    """What is read of a result's settings."""
+    data: str
+    nf4: bool
+
+
+@dataclass(kw_only=True)
+class FinishedResult:
+    """FILE.json of a finished evaluation. The last seven depend on the metric, and on the run."""
+    settings: Evaluated
+    finished: bool
+    model: str
+    method: str
+    rank: int = entry(None, at_least=1)
+    trainable: int = entry(at_least=0)
+    bytes: int = entry(at_least=0)
+    test_nll: float = entry(any_number=True)
+    n: int = entry(None, at_least=1)
+    train_seconds: float = entry(None, at_least=0)
+    exact_match: float = entry(None, at_least=0, at_most=1)
+    accuracy: float = entry(None, at_least=0, at_most=1)
+    accuracy_by_likelihood: float = entry(None, at_least=0, at_most=1)
+    bleu: float = entry(None, at_least=0)
+    labels: list[str] = ()
+    confusion: list[list[int]] = ()
+    confusion_by_likelihood: list[list[int]] = ()
+
+    def __post_init__(self):
+        shape = [len(self.labels) + 1] * len(self.labels)       # a column more: none of the labels
+        for counts in (self.confusion, self.confusion_by_likelihood):
+            if counts and [*map(len, counts)] != shape:
+                raise UserError(f"its confusion matrices do not fit its {len(self.labels)} labels")
 
 
 # ----- printed output -----------------------------------------------------------------------------
@@ -494,10 +580,12 @@ def read_finished_results(paths: list[str]) -> list[dict]:
     results = []
     for path in map(Path, paths):
         result = read_json(path)
-        if "test_nll" not in result and result.get("finished", True):      # run.json, for instance
-            raise UserError(f"{path} is not the result of an evaluation; --table takes the .json "
-                            "next to the .jsonl")
-        if result["finished"]:
+        if result.get("finished") is not False:
+            try:
+                read_fields(FinishedResult, result, path)
+            except UserError as e:          # a run.json, for instance
+                raise UserError(f"{path} is not the result of an evaluation ({e}); --table takes "
+                                "the .json next to the .jsonl") from None
             results.append(result)
         else:
             print(f"{path} is left out: it is not finished", file=sys.stderr)

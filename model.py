@@ -139,7 +139,7 @@ class ModelConfig:
         if c.head_dim is None:
             c.head_dim = 128 if c.qk_norm else c.hidden_size // c.num_attention_heads
         if c.head_dim < 2 or c.head_dim % 2:
-            raise UserError(f"heads of size {c.head_dim}: it must be even, because RoPE turns pairs")
+            raise UserError(f"head_dim {c.head_dim}: it must be even, because RoPE turns pairs")
         c.mlp_bias = c.mlp_bias and c.model_type == "llama"         # the others ignore it
 
         rope = c.rope_parameters or c.rope_scaling or {}

@@ -30,6 +30,7 @@ a rank has seen more than it can hold.
 import itertools
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ import numpy as np
 import curves
 from arms import (MARGIN, Arm, count_noun, mean_over_seeds, name_left_out, read_runs,
                   select_sweeps)
-from plumbing.cli import make_parser, run_command
+from plumbing.cli import flag, parse_flags, run_command
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import make_folder, read_json, replacing
 from plumbing.records import RunFile, read_rows
@@ -67,7 +68,8 @@ LINES = ("--", ":")
 STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9.5,
          "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
          "legend.frameon": False, "legend.handlelength": 3.2, "lines.linewidth": 1.8,
-         "lines.markersize": 5, "figure.constrained_layout.use": True, "svg.hashsalt": "nanoLoRA"}
+         "lines.markersize": 5, "figure.constrained_layout.use": True, "svg.hashsalt": "nanoLoRA",
+         "text.parse_math": False}          # a $ in a model's name is a $
 
 
 def style_of(arm, name: str = "", **more) -> dict:
@@ -504,22 +506,27 @@ def save_figure(figure, path: Path, **how):
 
 # ----- the command --------------------------------------------------------------------------------
 
+@dataclass
+class Settings:
+    folders: list[Path] = flag(
+        None, "folder with a sweep's CSV files, or folders of train.py's runs", positional=True,
+        nargs="+", type=Path, metavar="folder")
+    out: Path = flag(
+        None, "folder of the figures; default: that of the CSV files, or of the run; of several "
+        "runs, the one that they lie in")
+    watch: bool = flag(
+        False, "draw the runs' curves again after each evaluation until all have ended; watch.html "
+        "shows them in a browser")
+    table: bool = flag(False, "print Markdown instead of drawing")
+    supervised: float = flag(
+        1.0, "share of the tokens that are supervised, for the figure on capacity; nano: 0.34",
+        above=0, at_most=1, metavar="SHARE")
+
+
 def main(argv=None):
-    parser = make_parser("plot.py", __doc__)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="folder",
-                        help="folder with a sweep's CSV files, or folders of train.py's runs")
-    parser.add_argument("--out", type=Path, help="folder of the figures; default: that of the "
-                        "CSV files, or of the run; of several runs, the one that they lie in")
-    parser.add_argument("--watch", action="store_true",
-                        help="draw the runs' curves again after each evaluation until all have "
-                        "ended; watch.html shows them in a browser")
-    parser.add_argument("--table", action="store_true", help="print Markdown instead of drawing")
-    parser.add_argument("--supervised", type=float, default=1.0, metavar="SHARE",
-                        help="share of the tokens that are supervised, for the figure on capacity; "
-                        "nano: 0.34. Default: 1")
-    args = parser.parse_args(argv)
     # If both arms of a gap diverged it is inf - inf. That is nan, as it should be.
     with errors_in_one_line(), np.errstate(invalid="ignore"):
+        args = parse_flags(Settings, "plot.py", __doc__, argv)
         is_run = [(folder / "log.csv").exists() for folder in args.folders]
         if all(is_run) and not args.table:
             plot_runs(args)
@@ -537,7 +544,8 @@ def plot_runs(args):
     out = make_folder(args.out or (folders[0] if len(folders) == 1 else folders[0].parent))
     path, drawn = out / curves.FILE, None
     if args.watch:
-        (out / "watch.html").write_text(WATCH_PAGE, encoding="utf-8")
+        with replacing(out / "watch.html") as part:
+            part.write_text(WATCH_PAGE, encoding="utf-8")
         print(f"open {out / 'watch.html'} in a browser; Ctrl-C stops")
     while True:
         last = [read_rows(folder / "log.csv")[-1] for folder in folders]

@@ -537,8 +537,8 @@ def read_whole_run(path: Path, config: Config) -> list[dict]:
     rows = read_rows(path)
     found = rows[0]["step"], rows[-1]["step"], {row["run"] for row in rows}
     if found != (0, config.max_steps, {config.run}):
-        raise UserError(f"{path} is damaged (its rows are not those of run {config.run} from step 0 "
-                        f"to {config.max_steps}); delete it, and the sweep makes the run again")
+        raise UserError(f"{path} is damaged (its rows are not those of run {config.run} from step "
+                        f"0 to {config.max_steps}); delete it, and the sweep makes the run again")
     return rows
 
 

@@ -31,10 +31,12 @@ of learning, bytes 0 to 255 and merge m at 256 + m, this gives the same ids. In 
 ranks are the ids. Elsewhere they are not: nano and SmolLM2 number their special tokens first, and
 in nano every id is its rank + 3. So a table translates, `to_id`.
 """
+import contextlib
 import functools
 import json
 import re
 import unicodedata
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -43,7 +45,8 @@ import jinja2.ext
 import jinja2.sandbox
 import tiktoken
 
-from plumbing.errors import UserError
+from plumbing.errors import UserError, silent_stderr, time_limit
+from plumbing.fields import entry
 from plumbing.files import read_json, replacing, resolve
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -84,52 +87,113 @@ def merged_tokens(merges: list) -> list[str]:
     return list(dict.fromkeys(joined))
 
 
-def split_pattern(pre_tokenizer: dict) -> str:
+@dataclass
+class Split:
+    Regex: str
+
+
+@dataclass
+class Step:
+    """Of the pre-tokenizer. What is not given is what tokenizers takes then."""
+    type: str
+    pattern: Split = None
+    behavior: str = ""
+    invert: bool = False
+    individual_digits: bool = False
+    add_prefix_space: bool = True
+    use_regex: bool = True
+
+
+@dataclass
+class PreTokenizer(Step):
+    pretokenizers: list[Step] = None        # of a Sequence
+
+
+@dataclass
+class BPE:
+    """What is not among the choices would give other ids than ours."""
+    type: str = entry(choices=("BPE",))
+    vocab: dict[str, int] = entry(at_least=0, at_most=2 ** 24)
+    merges: list[str | list[str]] = entry()
+    byte_fallback: bool = entry(None, choices=(False,))
+    dropout: float = entry(None, choices=(0,))
+    continuing_subword_prefix: str = entry(None, choices=("",))
+    end_of_word_suffix: str = entry(None, choices=("",))
+
+
+@dataclass
+class Normalizer:
+    type: str = entry(choices=("NFC",))
+
+
+@dataclass
+class AddedToken:
+    content: str
+    special: bool
+    id: int = entry(at_least=0, at_most=2 ** 24)
+    single_word: bool = entry(False, choices=(False,))
+    lstrip: bool = entry(False, choices=(False,))
+    rstrip: bool = entry(False, choices=(False,))
+
+
+@dataclass
+class TokenizerFile:
+    """What is read of tokenizer.json."""
+    model: BPE
+    pre_tokenizer: PreTokenizer
+    added_tokens: list[AddedToken]
+    normalizer: Normalizer = None
+
+
+@dataclass
+class Template:
+    name: str
+    template: str
+
+
+@dataclass
+class Token:
+    content: str
+
+
+@dataclass
+class TokenizerSettings:
+    """What is read of tokenizer_config.json."""
+    bos_token: str | Token = None
+    eos_token: str | Token = None
+    chat_template: str | list[Template] = None
+
+
+@dataclass
+class EndTokens:
+    """What is read of generation_config.json and config.json."""
+    eos_token_id: int | list[int] = entry(None, at_least=0)
+
+
+def split_pattern(pre_tokenizer: PreTokenizer) -> str:
     """The regular expression that cuts a text into words. No token reaches over such a cut.
 
     Without cuts, "dog", "dog." and "dog!" would become three tokens that share nothing.
 
     Raises UserError for a pre-tokenizer that no regular expression of ours stands for.
     """
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    kinds = [step["type"] for step in steps]
-    first, byte_level = steps[0], steps[-1]
-    isolates = first.get("behavior") == "Isolated" and not first.get("invert")
-    if kinds == ["Split", "ByteLevel"] and isolates:
-        pattern = first["pattern"]["Regex"]                             # Qwen, Llama 3, nano
+    is_sequence = pre_tokenizer.type == "Sequence"
+    steps = pre_tokenizer.pretokenizers or [] if is_sequence else [pre_tokenizer]
+    kinds = [step.type for step in steps]
+    if kinds == ["Split", "ByteLevel"] and steps[0].pattern and (
+            steps[0].behavior == "Isolated" and not steps[0].invert):
+        pattern = steps[0].pattern.Regex                                # Qwen, Llama 3, nano
     elif kinds == ["ByteLevel"]:
         pattern = GPT2_WORDS
-    elif kinds == ["Digits", "ByteLevel"] and first["individual_digits"]:
+    elif kinds == ["Digits", "ByteLevel"] and steps[0].individual_digits:
         pattern = GPT2_WORDS_AND_DIGITS
     else:
         raise UserError(f"tokenizer.json: the pre-tokenizer {' + '.join(kinds)} is not supported; "
                         "it must be byte-level")
     uses_gpt2 = kinds[0] != "Split"
-    if byte_level["add_prefix_space"] or byte_level["use_regex"] != uses_gpt2:
+    if steps[-1].add_prefix_space or steps[-1].use_regex != uses_gpt2:
         raise UserError("tokenizer.json: a ByteLevel step with these settings is not supported")
     return pattern
-
-
-def refuse_other_tokenizers(spec: dict):
-    """Raise UserError for a tokenizer.json whose ids would differ from ours."""
-    bpe = spec["model"]
-    if bpe["type"] != "BPE" or bpe.get("byte_fallback"):
-        raise UserError(f"tokenizer.json: a {bpe['type']} model is not supported; it must be a "
-                        "byte-level BPE")
-    normalizer = spec.get("normalizer")
-    if normalizer and normalizer["type"] != "NFC":
-        raise UserError(f"tokenizer.json: the normalizer {normalizer['type']} is not supported; it "
-                        "must be NFC or none")
-    for token in spec["added_tokens"]:
-        for option in ("single_word", "lstrip", "rstrip"):
-            if token.get(option):
-                raise UserError(f"tokenizer.json: the added token {token['content']} has {option}, "
-                                "which is not supported")
-
-
-def added_token_text(token) -> str | None:
-    """tokenizer_config.json writes a token as a string or as {"content": ...}."""
-    return token["content"] if isinstance(token, dict) else token
 
 
 # ----- the tokenizer ------------------------------------------------------------------------------
@@ -140,29 +204,32 @@ class Tokenizer:
     So no token is added that is not in the text: the chat template writes them all.
     """
 
-    def __init__(self, spec: dict, config: dict, template: str | None):
-        """From the contents of tokenizer.json and tokenizer_config.json, and the chat template."""
-        refuse_other_tokenizers(spec)
-        self.nfc = bool(spec.get("normalizer"))
+    def __init__(self, spec: TokenizerFile, config: TokenizerSettings, template: str | None):
+        """From tokenizer.json, tokenizer_config.json and the chat template."""
+        self.nfc = spec.normalizer is not None
         self.template = template
-        self.bos_token = added_token_text(config.get("bos_token"))
-        self.eos_token = added_token_text(config.get("eos_token"))
+        self.bos_token, self.eos_token = (
+            getattr(token, "content", token) for token in (config.bos_token, config.eos_token))
         self.eos_ids = set()            # of the checkpoint: from_pretrained reads them
 
         # The vocabulary in the order of learning. A byte that it lacks has the id None.
-        alphabet, vocab = byte_alphabet(), spec["model"]["vocab"]
-        merged = merged_tokens(spec["model"]["merges"])
+        alphabet, vocab = byte_alphabet(), spec.model.vocab
+        merged = merged_tokens(spec.model.merges)
         self.to_id = [vocab.get(letter) for letter in alphabet] + [vocab[token] for token in merged]
         learned = [bytes(alphabet[letter] for letter in token) for token in [*alphabet, *merged]]
         self.bpe = tiktoken.Encoding(
-            "bpe", pat_str=split_pattern(spec["pre_tokenizer"]), special_tokens={},
+            "bpe", pat_str=split_pattern(spec.pre_tokenizer), special_tokens={},
             mergeable_ranks={token: rank for rank, token in enumerate(learned)})
+
+        if self.bpe.decode_bytes(encode_words(self.bpe, PROBE)) != PROBE.encode():
+            raise UserError("tokenizer.json: the pre-tokenizer's pattern passes over parts of a "
+                            "text")
 
         # Tokens that were added after the learning. All are cut out of a text before anything else.
         # Special ones, <|im_end|>, are structure, and an answer is shown without them. Others are
         # not, as <think>. The longest comes first, because one may begin with another.
-        self.added = {token["content"]: token["id"] for token in spec["added_tokens"]}
-        self.special_ids = {token["id"] for token in spec["added_tokens"] if token["special"]}
+        self.added = {token.content: token.id for token in spec.added_tokens if token.content}
+        self.special_ids = {token.id for token in spec.added_tokens if token.special}
         longest_first = sorted(self.added, key=len, reverse=True)
         matches_nothing = r"(?!)"
         self.cut = re.compile("|".join(map(re.escape, longest_first)) or matches_nothing)
@@ -179,17 +246,17 @@ class Tokenizer:
         Raises UserError for files that are missing, broken or of another kind of tokenizer.
         """
         folder = resolve(name_or_path)
-        spec, config = read_json(folder / "tokenizer.json"), {}
+        spec, config = read_json(folder / "tokenizer.json", TokenizerFile), TokenizerSettings()
         if (folder / "tokenizer_config.json").exists():
-            config = read_json(folder / "tokenizer_config.json")
+            config = read_json(folder / "tokenizer_config.json", TokenizerSettings)
         try:
             tokenizer = cls(spec, config, read_template(folder, config))
-            tokenizer.eos_ids = read_eos_ids(folder)
         except UserError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as e:  # null instead of a table
+        except (KeyError, ValueError) as e:     # a token that is none, a pattern that is none
             raise UserError(f"{folder}: its files are not a byte-level BPE tokenizer's "
                             f"({type(e).__name__}: {e})") from None
+        tokenizer.eos_ids = read_eos_ids(folder)
         tokenizer.files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES
                            if (folder / name).exists()}
         return tokenizer
@@ -222,7 +289,7 @@ class Tokenizer:
         """The ids of a text without added tokens. Under NFC, decode gives the composed letters."""
         if self.nfc:
             text = unicodedata.normalize("NFC", text)
-        ids = [self.to_id[rank] for rank in self.bpe.encode_ordinary(text)]
+        ids = [self.to_id[rank] for rank in encode_words(self.bpe, text)]
         return [i for i in ids if i is not None]
 
     def decode(self, ids, skip_special: bool = False) -> str:
@@ -253,9 +320,14 @@ class Tokenizer:
                  "tools": None, "documents": None,
                  "bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
         try:
-            return compile_template(self.template).render(known | variables)
+            with time_limit(5, "it"):
+                text = compile_template(self.template).render(known | variables)
         except Exception as e:          # a stranger's program can raise anything
             raise UserError(f"the model's chat template refuses these messages: {e}") from None
+        if len(text) > 1_000_000 + 10 * sum(len(str(message)) for message in messages):
+            raise UserError(f"the model's chat template makes {len(text):,} characters of these "
+                            "messages, far more than they have")
+        return text
 
     @functools.cached_property
     def end_of_turn(self) -> int | None:
@@ -273,6 +345,27 @@ class Tokenizer:
         return special[0] if special else None
 
 
+# All kinds of characters, and runs of one that make a careless pattern try every way to cut them.
+PROBE = "It's 12 quả táo!? \t\r\n 苹果 e\u0301 👍\x00\u200d"
+PROBE += "".join(character * 60 + "." for character in "aA1 !\n")
+
+
+def encode_words(bpe: tiktoken.Encoding, text: str) -> list[int]:
+    """The ranks of the tokens of `text`, by tiktoken.
+
+    It panics where its regular expression gives up: on a million spaces, or if the pattern itself
+    is careless. Rust then prints pages to stderr, and raises what is no Exception.
+    """
+    try:
+        with silent_stderr() if text is PROBE or len(text) > 100_000 else contextlib.nullcontext():
+            return bpe.encode_ordinary(text)
+    except BaseException as e:
+        if type(e).__name__ != "PanicException":
+            raise
+        raise UserError(f"tiktoken cannot cut a text of {len(text):,} characters into words; it "
+                        f"begins with {text[:40]!r}") from None
+
+
 # ----- where generation stops ---------------------------------------------------------------------
 
 def read_eos_ids(folder: Path) -> set[int]:
@@ -283,9 +376,10 @@ def read_eos_ids(folder: Path) -> set[int]:
     trained on. save_pretrained writes all stop_ids into config.json instead.
     """
     for name in ("generation_config.json", "config.json"):
-        eos = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
-        if eos is not None:
-            return set(eos) if isinstance(eos, list) else {eos}
+        if (folder / name).exists():
+            eos = read_json(folder / name, EndTokens).eos_token_id
+            if eos is not None:
+                return set(eos) if isinstance(eos, list) else {eos}
     return set()
 
 
@@ -302,13 +396,13 @@ def stop_ids(tokenizer: Tokenizer) -> set[int]:
 # runs in Jinja's sandbox: no attribute that begins with an underscore, no change of what it is
 # given, no range() of more than 100,000 numbers.
 
-def read_template(folder: Path, config: dict) -> str | None:
+def read_template(folder: Path, config: TokenizerSettings) -> str | None:
     """chat_template.jinja, else tokenizer_config.json's: one template or several with names."""
-    if (folder / "chat_template.jinja").exists():
+    if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    template = config.get("chat_template")
+    template = config.chat_template
     if isinstance(template, list):
-        template = {named["name"]: named["template"] for named in template}.get("default")
+        template = {named.name: named.template for named in template}.get("default")
     return template
 
 

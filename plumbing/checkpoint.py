@@ -1,4 +1,5 @@
 """Hugging Face's checkpoints: tensors in and out, in 16 or 32 bits and in bitsandbytes' four."""
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -31,6 +32,15 @@ def weight_files(folder: Path) -> list[Path]:
 @dataclass
 class Index:
     weight_map: dict[str, str]          # {a tensor's name: the file next to the index that has it}
+
+
+def digest_files(files: list[Path]) -> str:
+    """A text that changes with what is in `files`."""
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as f:
+            hashlib.file_digest(f, lambda: digest)
+    return digest.hexdigest()
 
 
 def read_weights(folder: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:

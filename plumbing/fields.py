@@ -40,8 +40,9 @@ def entry(default=dataclasses.MISSING, **limits):
 def read_fields(form, content, source, prefix: str = ""):
     """An instance of the dataclass `form` from the table `content`. Other keys are left alone.
 
-    null means the default where that is None. source: the file, for errors. prefix: where in it the
-    table stands. Raises UserError for a field that is missing, of another type or out of its limits.
+    null means the default where that is None. source: the file, for errors. prefix: where in it
+    the table stands. Raises UserError for a field that is missing, of another type or out of its
+    limits.
     """
     if not isinstance(content, dict):
         raise UserError(f"{source}: {prefix or 'it'} must be a table, and not {shorten(content)}")

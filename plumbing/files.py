@@ -1,9 +1,11 @@
 """Files that are whole or absent, JSON, and the folder of a checkpoint, local or from the hub."""
 import contextlib
+import errno
 import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 
 from plumbing.errors import UserError
@@ -34,6 +36,21 @@ def replacing(path: Path):
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path):
+    """The same for a folder that must be new or empty. Raises UserError if it is not in the end."""
+    path = path.resolve()
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield make_folder(part)
+        os.replace(part, path)
+    except BaseException as e:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(e, OSError) and e.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise UserError(f"{path} is not empty any more; give another --out") from None
         raise
 
 
@@ -100,8 +117,8 @@ def read_tensors(path: Path) -> dict:
 def check_weight(path, name: str, tensor):
     """Raise UserError unless `tensor` holds real numbers, all of them finite."""
     if str(tensor.dtype) not in FLOATS:
-        raise UserError(f"{path}: {name} is of type {tensor.dtype}, and a weight must be of float32, "
-                        "bfloat16, float16 or float64")
+        raise UserError(f"{path}: {name} is of type {tensor.dtype}, and a weight must be of "
+                        "float32, bfloat16, float16 or float64")
     if tensor.numel() and not all(map(math.isfinite, tensor.aminmax())):        # nan is both ends
         raise UserError(f"{path}: {name} holds a number that is infinite or not a number; did its "
                         "run diverge?")

@@ -6,13 +6,13 @@ Each has the whole model and a share of each step's micro-batches. With one proc
 does nothing.
 """
 import datetime
-import os
 
 import torch
 import torch.distributed as dist
 
 from plumbing.device import take_gpu
 from plumbing.errors import UserError
+from plumbing.workers import rank_and_world, read_variable
 
 BUCKET = 2 ** 24        # numbers that are sent together: 64 MB of float32
 
@@ -23,11 +23,11 @@ def join_processes(device: str):
     On GPUs process i of a machine takes GPU i: "cuda" means that one from here on. Call it before
     anything touches a GPU. Raises UserError if they cannot meet.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if rank_and_world()[1] == 1:
         return
     backend = "gloo"
     if device in ("auto", "cuda") and torch.cuda.is_available():
-        take_gpu(int(os.environ["LOCAL_RANK"]))
+        take_gpu(read_variable("LOCAL_RANK", 0))
         backend = "nccl"
     try:
         dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))

@@ -78,6 +78,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def read_row(number: int, cells: dict) -> dict:
+    """Cells as CSV or JSON have them -> a row. number: of the line, for errors."""
     if None in cells:
         raise UserError(f"line {number} has too many cells")
     values = {name: cell_value(cell, KINDS.get(name)) for name, cell in cells.items()}
@@ -87,14 +88,14 @@ def read_row(number: int, cells: dict) -> dict:
 
 def cell_value(cell: str, kind):
     """What a cell says, as JSON would have it. What is not of its column's kind stays text."""
-    if kind is str or not cell:
-        return cell if kind is str else None
+    if kind is str or not isinstance(cell, str):
+        return cell
     for convert in (int, float):
         with contextlib.suppress(ValueError):
             number = convert(cell)
             # the first edition wrote some whole numbers as 64.0
             return int(number) if kind is int and number % 1 == 0 else number
-    return cell
+    return cell or None
 
 
 def row_line(row: dict) -> str:

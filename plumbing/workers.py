@@ -17,6 +17,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
+from plumbing.errors import UserError
+from plumbing.fields import read_value
+from plumbing.files import make_folder
+
 try:
     import fcntl
 except ImportError:         # Windows
@@ -27,7 +31,14 @@ BUSY = "busy"       # the answer to a job that another process has claimed: to b
 
 def rank_and_world() -> tuple[int, int]:
     """torchrun starts `world` processes and tells each its rank, 0 to world - 1; else (0, 1)."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return read_variable("RANK", 0), read_variable("WORLD_SIZE", 1)
+
+
+def read_variable(name: str, default: int) -> int:
+    """A whole number of the environment. Raises UserError if it is none."""
+    text = os.environ.get(name, str(default))
+    number = int(text) if text.isdecimal() else text
+    return read_value("the environment", name, number, int, {"at_least": default})
 
 
 # ----- claims -------------------------------------------------------------------------------------
@@ -52,6 +63,33 @@ def claim_file(path: Path) -> Iterator[bool]:
         finally:
             if held:
                 lock.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def claim_or_stop(path: Path):
+    """Let no other process make `path` until the block ends. Raises UserError if one is at it."""
+    with claim_file(path) as ours:
+        if not ours:
+            raise UserError(f"another process is making {path}; wait for it, or give another --out")
+        yield
+
+
+@contextlib.contextmanager
+def claim_folder(folder: Path):
+    """The same for all that is written to a folder. One that is new and stays empty is deleted.
+
+    A folder that may not be written needs no claim: what has been made there can still be read.
+    """
+    is_new = not folder.exists()
+    make_folder(folder)
+    claim = claim_or_stop if os.access(folder, os.W_OK) else contextlib.nullcontext
+    try:
+        with claim(folder / "run"):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):      # it is not empty
+                folder.rmdir()
 
 
 def lock_at_once(f) -> bool:

@@ -173,7 +173,7 @@ def test_check_ends_in_one_line_for_what_a_user_gets_wrong(tmp_path, check_fails
     empty.write_text("\n")
     mistakes = {
         (empty,): "holds no samples",
-        (tmp_path / "no.jsonl",): "No such file",
+        (tmp_path / "no.jsonl",): "no such file",
         ("nowhere",): "no folder with train.jsonl",
         ("nano", "--max_length=0"): "--max_length 0: it must be at least 1",
         ("nano", "--length=3"): "python data/check.py --help"}

@@ -513,20 +513,20 @@ def test_an_adapter_for_another_base(chat, trained, tmp_path, fails):
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("references", [[], "one", ["", " "], [1], None])
+@pytest.mark.parametrize("references", [[], "one", ["", " "], [1]])
 def test_references_that_are_none(checkpoint, tmp_path, fails, references):
     data = write_task(tmp_path / "data", [("a", "b"), ("a", "b", references)], metric="bleu")
     error = fails(model=checkpoint(), data=data)
-    assert "test.jsonl, line 2: the references (else the assistant" in error
+    assert re.search(r"test.jsonl, line 2: (the )?references(\[0\])? ", error)
 
 
 def test_a_task_that_is_none(checkpoint, tmp_path, fails):
     data = write_task(tmp_path / "data", [("a", "b")], metric="rouge")
     task = data / "task.json"
     error = fails(model=checkpoint(), data=data)
-    assert "the metric 'rouge' is none of exact_match, accuracy, bleu, nor null" in error
+    assert "task.json: metric 'rouge': it must be one of exact_match, accuracy, bleu" in error
     task.write_text('{"metric": "accuracy", "labels": "b"}')
-    assert "accuracy needs at least two labels" in fails(model=checkpoint(), data=data)
+    assert "labels 'b': it must be a list" in fails(model=checkpoint(), data=data)
     task.write_text('{"metric": ')
     assert "task.json is not valid JSON" in fails(model=checkpoint(), data=data)
 

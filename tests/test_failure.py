@@ -187,22 +187,22 @@ CHECKPOINTS = {
     # config.json
     "unknown model type": (
         edit("config.json", model_type="mamba"),
-        "model_type 'mamba' is not supported; it must be qwen2"),
+        "config.json: model_type 'mamba': it must be one of qwen2"),
     "no model type": (
         lack("config.json", "model_type"),
-        "model_type None is not supported"),
+        "config.json lacks 'model_type'"),
     "activation": (
         edit("config.json", hidden_act="gelu"),
-        "hidden_act 'gelu' is not supported"),
+        "hidden_act 'gelu': it must be one of silu"),
     "sliding window": (
         edit("config.json", use_sliding_window=True),
         "use_sliding_window"),
     "rope of another kind": (
         edit("config.json", rope_parameters=YARN),
-        "'yarn' is not"),
+        "rope_type 'yarn': it must be"),
     "llama3 without its numbers": (
         edit("config.json", rope_parameters=LLAMA3),
-        "config.json lacks 'low_freq_factor'"),
+        "config.json lacks 'rope_parameters.low_freq_factor'"),
     "config missing": (
         delete("config.json"),
         "has no config.json"),
@@ -220,10 +220,10 @@ CHECKPOINTS = {
         "config.json lacks 'hidden_size'"),
     "config with a null": (
         write("config.json", b'{"model_type": "qwen2", "vocab_size": null}'),
-        "config.json lacks 'vocab_size'"),
+        "vocab_size None: it must be a whole number"),
     "config with a text": (
         edit("config.json", hidden_size="32"),
-        "'hidden_size', or it is not a whole number"),
+        "hidden_size '32': it must be a whole number, at least 1"),
     "heads that do not divide": (
         edit("config.json", num_key_value_heads=3),
         "4 attention heads cannot share 3"),
@@ -257,7 +257,7 @@ CHECKPOINTS = {
         "the weights lack model.layers.2."),
     "index without a table": (
         write("model.safetensors.index.json", NO_WEIGHT_MAP),
-        "has no weight_map"),
+        "lacks 'weight_map'"),
     "shard missing": (
         write("model.safetensors.index.json", TWO_SHARDS),
         "has no model-00002-of-00002.safetensors"),
@@ -270,19 +270,19 @@ CHECKPOINTS = {
         "tokenizer.json is not valid JSON"),
     "tokenizer of another kind": (
         write("tokenizer.json", json.dumps(UNIGRAM).encode()),
-        "a Unigram model is not supported"),
+        "model.type 'Unigram': it must be one of BPE"),
     "tokenizer without a pre-tokenizer": (
         lack("tokenizer.json", "pre_tokenizer"),
         "'pre_tokenizer'"),
     "tokenizer with another normalizer": (
         edit("tokenizer.json", normalizer={"type": "Lowercase"}),
-        "normalizer Lowercase is not"),
+        "normalizer.type 'Lowercase': it must be one of NFC"),
     "tokenizer larger than the embedding": (
         edit("tokenizer.json", added_tokens=ID_400),
         "the tokenizer has 401 tokens, the embedding 320"),
     "tokenizer without merges": (
         edit("tokenizer.json", model={"type": "BPE", "vocab": {}}),
-        "'merges'"),
+        "lacks 'model.merges'"),
     # chat template
     "no chat template": (
         lack("tokenizer_config.json", "chat_template"),
@@ -440,7 +440,7 @@ def test_files_of_something_else_are_left(checkpoint, chat, tmp_path, broken, fa
 def test_out_is_a_file(checkpoint, chat, tmp_path, fails):
     (tmp_path / "out").write_text("mine")
     error = fails(command(checkpoint(), chat, tmp_path / "out"))
-    assert "out is a file; give another --out" in error
+    assert "out: a file is in the way of this folder" in error
     assert "out" in fails(command(checkpoint(), chat, tmp_path / "out" / "below"))
     assert (tmp_path / "out").read_text() == "mine"
 
@@ -617,7 +617,7 @@ def test_one_line_in_a_shell(broken, chat, tmp_path):
     process = start(command(broken, chat, tmp_path / "out"))
     out, error = process.communicate(timeout=600)
     line = one_line(process.returncode, error)
-    assert out == "" and "error: model_type 'mamba' is not supported; it must be qwen2" in line
+    assert out == "" and "config.json: model_type 'mamba': it must be one of qwen2" in line
 
 
 def test_a_terminal_that_cannot_show_a_letter(checkpoint, chat, tmp_path):

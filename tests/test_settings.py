@@ -8,9 +8,10 @@ from runs import one_line
 
 import optim
 import settings
-from plumbing.cli import OURS, check_ranges, flag, suggest_flags
+from plumbing.cli import OURS, flag, suggest_flags
 from plumbing.device import DTYPES
 from plumbing.errors import UserError
+from plumbing.fields import check_ranges
 from settings import Config, settled
 
 BASE = {"rank": 8, "lr": 1e-3, "max_steps": 100, "device": "cpu"}
