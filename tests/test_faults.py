@@ -167,7 +167,8 @@ def test_a_folder_that_may_not_be_written(checkpoint, chat, tmp_path):
     argv = command(checkpoint(), chat, out, max_steps=1)
     assert result_of(start(argv))[0] == 0
     script = ("import os, runpy, sys\nos.setuid(65534)\nsys.argv = sys.argv[1:]\n"
-              f"sys.path.insert(0, {str(REPO)!r})\nrunpy.run_path(sys.argv[0], run_name='__main__')")
+              f"sys.path.insert(0, {str(REPO)!r})\n"
+              "runpy.run_path(sys.argv[0], run_name='__main__')")
     for path in (tmp_path, *tmp_path.parents):
         if os.stat(path).st_mode & 0o005 != 0o005:
             pytest.skip(f"{path} may not be read by others")

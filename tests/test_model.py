@@ -178,7 +178,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
     ({"rope_parameters": YARN}, "rope_parameters.rope_type 'yarn': it must"),
     ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type 'linear': it must be"),
     ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic': it must be"),
-    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "config.json lacks 'rope_parameters."),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks 'rope_parameters.low_freq"),
     ({"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
 ])
 def test_a_model_that_would_be_computed_differently_is_refused(change, message):

@@ -316,7 +316,8 @@ def test_tokenizer_json_is_what_it_should_be(model, path, capfd):
     ("tokenizer_config.json", "eos_token", 3), ("tokenizer_config.json", "eos_token", {"x": 3}),
     ("tokenizer_config.json", "chat_template", 3), ("tokenizer_config.json", "chat_template", [3]),
     ("tokenizer_config.json", "chat_template", [{"name": "default"}]),
-    ("generation_config.json", "eos_token_id", "2"), ("generation_config.json", "eos_token_id", {})])
+    ("generation_config.json", "eos_token_id", "2"),
+    ("generation_config.json", "eos_token_id", {})])
 def test_the_other_files_of_a_tokenizer(model, file, name, value):
     edit_json(model / file, **{name: value})
     with pytest.raises(UserError, match=f"{file}.*{name}"):
