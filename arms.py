@@ -34,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from plumbing.errors import UserError
-from plumbing.fields import read_fields
+from plumbing.fields import check
 from plumbing.files import read_json
 from plumbing.records import COLUMNS, read_rows
 from rates import Best, diverged, extend_grid, find_best_rate, rates_around_best
@@ -426,19 +426,12 @@ def read_settings(run: str, folder: Path) -> dict | None:
         if content.get("run") != run:
             continue
         try:
-            given = read_fields(NamedSettings, content, path).settings
-            # null is what full fine-tuning does not have
-            given = {name: value for name, value in given.items() if value is not None}
-            return read_fields(Config, given, path, "settings.").decides
+            check(content, {"settings": dict}, path)
+            return Config.of_settings(content["settings"], path).decides
         except UserError as e:
             raise UserError(f"{path} is damaged (its settings are not those of a run: {e}); delete "
                             "it, and the command that made the run writes it again") from None
     return None
-
-
-@dataclass
-class NamedSettings:
-    settings: dict
 
 
 def mark_divergence(rows: list[dict]) -> list[dict]:

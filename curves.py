@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 from plumbing.files import read_json, replacing
-from plumbing.records import COLUMNS, RunFile, read_rows
+from plumbing.records import COLUMNS, RUN, read_rows
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # of COLUMNS, those that say what a run is; run.json has more settings
@@ -22,8 +22,8 @@ def read_run(folder: Path) -> tuple[list[dict], dict]:
     rows = read_rows(folder / "log.csv")
     settings = {name: rows[0][name] for name in NAMING}
     if (folder / "run.json").exists():
-        run = read_json(folder / "run.json", RunFile)
-        settings = run.settings | {"samples": run.samples}
+        run = read_json(folder / "run.json", RUN)
+        settings = run["settings"] | {"samples": run.get("samples")}
     return rows, settings
 
 

@@ -38,6 +38,7 @@ from typing import NamedTuple
 import torch
 
 from plumbing.errors import UserError
+from plumbing.fields import check
 from plumbing.files import ROOT
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -66,14 +67,14 @@ class Sample(NamedTuple):
 def find_dataset(name: str) -> Path:
     """The folder of a data set: a path, or a name under data/.
 
-    If its files are missing and it has a prepare.py, that is run. Raises UserError if the folder
-    has no train.jsonl and test.jsonl in the end.
+    If its files are missing, its prepare.py is run: that of a folder under data/, not a stranger's.
+    Raises UserError if the folder has no train.jsonl and test.jsonl in the end.
     """
     folder = Path(name) if Path(name).is_dir() else ROOT / "data" / name
     missing = [split for split in ("train", "test") if not (folder / f"{split}.jsonl").exists()]
     if not missing:
         return folder
-    if (folder / "prepare.py").exists():
+    if (folder / "prepare.py").exists() and folder.resolve().parent == ROOT / "data":
         made = subprocess.run([sys.executable, folder / "prepare.py"], stdout=sys.stderr)
         if made.returncode == 0:
             return folder
@@ -135,14 +136,8 @@ def check_messages(row) -> list[dict]:
 
     Raises ValueError unless it is {"messages": [..., {"role": "assistant", "content": "..."}]}.
     """
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
-        raise ValueError('it must be {"messages": [...]}')
+    check(row, {"messages": [{"role": ROLES, "content": str}]})
     messages = row["messages"]
-    for m in messages:
-        is_message = isinstance(m, dict) and isinstance(m.get("content"), str)
-        if not is_message or m.get("role") not in ROLES:
-            raise ValueError(f'a message must be {{"role": one of {", ".join(ROLES)}, "content": '
-                             f"text}}, not {str(m)[:60]}")
     if any(m["role"] == "system" for m in messages[1:]):
         raise ValueError("a system message must come first, where chat templates expect it")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":

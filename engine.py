@@ -26,7 +26,6 @@ import functools
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +37,7 @@ from model import ModelConfig, Transformer
 from plumbing import checkpoint
 from plumbing.device import DTYPES, choose_device
 from plumbing.errors import UserError
-from plumbing.fields import entry, read_fields
+from plumbing.fields import check
 from plumbing.files import check_weight, read_json, resolve
 from plumbing.processes import sum_over_processes, take_share
 from quant import NF4, NF4Linear, NF4Tensor, dynamic_code, quantize_layer
@@ -82,7 +81,7 @@ def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
     how = hf.pop("quantization_config", None)
     if not how:
         return Transformer.from_pretrained(folder, dtype, device, each=quantize_layer)
-    how = read_fields(Quantization, how, folder / "config.json", "quantization_config.")
+    check(how, QUANTIZED, f"{folder}: of quantized checkpoints only bitsandbytes' NF4 is read")
     model = Transformer.empty(ModelConfig.from_hf(hf))
     shapes = {name: p.shape for name, p in model.named_parameters()}
 
@@ -103,23 +102,18 @@ def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
         if quantized is not None:
             put_quantized(model, name, NF4Tensor(**quantized), dtype, shape, folder)
             continue
-        module = name.rpartition(".")[0]
-        is_skipped = any(skip in module for skip in how.llm_int8_skip_modules or ["lm_head"])
-        if parts[name].dim() == 2 and "embed_tokens" not in name and not is_skipped:
-            raise UserError(f"{folder}: config.json says that {name} is in four bits, and it is "
-                            "not; fetch the checkpoint again, or take the entry out")
+        skipped = ["embed_tokens", "lm_head", *(how.get("llm_int8_skip_modules") or [])]
+        if len(shape) == 2 and not any(skip in name for skip in skipped):
+            raise UserError(f"{folder}: by its config.json {name} is in four bits, and it is not; "
+                            "fetch the checkpoint again")
         check_weight(folder, name, parts[name])
         model.put(name, parts[name].to(dtype), shape, folder)
     model.tie_weights()
     return model
 
 
-@dataclass
-class Quantization:
-    """Of quantized checkpoints only bitsandbytes' NF4 is read: quantization_config must say so."""
-    quant_method: str = entry(choices=("bitsandbytes",))
-    bnb_4bit_quant_type: str = entry(choices=("nf4",))
-    llm_int8_skip_modules: list[str] = None
+QUANTIZED = {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4",
+             "llm_int8_skip_modules?": [str]}       # quantization_config
 
 
 def put_quantized(model: Transformer, name: str, weight: NF4Tensor, dtype, shape, folder):
@@ -157,8 +151,9 @@ def base_of(adapter) -> str:
     writes it: a folder, or a hub repository and its revision ("owner/name@revision" here). Raises
     UserError if it does not say, or names a folder that is gone.
     """
-    config = read_json(Path(adapter) / "adapter_config.json", NamedBase)
-    name = config.base_model_name_or_path
+    config = read_json(Path(adapter) / "adapter_config.json",
+                       {"base_model_name_or_path?": str, "revision?": str})
+    name = config.get("base_model_name_or_path")
     if not name:
         raise UserError(f"{adapter} does not say which base it is for; give --model")
     if name == "nano" or os.path.isdir(name):
@@ -167,14 +162,7 @@ def base_of(adapter) -> str:
         return "nano"       # the first edition wrote nano's path in its clone, and that is gone
     if name.count("/") != 1:
         raise UserError(f"{adapter} is for the base {name}, which is not there; give --model")
-    return f"{name}@{config.revision}" if config.revision else name
-
-
-@dataclass
-class NamedBase:
-    """What adapter_config.json says of the base."""
-    base_model_name_or_path: str = None
-    revision: str = None
+    return f"{name}@{config['revision']}" if config.get("revision") else name
 
 
 def default_base(adapter) -> str:
@@ -218,7 +206,7 @@ def room_for_prompt(model: Transformer, max_new_tokens: int) -> float:
     UserError if nothing is left. Beyond its context a model sees positions that it was not trained
     on, and its answers become nonsense without any error.
     """
-    context = model.config.max_position_embeddings or math.inf
+    context = model.config.hf.get("max_position_embeddings") or math.inf
     context -= len(model.virtual_ids)
     if context <= max_new_tokens:
         raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for a question in the "
@@ -241,18 +229,15 @@ def fit_prompt(messages: list[dict], tokenizer: Tokenizer, room: float) -> list[
         rest = [*messages[:first], *messages[first + 2 * pairs:]]
         return tokenizer.encode(dataset.prompt_of(rest, tokenizer))
 
+    # By halving: one by one, a conversation of 20,000 messages would be rendered 10,000 times.
     most = (len(messages) - first - 1) // 2
-    # halving, because a conversation of 20,000 turns would be rendered 10,000 times one by one
     pairs = bisect.bisect_left(range(most), True, key=lambda n: len(ids_without(n)) <= room)
-    ids = ids_without(pairs)
-    if len(ids) > room:
-        raise UserError(f"the question takes {len(ids)} tokens, and next to --max_new_tokens "
-                        f"the model has room for {room}")
-    if not ids:
-        raise UserError("the chat template makes nothing of these messages, so there is nothing to "
-                        "answer")
+    n_ids = len(ids_without(pairs))
+    if not 0 < n_ids <= room:
+        raise UserError(f"the question takes {n_ids} tokens, and next to --max_new_tokens the "
+                        f"model has room for 1 to {room}")
     del messages[first:first + 2 * pairs]
-    return ids
+    return tokenizer.encode(dataset.prompt_of(messages, tokenizer))
 
 
 def generate_answers(model, tokenizer, prompts: list[list[int]], max_new_tokens, **how

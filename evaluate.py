@@ -45,7 +45,6 @@ import time
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
 from typing import NamedTuple
 
 import torch
@@ -61,9 +60,9 @@ from plumbing.checkpoint import weight_files
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.device import DTYPES, choose_device
 from plumbing.errors import UserError, errors_in_one_line
-from plumbing.fields import entry, read_fields, read_value
-from plumbing.files import (NANO_BASE, describe_missing_file, make_folder, read_json, read_tensors,
-                            replacing, resolve, write_json)
+from plumbing.fields import Number, check, whole
+from plumbing.files import (NANO_BASE, hash_file, read_json, read_tensors, replacing, resolve,
+                            write_json)
 from plumbing.records import read_rows
 from plumbing.text import markdown_table
 from plumbing.workers import claim_or_stop
@@ -72,6 +71,7 @@ from settings import SUPERVISE
 # Each metric, and how many tokens an answer may have: a calculation, a label, a sentence or two.
 METRICS = {"exact_match": 256, "accuracy": 16, "bleu": 96}
 TOKENS_WITHOUT_METRIC = 256
+TASK = {"metric?": tuple(METRICS), "labels?": [str]}            # task.json
 
 
 # ----- settings -----------------------------------------------------------------------------------
@@ -129,28 +129,22 @@ class Question(NamedTuple):
 def read_task(folder: Path, metric: str | None = None, labels: str | None = None) -> Task:
     """What the data set's task.json says, unless the command line says otherwise."""
     path = folder / "task.json"
-    given = read_json(path, TaskFile) if path.exists() else TaskFile()
-    metric = metric or given.metric
+    given = read_json(path, TASK) if path.exists() else {}
+    metric = metric or given.get("metric")
     if metric != "accuracy":
         return Task(metric, [])
-    names = [name.strip() for name in labels.split(",")] if labels else given.labels or []
-    if len(names) < 2 or not all(name.strip() for name in names):
+    names = [name.strip() for name in labels.split(",")] if labels else given.get("labels")
+    if not is_list_of_texts(names) or len(names) < 2:
         raise UserError("accuracy needs at least two labels: --labels negative,positive, or in the "
                         "data set's task.json")
     return Task(metric, [unicodedata.normalize("NFC", name) for name in names])
 
 
-@dataclass
-class TaskFile:
-    """task.json."""
-    metric: str = entry(None, choices=tuple(METRICS))
-    labels: list[str] = None
-
-
-@dataclass
-class References:
-    """What is read of a line of test.jsonl next to its messages."""
-    references: list[str] = None
+def is_list_of_texts(value) -> bool:
+    """At least one string, and none of them blank."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(text, str) and text.strip() for text in value)
 
 
 def read_questions(path: Path, task, limit: int | None) -> list[Question]:
@@ -158,13 +152,10 @@ def read_questions(path: Path, task, limit: int | None) -> list[Question]:
     questions = []
     lines = zip(dataset.read_messages(path), dataset.numbered_lines(path))
     for index, (messages, (number, line)) in enumerate(lines):
-        row, source = dataset.load_row(line), f"{path}, line {number}"
-        references = read_fields(References, row, source).references
-        if references is None:
-            references = [messages[-1]["content"]]
-        if not references or not all(text.strip() for text in references):
-            raise UserError(f"{source}: the references (else the assistant's message is the one) "
-                            "must be a list of at least one text, none of them empty")
+        references = dataset.load_row(line).get("references", [messages[-1]["content"]])
+        if not is_list_of_texts(references):
+            raise UserError(f"{path}, line {number}: the references (else the assistant's message "
+                            "is the one) must be a list of at least one text, none of them empty")
         if task.metric == "accuracy":
             references = [unicodedata.normalize("NFC", text.strip()) for text in references]
             if not set(references) <= set(task.labels):
@@ -297,7 +288,6 @@ def run_evaluation(settings) -> dict:
     identity = describe_evaluation(settings, task, folder)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     out = Path(settings.out or f"out/eval_{digest[:10]}.jsonl")
-    make_folder(out.parent)
     with claim_or_stop(out):
         return finish_evaluation(settings, task, folder, questions, identity, out)
 
@@ -378,13 +368,6 @@ def describe_evaluation(settings, task, folder: Path) -> dict:
     return description
 
 
-def hash_file(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        raise UserError(describe_missing_file(path)) from None
-
-
 def read_earlier_result(out: Path, identity: dict) -> dict:
     """The result so far. Raises UserError if `out` holds another evaluation than `identity`."""
     path = out.with_suffix(".json")
@@ -393,9 +376,9 @@ def read_earlier_result(out: Path, identity: dict) -> dict:
             raise UserError(f"{out} exists, but no {path.name} says what made it; give another "
                             "--out")
         return {"settings": identity, "finished": False}
-    result = read_json(path)
-    form = FinishedResult if result.get("finished") is True else UnfinishedResult
-    read_fields(form, result, path)
+    result = read_json(path, {"settings": dict, "finished": bool, "test_nll?": (int, float)})
+    if result["finished"]:
+        check_finished(result, path)
     existing = result["settings"]
     different = [name for name in identity if existing.get(name) != identity[name]]
     if different:
@@ -404,54 +387,26 @@ def read_earlier_result(out: Path, identity: dict) -> dict:
     return result
 
 
-@dataclass
-class UnfinishedResult:
-    """What is read of FILE.json to go on with an evaluation."""
-    settings: dict
-    finished: bool
-    test_nll: float = entry(None, any_number=True)
-
-
-@dataclass(kw_only=True)
-class AnswerRow:
-    """What is read of a line of FILE.jsonl, whatever the metric."""
-    index: int = entry(at_least=0)
-    answer: str
-    references: list[str]
-    tokens: int = entry(at_least=0)
-    seconds: float = entry(at_least=0)
-
-
-@dataclass(kw_only=True)
-class JudgedRow(AnswerRow):
-    pred: str
-    correct: bool
-
-
-@dataclass(kw_only=True)
-class LabelledRow(JudgedRow):
-    likeliest: str
-
-
-ROW_FORMS = {"exact_match": JudgedRow, "accuracy": LabelledRow}
+ANSWER = {          # of a line of FILE.jsonl
+    "index": whole(), "answer": str, "references": [str], "tokens": whole(), "seconds": Number(0)}
+JUDGED = {"exact_match": {"pred": str, "correct": bool},
+          "accuracy": {"pred": str, "correct": bool, "likeliest": str}}
 
 
 def read_answers(path: Path, task: Task) -> dict[int, dict]:
     """The answers so far, by index. A last line that a killed process left half written is cut."""
     data = path.read_bytes() if path.exists() else b""
-    whole = data[:data.rfind(b"\n") + 1]
-    rows = {}
-    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
-        try:
-            row = dataset.load_row(line)
-            rows[read_fields(ROW_FORMS.get(task.metric, AnswerRow), row, "it").index] = row
-        except ValueError as e:                     # UserError is one
-            raise UserError(f"{path}, line {number}, is damaged ({e}); delete it and "
-                            f"{path.with_suffix('.json').name} to begin again") from None
-    if whole != data:
+    lines = data[:data.rfind(b"\n") + 1]
+    try:
+        rows = [dataset.load_row(line) for line in lines.split(b"\n")[:-1]]
+        check(rows, [ANSWER | JUDGED.get(task.metric, {})], "its rows")
+    except ValueError as e:                     # UserError is one
+        raise UserError(f"{path} is damaged ({e}); delete it and {path.with_suffix('.json').name} "
+                        "to begin again") from None
+    if lines != data:
         with replacing(path) as part:
-            part.write_bytes(whole)
-    return rows
+            part.write_bytes(lines)
+    return {row["index"]: row for row in rows}
 
 
 def describe_weights(model: str, adapter: str | None) -> dict:
@@ -466,8 +421,7 @@ def describe_weights(model: str, adapter: str | None) -> dict:
               "bytes": sum(file.stat().st_size for file in files)}
     if adapter:
         tensors, config = read_tensors(files[0]), read_json(folder / "adapter_config.json")
-        rank = read_value(folder, "r", config.get("r"), int | NoneType, {})
-        result |= {"method": method_that_reads(config, folder).name, "rank": rank,
+        result |= {"method": method_that_reads(config, folder).name, "rank": config.get("r"),
                    "trainable": sum(tensor.numel() for tensor in tensors.values())}
     if (folder / "run.json").exists() and (folder / "log.csv").exists():
         last = read_rows(folder / "log.csv")[-1]
@@ -477,39 +431,26 @@ def describe_weights(model: str, adapter: str | None) -> dict:
     return result
 
 
-@dataclass
-class Evaluated:
-    """What is read of a result's settings."""
-    data: str
-    nf4: bool
+SHARE = Number(0, at_most=1)
+FINISHED = {        # of FILE.json, what is printed
+    "settings": {"data": str, "nf4": bool}, "finished": True, "model": str, "method": str,
+    "rank?": whole(1), "trainable": whole(), "bytes": whole(), "test_nll": (int, float),
+    "train_seconds?": Number(0), "n?": whole(1), "exact_match?": SHARE, "accuracy?": SHARE,
+    "accuracy_by_likelihood?": SHARE, "bleu?": Number(0), "labels?": [str],
+    "confusion?": [[whole()]], "confusion_by_likelihood?": [[whole()]]}
 
 
-@dataclass(kw_only=True)
-class FinishedResult:
-    """FILE.json of a finished evaluation. The last seven depend on the metric, and on the run."""
-    settings: Evaluated
-    finished: bool
-    model: str
-    method: str
-    rank: int = entry(None, at_least=1)
-    trainable: int = entry(at_least=0)
-    bytes: int = entry(at_least=0)
-    test_nll: float = entry(any_number=True)
-    n: int = entry(None, at_least=1)
-    train_seconds: float = entry(None, at_least=0)
-    exact_match: float = entry(None, at_least=0, at_most=1)
-    accuracy: float = entry(None, at_least=0, at_most=1)
-    accuracy_by_likelihood: float = entry(None, at_least=0, at_most=1)
-    bleu: float = entry(None, at_least=0)
-    labels: list[str] = ()
-    confusion: list[list[int]] = ()
-    confusion_by_likelihood: list[list[int]] = ()
-
-    def __post_init__(self):
-        shape = [len(self.labels) + 1] * len(self.labels)       # a column more: none of the labels
-        for counts in (self.confusion, self.confusion_by_likelihood):
-            if counts and [*map(len, counts)] != shape:
-                raise UserError(f"its confusion matrices do not fit its {len(self.labels)} labels")
+def check_finished(result: dict, path: Path):
+    """Raise UserError unless `result` is what a finished evaluation writes."""
+    try:
+        check(result, FINISHED, "it")
+        n = len(result.get("labels") or ())
+        for key in ("confusion", "confusion_by_likelihood"):
+            if result.get(key) and [*map(len, result[key])] != [n + 1] * n:
+                raise UserError(f"its {key} does not fit its labels")
+    except UserError as e:              # a run.json, for instance
+        raise UserError(f"{path} is not the result of an evaluation ({e}); --table takes the .json "
+                        "next to the .jsonl") from None
 
 
 # ----- printed output -----------------------------------------------------------------------------
@@ -581,11 +522,7 @@ def read_finished_results(paths: list[str]) -> list[dict]:
     for path in map(Path, paths):
         result = read_json(path)
         if result.get("finished") is not False:
-            try:
-                read_fields(FinishedResult, result, path)
-            except UserError as e:          # a run.json, for instance
-                raise UserError(f"{path} is not the result of an evaluation ({e}); --table takes "
-                                "the .json next to the .jsonl") from None
+            check_finished(result, path)
             results.append(result)
         else:
             print(f"{path} is left out: it is not finished", file=sys.stderr)

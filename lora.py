@@ -42,7 +42,6 @@ wraps is any layer that computes W x and has in_features and out_features.
 import math
 import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +51,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from plumbing.errors import UserError
-from plumbing.fields import entry, fits_pattern, read_fields
+from plumbing.fields import Number, check, fits_pattern, whole
 from plumbing.files import make_folder, read_json, read_tensors, replacing, write_json
 
 TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -479,10 +478,10 @@ def read_adapter(folder, module=None) -> dict[str, Factors]:
 def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
     """The tensors of PEFT's file -> {name of a layer: its A, B and alpha}.
 
-    config: the content of adapter_config.json. Raises UserError for one that is not PEFT's, if
-    parts are missing or left over, and if PEFT would not put them where they say they belong.
+    config: the content of adapter_config.json. Raises UserError if it is not PEFT's, if parts are
+    missing or left over, and if they do not have the ranks that it says.
     """
-    config = read_fields(PeftConfig, config, Path(folder) / "adapter_config.json")
+    check(config, PEFT_CONFIG, Path(folder) / "adapter_config.json")
     names = [key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
              for key in tensors if key.endswith(".lora_A.weight")]
     expected = {peft_name(name, factor) for name in names for factor in "AB"}
@@ -492,43 +491,28 @@ def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
     adapter = {}
     for name in names:
         A, B = (tensors[peft_name(name, factor)].float() for factor in "AB")
-        rank = value_for(name, config.rank_pattern, config.r)
-        if A.dim() != 2 or B.dim() != 2 or len(A) != rank or not is_target(name, config):
-            raise UserError(f"{folder}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}; "
-                            f"adapter_config.json says rank {rank}, on other layers or in another "
-                            "form")
-        alpha = value_for(name, config.alpha_pattern, config.lora_alpha)
-        adapter[name] = Factors(A, B, alpha, config.lora_dropout, config.use_rslora)
+        rank = value_of(config.get("rank_pattern"), name, config["r"])
+        if A.dim() != 2 or B.dim() != 2 or len(A) != rank:
+            raise UserError(f"{folder}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}, and "
+                            f"by adapter_config.json rank {rank}")
+        alpha = value_of(config.get("alpha_pattern"), name, config["lora_alpha"])
+        adapter[name] = Factors(A, B, alpha, config.get("lora_dropout") or 0.0,
+                                bool(config.get("use_rslora")))
     return adapter
 
 
-@dataclass
-class PeftConfig:
-    """What is read of PEFT's adapter_config.json. A pattern fits the end of a layer's path."""
-    r: int = entry(at_least=1)
-    lora_alpha: float = entry(above=0)
-    lora_dropout: float = entry(0.0, at_least=0, at_most=1)
-    use_rslora: bool = False
-    target_modules: str | list[str] = None              # a text is a regular expression
-    rank_pattern: dict[str, int] = entry(None, at_least=1)
-    alpha_pattern: dict[str, float] = entry(None, above=0)
+PEFT_CONFIG = {     # of adapter_config.json, what is read here
+    "r": whole(1), "lora_alpha": Number(above=0), "lora_dropout?": Number(0, at_most=1),
+    "use_rslora?": bool, "target_modules?": (str, [str]),
+    "rank_pattern?": {str: whole(1)}, "alpha_pattern?": {str: Number(above=0)}}
 
 
-def value_for(name: str, patterns: dict | None, default):
-    """The value of the first pattern that fits the layer called `name`, or the common one."""
+def value_of(patterns: dict | None, name: str, common):
+    """The value of the first pattern that fits the end of the layer's path, else `common`."""
     for pattern, value in (patterns or {}).items():
         if fits_pattern(rf"(.*\.)?({pattern})", name):
             return value
-    return default
-
-
-def is_target(name: str, config: PeftConfig) -> bool:
-    targets = config.target_modules
-    if targets is None or targets == "all-linear":
-        return True
-    if isinstance(targets, str):
-        return fits_pattern(targets, name)
-    return any(f".{name}".endswith(f".{target}") for target in targets)
+    return common
 
 
 def is_plain_lora(config: dict) -> bool:

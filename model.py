@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 
 from plumbing.checkpoint import read_weights, write_checkpoint
 from plumbing.errors import UserError
-from plumbing.fields import entry, read_fields
+from plumbing.fields import Number, check, whole
 from plumbing.files import check_weight, read_json, resolve
 
 # MKL computes torch's matrix products on Intel processors. By default the order in which it adds
@@ -50,62 +50,23 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 # ----- configuration ------------------------------------------------------------------------------
 
 @dataclass
-class Rope:
-    rope_theta: float = entry(above=1)                  # base of the rotary frequencies
-    rope_type: str = entry(choices=("default", "llama3"))
-
-
-@dataclass
-class StretchedRope(Rope):
-    """Llama 3's: see rope_frequencies."""
-    factor: float = entry(above=0)
-    low_freq_factor: float = entry(above=0)
-    high_freq_factor: float = entry(above=0)
-    original_max_position_embeddings: int = entry(at_least=1)
-
-    def __post_init__(self):
-        if self.low_freq_factor >= self.high_freq_factor:
-            raise UserError("config.json: low_freq_factor must be below high_freq_factor")
-
-
-@dataclass(kw_only=True)
 class ModelConfig:
-    """What is read of config.json, with transformers' defaults and our limits."""
-    model_type: str = entry(choices=("qwen2", "qwen3", "llama"))
-    vocab_size: int = entry(at_least=1, at_most=2 ** 24)            # V
-    hidden_size: int = entry(at_least=1, at_most=2 ** 20)           # C
-    intermediate_size: int = entry(at_least=1, at_most=2 ** 20)     # I, the width of the MLP
-    num_hidden_layers: int = entry(at_least=1, at_most=1000)        # L
-    num_attention_heads: int = entry(at_least=1, at_most=2 ** 12)   # nh
-    # nk; nh / nk query heads share one key/value head. None becomes nh
-    num_key_value_heads: int = entry(None, at_least=1)
-    # hd; nh * hd need not be C. None becomes 128 in Qwen3, else C / nh
-    head_dim: int = entry(None, at_least=2, at_most=2 ** 12)
-    rms_norm_eps: float = entry(1e-6, above=0, at_most=1)
-    rope_theta: float = entry(10_000.0, above=1)
-    rope_scaling: dict = None         # of transformers 4; read, it is a StretchedRope or None
-    rope_parameters: dict = None      # of transformers 5, with rope_theta in it
-    tie_word_embeddings: bool = False                   # embedding and unembedding are one matrix
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    hidden_act: str = entry("silu", choices=("silu",))
-    use_sliding_window: bool = entry(None, choices=(False,))
-    max_position_embeddings: int = entry(None, at_least=1)
-    eos_token_id: int | list[int] = entry(None, at_least=0)
-    hf: dict = field(repr=False)            # config.json as it was read, for save_pretrained
-
-    @property
-    def qkv_bias(self) -> bool:
-        return self.model_type == "qwen2" or self.attention_bias    # Qwen2 does not say so
-
-    @property
-    def o_bias(self) -> bool:
-        return self.model_type != "qwen2" and self.attention_bias
-
-    @property
-    def qk_norm(self) -> bool:
-        """Qwen3: RMSNorm on each head's q and k."""
-        return self.model_type == "qwen3"
+    vocab_size: int                 # V
+    hidden_size: int                # C
+    intermediate_size: int          # I, the width of the MLP
+    num_hidden_layers: int          # L
+    num_attention_heads: int        # nh
+    num_key_value_heads: int        # nk; nh / nk query heads share one key/value head
+    head_dim: int                   # hd; nh * hd need not be C
+    rms_norm_eps: float
+    rope_theta: float               # base of the rotary frequencies
+    rope_scaling: dict | None       # Llama 3's numbers for stretching them, or None
+    tie_word_embeddings: bool       # embedding and unembedding are one matrix
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool                   # Qwen3: RMSNorm on each head's q and k
+    hf: dict = field(repr=False)    # config.json as it was read, for save_pretrained
 
     @classmethod
     def from_pretrained(cls, name_or_path, quantized=False) -> "ModelConfig":
@@ -127,28 +88,72 @@ class ModelConfig:
 
         Raises UserError for a model that this decoder would not compute as transformers does.
         """
-        if hf.get("quantization_config"):
-            raise UserError("this checkpoint is quantized (quantization_config). train.py reads "
-                            "bitsandbytes' NF4 with --method qlora, sample.py, evaluate.py and "
-                            "export.py with --nf4; otherwise give the model that it was made from")
-        c = read_fields(cls, hf | {"hf": hf}, "config.json")
-        c.num_key_value_heads = c.num_key_value_heads or c.num_attention_heads
-        if c.num_attention_heads % c.num_key_value_heads:
-            raise UserError(f"{c.num_attention_heads} attention heads cannot share "
-                            f"{c.num_key_value_heads} key/value heads evenly")
-        if c.head_dim is None:
-            c.head_dim = 128 if c.qk_norm else c.hidden_size // c.num_attention_heads
-        if c.head_dim < 2 or c.head_dim % 2:
-            raise UserError(f"head_dim {c.head_dim}: it must be even, because RoPE turns pairs")
-        c.mlp_bias = c.mlp_bias and c.model_type == "llama"         # the others ignore it
+        refuse_unsupported(hf)
+        family, hidden, heads = hf["model_type"], hf["hidden_size"], hf["num_attention_heads"]
+        kv_heads = hf.get("num_key_value_heads") or heads
+        if heads % kv_heads:
+            raise UserError(f"{heads} attention heads cannot share {kv_heads} key/value heads "
+                            "evenly")
+        head_dim = hf.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
+        if head_dim < 2 or head_dim % 2:
+            raise UserError(f"head_dim {head_dim}: it must be even, because RoPE turns pairs")
+        rope = rope_settings(hf)
+        bias = bool(hf.get("attention_bias"))
+        return cls(
+            vocab_size=hf["vocab_size"],
+            hidden_size=hidden,
+            intermediate_size=hf["intermediate_size"],
+            num_hidden_layers=hf["num_hidden_layers"],
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+            rms_norm_eps=hf.get("rms_norm_eps") or 1e-6,
+            rope_theta=rope["rope_theta"],
+            rope_scaling=rope if rope["rope_type"] == "llama3" else None,
+            tie_word_embeddings=bool(hf.get("tie_word_embeddings")),
+            qkv_bias=family == "qwen2" or bias,         # Qwen2 has it without saying so
+            o_bias=family != "qwen2" and bias,
+            mlp_bias=family == "llama" and bool(hf.get("mlp_bias")),
+            qk_norm=family == "qwen3",
+            hf=hf)
 
-        rope = c.rope_parameters or c.rope_scaling or {}
-        rope = {"rope_theta": c.rope_theta, "rope_type": rope.get("type", "default")} | rope
-        form = StretchedRope if rope["rope_type"] == "llama3" else Rope
-        rope = read_fields(form, rope, "config.json", "rope_parameters.")
-        c.rope_theta, c.rope_parameters = rope.rope_theta, None
-        c.rope_scaling = rope if form is StretchedRope else None
-        return c
+
+SIZE, FACTOR = whole(1, 2 ** 24), Number(above=0)
+CONFIG = {          # of config.json, what is read here
+    "model_type": ("qwen2", "qwen3", "llama"), "hidden_act?": "silu", "use_sliding_window?": False,
+    "vocab_size": SIZE, "hidden_size": SIZE, "intermediate_size": SIZE,
+    "num_hidden_layers": whole(1, 1000), "num_attention_heads": whole(1, 4096),
+    "num_key_value_heads?": whole(1), "head_dim?": whole(2, 4096),
+    "rms_norm_eps?": Number(above=0, at_most=1), "rope_theta?": Number(above=1),
+    "rope_parameters?": dict, "rope_scaling?": dict, "tie_word_embeddings?": bool,
+    "attention_bias?": bool, "mlp_bias?": bool, "max_position_embeddings?": whole(1),
+    "eos_token_id?": (whole(), [whole()])}
+ROPE = {"rope_type": ("default", "llama3"), "rope_theta": Number(above=1)}
+LLAMA3_ROPE = ROPE | {"factor": FACTOR, "low_freq_factor": FACTOR, "high_freq_factor": FACTOR,
+                      "original_max_position_embeddings": whole(1)}
+
+
+def refuse_unsupported(hf: dict):
+    check(hf, CONFIG, "config.json")
+    if hf.get("quantization_config"):
+        raise UserError("this checkpoint is quantized (quantization_config). train.py reads "
+                        "bitsandbytes' NF4 with --method qlora, sample.py, evaluate.py and "
+                        "export.py with --nf4; otherwise give the model that it was made from")
+
+
+def rope_settings(hf: dict) -> dict:
+    """{"rope_type": "default" or "llama3", "rope_theta": ...} and, for llama3, its four numbers.
+
+    transformers 5 writes all of them under "rope_parameters". transformers 4 wrote rope_theta at
+    the top and the others, if any, under "rope_scaling".
+    """
+    rope = {"rope_theta": hf.get("rope_theta") or 10_000.0}
+    rope |= hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    rope_type = rope.setdefault("rope_type", rope.get("type", "default"))
+    check(rope, LLAMA3_ROPE if rope_type == "llama3" else ROPE, "config.json", "rope_parameters")
+    if rope_type == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
+        raise UserError("config.json: low_freq_factor must be below high_freq_factor")
+    return rope
 
 
 # ----- the parts ----------------------------------------------------------------------------------
@@ -210,10 +215,10 @@ def rope_frequencies(config):
     scaling = config.rope_scaling
     if scaling is None:
         return theta
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    turns = scaling.original_max_position_embeddings * theta / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)
     keep = ((turns - low) / (high - low)).clamp(0, 1)       # 1: as it was, 0: divided by factor
-    return keep * theta + (1 - keep) * theta / scaling.factor
+    return keep * theta + (1 - keep) * theta / scaling["factor"]
 
 
 def rotate(x, cos, sin):
@@ -443,7 +448,7 @@ def draw_token(logits, temperature: float, top_p: float, generator=None):
     (arXiv 1904.09751). For p = (0.5, 0.3, 0.2) and top_p = 0.6 the sums before each token are
     0, 0.5 and 0.8: the first two stay. The first always stays.
     """
-    if temperature < 1e-6:      # nearer to 0 than the division below could tell
+    if temperature < 1e-6:      # nearer to 0 than the division below can tell
         return logits.argmax(-1, keepdim=True)
     p, tokens = (logits / temperature).softmax(-1).sort(descending=True)    # (B, V)
     sum_before = p.cumsum(-1) - p
@@ -667,7 +672,7 @@ class Transformer(nn.Module):
                             "engine.save_quantized writes these")
         hf = dict(self.config.hf)
         if stop_ids:
-            eos = self.config.eos_token_id
+            eos = hf.get("eos_token_id")
             eos = eos if isinstance(eos, list) else [eos]
             hf["eos_token_id"] = sorted({*stop_ids, *eos} - {None})
         # a tied unembedding is one parameter with the embedding, and is written once

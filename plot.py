@@ -41,7 +41,7 @@ from arms import (MARGIN, Arm, count_noun, mean_over_seeds, name_left_out, read_
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import make_folder, read_json, replacing
-from plumbing.records import RunFile, read_rows
+from plumbing.records import RUN, read_rows
 from rates import find_best_rate
 from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, format_rate_multiple,
                       format_rates, judge_claim, verdict_table)
@@ -563,7 +563,7 @@ WATCH_PAGE = ('<meta http-equiv="refresh" content="3"><title>nanoLoRA</title>'
 
 
 def has_ended(run: Path) -> bool:
-    return read_json(run / "run.json", RunFile).finished
+    return read_json(run / "run.json", RUN)["finished"]
 
 
 def plot_sweep(args):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from plumbing.cli import flag, parse_flags
 from plumbing.errors import UserError
-from plumbing.fields import check_ranges
+from plumbing.fields import check, check_ranges, shape_of_flag
 
 # A file of methods/ is a method. qlora is lora on a base in four bits.
 FOLDER = Path(__file__).parent / "methods"
@@ -146,10 +146,17 @@ class Config:
             named |= {"micro_bs": self.micro_bs, "device": kind, "compile": self.compile}
         return named
 
-    @property
-    def is_settled(self) -> bool:
-        return None not in (self.alpha, self.lr, self.max_steps, self.eval_steps) and (
-            self.dtype != "auto")
+    @classmethod
+    def of_settings(cls, settings: dict, source) -> "Config":
+        """From what a run's .json says. null is the default; names of later editions are left out.
+
+        Raises UserError for what no setting can be.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        given = {name: value for name, value in settings.items()
+                 if name in fields and value is not None}
+        check(given, {name: shape_of_flag(fields[name]) for name in given}, source, "settings")
+        return cls(**given)
 
     @property
     def run(self) -> str:
@@ -159,7 +166,9 @@ class Config:
         the settings do not say: the content behind a model's or data set's name, the version of
         torch or of this project, the processor.
         """
-        assert self.is_settled, "not settled yet: a value is None or auto"
+        unsettled = [name for name in ("alpha", "lr", "max_steps", "eval_steps")
+                     if getattr(self, name) is None]
+        assert not unsettled and self.dtype != "auto", f"not settled yet: {unsettled or 'dtype'}"
         return hashlib.sha256(json.dumps(self.decides, sort_keys=True).encode()).hexdigest()[:10]
 
 

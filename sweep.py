@@ -72,7 +72,7 @@ from model import ModelConfig, Transformer
 from plumbing.cli import add_flags, flag, make_parser, run_command, suggest_flag
 from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
-from plumbing.fields import check_ranges, read_value
+from plumbing.fields import check, check_ranges, shape_of_flag
 from plumbing.files import make_folder, replacing, write_json
 from plumbing.records import read_rows, write_rows
 from plumbing.workers import BUSY, claim_file, do_jobs, rank_and_world
@@ -231,9 +231,9 @@ def read_grids(path: Path) -> tuple[dict[str, list[dict]], str]:
         grids = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:       # not TOML, or not UTF-8
         raise UserError(f"--grid {path} is not valid TOML: {e}") from None
-    flags = read_value(f"--grid {path}", "flags", grids.pop("flags", ""), str, {})
-    for name, arms in grids.items():        # each arm begins with [[name]]
-        read_value(f"--grid {path}", name, arms, list[dict], {})
+    flags = grids.pop("flags", "")
+    check(flags, str, f"--grid {path}", "flags")
+    check(grids, {str: [dict]}, f"--grid {path}")           # each arm begins with [[name]]
     if not any(grids.values()):
         raise UserError(f"--grid {path} has no arm; each begins with a line like [[my_grid]]")
     if "all" in grids:
@@ -286,7 +286,8 @@ def typed_point(point: dict) -> dict:
             raise UserError(f"{name} in a grid is no setting of train.py; {remedy}")
         if name in NOT_IN_GRIDS:
             raise UserError(f"{name} in a grid: it {NOT_IN_GRIDS[name]}")
-        typed[name] = read_value("a grid", name, value, fields[name].type, fields[name].metadata)
+        check(value, shape_of_flag(fields[name]), "a grid", name)
+        typed[name] = fields[name].type(value)
     return typed
 
 

@@ -36,7 +36,6 @@ import functools
 import json
 import re
 import unicodedata
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -46,7 +45,7 @@ import jinja2.sandbox
 import tiktoken
 
 from plumbing.errors import UserError, silent_stderr, time_limit
-from plumbing.fields import entry
+from plumbing.fields import whole
 from plumbing.files import read_json, replacing, resolve
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -87,113 +86,51 @@ def merged_tokens(merges: list) -> list[str]:
     return list(dict.fromkeys(joined))
 
 
-@dataclass
-class Split:
-    Regex: str
-
-
-@dataclass
-class Step:
-    """Of the pre-tokenizer. What is not given is what tokenizers takes then."""
-    type: str
-    pattern: Split = None
-    behavior: str = ""
-    invert: bool = False
-    individual_digits: bool = False
-    add_prefix_space: bool = True
-    use_regex: bool = True
-
-
-@dataclass
-class PreTokenizer(Step):
-    pretokenizers: list[Step] = None        # of a Sequence
-
-
-@dataclass
-class BPE:
-    """What is not among the choices would give other ids than ours."""
-    type: str = entry(choices=("BPE",))
-    vocab: dict[str, int] = entry(at_least=0, at_most=2 ** 24)
-    merges: list[str | list[str]] = entry()
-    byte_fallback: bool = entry(None, choices=(False,))
-    dropout: float = entry(None, choices=(0,))
-    continuing_subword_prefix: str = entry(None, choices=("",))
-    end_of_word_suffix: str = entry(None, choices=("",))
-
-
-@dataclass
-class Normalizer:
-    type: str = entry(choices=("NFC",))
-
-
-@dataclass
-class AddedToken:
-    content: str
-    special: bool
-    id: int = entry(at_least=0, at_most=2 ** 24)
-    single_word: bool = entry(False, choices=(False,))
-    lstrip: bool = entry(False, choices=(False,))
-    rstrip: bool = entry(False, choices=(False,))
-
-
-@dataclass
-class TokenizerFile:
-    """What is read of tokenizer.json."""
-    model: BPE
-    pre_tokenizer: PreTokenizer
-    added_tokens: list[AddedToken]
-    normalizer: Normalizer = None
-
-
-@dataclass
-class Template:
-    name: str
-    template: str
-
-
-@dataclass
-class Token:
-    content: str
-
-
-@dataclass
-class TokenizerSettings:
-    """What is read of tokenizer_config.json."""
-    bos_token: str | Token = None
-    eos_token: str | Token = None
-    chat_template: str | list[Template] = None
-
-
-@dataclass
-class EndTokens:
-    """What is read of generation_config.json and config.json."""
-    eos_token_id: int | list[int] = entry(None, at_least=0)
-
-
-def split_pattern(pre_tokenizer: PreTokenizer) -> str:
+def split_pattern(pre_tokenizer: dict) -> str:
     """The regular expression that cuts a text into words. No token reaches over such a cut.
 
     Without cuts, "dog", "dog." and "dog!" would become three tokens that share nothing.
 
     Raises UserError for a pre-tokenizer that no regular expression of ours stands for.
     """
-    is_sequence = pre_tokenizer.type == "Sequence"
-    steps = pre_tokenizer.pretokenizers or [] if is_sequence else [pre_tokenizer]
-    kinds = [step.type for step in steps]
-    if kinds == ["Split", "ByteLevel"] and steps[0].pattern and (
-            steps[0].behavior == "Isolated" and not steps[0].invert):
-        pattern = steps[0].pattern.Regex                                # Qwen, Llama 3, nano
+    steps = pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
+    kinds = [step["type"] for step in steps]
+    first, byte_level = steps[0], steps[-1]
+    isolates = first.get("behavior") == "Isolated" and not first.get("invert")
+    if kinds == ["Split", "ByteLevel"] and isolates and first.get("pattern"):
+        pattern = first["pattern"]["Regex"]                             # Qwen, Llama 3, nano
     elif kinds == ["ByteLevel"]:
         pattern = GPT2_WORDS
-    elif kinds == ["Digits", "ByteLevel"] and steps[0].individual_digits:
+    elif kinds == ["Digits", "ByteLevel"] and first.get("individual_digits"):
         pattern = GPT2_WORDS_AND_DIGITS
     else:
         raise UserError(f"tokenizer.json: the pre-tokenizer {' + '.join(kinds)} is not supported; "
                         "it must be byte-level")
     uses_gpt2 = kinds[0] != "Split"
-    if steps[-1].add_prefix_space or steps[-1].use_regex != uses_gpt2:
+    if byte_level.get("add_prefix_space", True) or byte_level.get("use_regex", True) != uses_gpt2:
         raise UserError("tokenizer.json: a ByteLevel step with these settings is not supported")
     return pattern
+
+
+# What is read of the files. A value that stands here alone is the only one with which ids are ours.
+STEP = {"type": str, "pattern?": {"Regex": str}, "behavior?": str, "invert?": bool,
+        "individual_digits?": bool, "add_prefix_space?": bool, "use_regex?": bool}
+ID = whole(at_most=2 ** 24)
+TOKENIZER = {       # tokenizer.json
+    "model": {"type": "BPE", "vocab": {str: ID}, "merges": [(str, [str])], "byte_fallback?": False,
+              "dropout?": 0, "continuing_subword_prefix?": "", "end_of_word_suffix?": ""},
+    "normalizer?": {"type": "NFC"}, "pre_tokenizer": STEP | {"pretokenizers?": [STEP]},
+    "added_tokens": [{"content": str, "id": ID, "special": bool, "single_word?": False,
+                      "lstrip?": False, "rstrip?": False}]}
+TOKEN = (str, {"content": str})
+TOKENIZER_CONFIG = {"bos_token?": TOKEN, "eos_token?": TOKEN,
+                    "chat_template?": (str, [{"name": str, "template": str}])}
+END_TOKENS = {"eos_token_id?": (whole(), [whole()])}        # generation_config.json, config.json
+
+
+def added_token_text(token) -> str | None:
+    """tokenizer_config.json writes a token as a string or as {"content": ...}."""
+    return token["content"] if isinstance(token, dict) else token
 
 
 # ----- the tokenizer ------------------------------------------------------------------------------
@@ -204,32 +141,32 @@ class Tokenizer:
     So no token is added that is not in the text: the chat template writes them all.
     """
 
-    def __init__(self, spec: TokenizerFile, config: TokenizerSettings, template: str | None):
-        """From tokenizer.json, tokenizer_config.json and the chat template."""
-        self.nfc = spec.normalizer is not None
+    def __init__(self, spec: dict, config: dict, template: str | None):
+        """From the contents of tokenizer.json and tokenizer_config.json, and the chat template."""
+        self.nfc = bool(spec.get("normalizer"))
         self.template = template
-        self.bos_token, self.eos_token = (
-            getattr(token, "content", token) for token in (config.bos_token, config.eos_token))
+        self.bos_token = added_token_text(config.get("bos_token"))
+        self.eos_token = added_token_text(config.get("eos_token"))
         self.eos_ids = set()            # of the checkpoint: from_pretrained reads them
 
         # The vocabulary in the order of learning. A byte that it lacks has the id None.
-        alphabet, vocab = byte_alphabet(), spec.model.vocab
-        merged = merged_tokens(spec.model.merges)
+        alphabet, vocab = byte_alphabet(), spec["model"]["vocab"]
+        merged = merged_tokens(spec["model"]["merges"])
         self.to_id = [vocab.get(letter) for letter in alphabet] + [vocab[token] for token in merged]
         learned = [bytes(alphabet[letter] for letter in token) for token in [*alphabet, *merged]]
         self.bpe = tiktoken.Encoding(
-            "bpe", pat_str=split_pattern(spec.pre_tokenizer), special_tokens={},
+            "bpe", pat_str=split_pattern(spec["pre_tokenizer"]), special_tokens={},
             mergeable_ranks={token: rank for rank, token in enumerate(learned)})
 
         if self.bpe.decode_bytes(encode_words(self.bpe, PROBE)) != PROBE.encode():
-            raise UserError("tokenizer.json: the pre-tokenizer's pattern passes over parts of a "
-                            "text")
+            raise UserError("tokenizer.json: its pattern for words passes over parts of a text")
 
         # Tokens that were added after the learning. All are cut out of a text before anything else.
         # Special ones, <|im_end|>, are structure, and an answer is shown without them. Others are
         # not, as <think>. The longest comes first, because one may begin with another.
-        self.added = {token.content: token.id for token in spec.added_tokens if token.content}
-        self.special_ids = {token.id for token in spec.added_tokens if token.special}
+        self.added = {token["content"]: token["id"] for token in spec["added_tokens"]
+                      if token["content"]}
+        self.special_ids = {token["id"] for token in spec["added_tokens"] if token["special"]}
         longest_first = sorted(self.added, key=len, reverse=True)
         matches_nothing = r"(?!)"
         self.cut = re.compile("|".join(map(re.escape, longest_first)) or matches_nothing)
@@ -246,17 +183,17 @@ class Tokenizer:
         Raises UserError for files that are missing, broken or of another kind of tokenizer.
         """
         folder = resolve(name_or_path)
-        spec, config = read_json(folder / "tokenizer.json", TokenizerFile), TokenizerSettings()
+        spec, config = read_json(folder / "tokenizer.json", TOKENIZER), {}
         if (folder / "tokenizer_config.json").exists():
-            config = read_json(folder / "tokenizer_config.json", TokenizerSettings)
+            config = read_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
         try:
             tokenizer = cls(spec, config, read_template(folder, config))
+            tokenizer.eos_ids = read_eos_ids(folder)
         except UserError:
             raise
-        except (KeyError, ValueError) as e:     # a token that is none, a pattern that is none
+        except (KeyError, ValueError) as e:     # a merge of no tokens, a pattern that is none
             raise UserError(f"{folder}: its files are not a byte-level BPE tokenizer's "
                             f"({type(e).__name__}: {e})") from None
-        tokenizer.eos_ids = read_eos_ids(folder)
         tokenizer.files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES
                            if (folder / name).exists()}
         return tokenizer
@@ -326,7 +263,7 @@ class Tokenizer:
             raise UserError(f"the model's chat template refuses these messages: {e}") from None
         if len(text) > 1_000_000 + 10 * sum(len(str(message)) for message in messages):
             raise UserError(f"the model's chat template makes {len(text):,} characters of these "
-                            "messages, far more than they have")
+                            "messages")
         return text
 
     @functools.cached_property
@@ -356,8 +293,9 @@ def encode_words(bpe: tiktoken.Encoding, text: str) -> list[int]:
     It panics where its regular expression gives up: on a million spaces, or if the pattern itself
     is careless. Rust then prints pages to stderr, and raises what is no Exception.
     """
+    may_panic = text is PROBE or len(text) > 100_000
     try:
-        with silent_stderr() if text is PROBE or len(text) > 100_000 else contextlib.nullcontext():
+        with silent_stderr() if may_panic else contextlib.nullcontext():
             return bpe.encode_ordinary(text)
     except BaseException as e:
         if type(e).__name__ != "PanicException":
@@ -377,7 +315,7 @@ def read_eos_ids(folder: Path) -> set[int]:
     """
     for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():
-            eos = read_json(folder / name, EndTokens).eos_token_id
+            eos = read_json(folder / name, END_TOKENS).get("eos_token_id")
             if eos is not None:
                 return set(eos) if isinstance(eos, list) else {eos}
     return set()
@@ -396,13 +334,13 @@ def stop_ids(tokenizer: Tokenizer) -> set[int]:
 # runs in Jinja's sandbox: no attribute that begins with an underscore, no change of what it is
 # given, no range() of more than 100,000 numbers.
 
-def read_template(folder: Path, config: TokenizerSettings) -> str | None:
+def read_template(folder: Path, config: dict) -> str | None:
     """chat_template.jinja, else tokenizer_config.json's: one template or several with names."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    template = config.chat_template
+    template = config.get("chat_template")
     if isinstance(template, list):
-        template = {named.name: named.template for named in template}.get("default")
+        template = {named["name"]: named["template"] for named in template}.get("default")
     return template
 
 

@@ -23,7 +23,6 @@ import copy
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import math
 import random
@@ -47,14 +46,14 @@ from methods import Method, find_method, put_on, setup_of
 from model import Transformer
 from optim import OPTIMIZERS, restore_tensor, state_tensors
 from plumbing import processes, records
-from plumbing.checkpoint import digest_files, weight_files
+from plumbing.checkpoint import weight_files
 from plumbing.cli import run_command
 from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, interruption
-from plumbing.fields import entry
-from plumbing.files import make_folder, read_json, resolve
+from plumbing.fields import Number, whole
+from plumbing.files import hash_file, make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
-from plumbing.workers import claim_folder, rank_and_world
+from plumbing.workers import claim_or_stop, rank_and_world
 from quant import NF4Tensor, quantize_model
 from settings import LESS_MEMORY, Config, check_config, parse, settled
 from tokenizer import TOKENIZER_FILES, Tokenizer, stop_ids
@@ -122,15 +121,18 @@ def model_for(config: Config, base: Transformer | None = None) -> Transformer:
 @dataclass
 class Progress:
     """Where a run stands between two steps, next to its weights and AdamW's moments."""
-    step: int = entry(0, at_least=0)            # optimizer steps so far
-    tokens: int = entry(0, at_least=0)          # trained on so far, without padding
-    seconds: float = entry(0.0, at_least=0)     # of training so far, without evaluation
-    # of the supervised tokens since the last evaluation: the sum in nats, and their number
-    nll_sum: float = entry(0.0, any_number=True)
-    nll_tokens: int = entry(0, at_least=0)
+    step: int = 0               # optimizer steps so far
+    tokens: int = 0             # trained on so far, supervised or not, without padding
+    seconds: float = 0.0        # of training so far, without evaluation
+    nll_sum: float = 0.0        # of the supervised tokens since the last evaluation, in nats
+    nll_tokens: int = 0         # their number
     rows: list[dict] = field(default_factory=list)          # of log.csv
     scaler: dict = field(default_factory=dict)              # the gradient scaler's state
     origin: dict = field(default_factory=dict)      # what it is the progress of: see train_in
+
+
+PROGRESS = {"step": whole(), "tokens": whole(), "seconds": Number(0), "nll_sum": (int, float),
+            "nll_tokens": whole(), "rows": [records.ROW], "scaler": dict, "origin": dict}
 
 
 @dataclass
@@ -231,7 +233,7 @@ def begin_or_resume(run: Run, out: Path, question: list[dict]) -> str:
     processes.wait_for_all()            # what is cleared must not be found
     if state.exists():
         go_on_from(run, state)
-        return read_json(out / "run.json", records.RunFile).base_answer
+        return read_json(out / "run.json", records.RUN)["base_answer"]
     processes.wait_for_all()            # what is written from here on neither
     if processes.rank() > 0:
         return ""
@@ -246,8 +248,7 @@ def go_on_from(run: Run, state: Path):
     """Bring `run` to where the file `state` says. Raises UserError for a damaged file."""
     names, give_back = restorer(run)
     origin = run.progress.origin
-    run.progress = load_state(state, names, give_back, Progress)
-    run.progress.rows = [*map(records.read_row, itertools.count(), run.progress.rows)]
+    run.progress = Progress(**load_state(state, names, give_back, PROGRESS))
     changed = [name for name in origin if run.progress.origin.get(name) != origin[name]]
     if changed:
         raise UserError(f"{state} was made with another {' and '.join(changed)} than there is now; "
@@ -290,12 +291,7 @@ def keep_best(run: Run, best: Path):
 def take_best(run: Run, best: Path) -> int:
     """Give the model the weights in the file `best` -> the step that they are of."""
     names, give_back = restorer(run)
-    return load_state(best, names, give_back, Best).step
-
-
-@dataclass
-class Best:
-    step: int
+    return load_state(best, names, give_back, {"step": whole()})["step"]
 
 
 def kept_tensors(run: Run) -> dict:
@@ -637,7 +633,7 @@ def train(config: Config) -> list[dict]:
     if out.resolve() in (resolve(config.model).resolve(), data.folder.resolve()):
         raise UserError(f"--out {out} is the folder of the model or of the data; give another "
                         "--out")
-    with claim_folder(out) if processes.rank() == 0 else contextlib.nullcontext():
+    with claim_or_stop(out) if processes.rank() == 0 else contextlib.nullcontext():
         return train_in(out, config, data)
 
 
@@ -653,8 +649,8 @@ def train_in(out: Path, config: Config, data: Data) -> list[dict]:
     model = model_for(config)
     data.tokenizer.check_vocabulary(model.config.vocab_size, config.model)
     run = set_up(config, data, model)
-    weights = digest_files(weight_files(resolve(config.model)))
-    run.progress.origin = {"run": config.run, "data": hash_samples(data), "weights": weights}
+    run.progress.origin = {"run": config.run, "data": hash_samples(data),
+                           "weights": [*map(hash_file, weight_files(resolve(config.model)))]}
 
     # 4. where it stands
     question = dataset.read_messages(data.folder / "test.jsonl")[0]

@@ -16,8 +16,12 @@ from pathlib import Path
 
 from dataset import check_messages, load_row, numbered_lines
 from plumbing.errors import UserError
+from plumbing.fields import check
 
 SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+SHAPES = {"ShareGPT": {"conversations": [{"from": tuple(SHAREGPT_ROLES), "value": str}]},
+          "Alpaca": {"instruction": str, "input?": str, "output": str},
+          "prompt / completion": {"prompt": str, "completion": str}}
 
 
 # ----- files --------------------------------------------------------------------------------------
@@ -90,31 +94,23 @@ def form_of(row) -> str | None:
 def read_messages_of(row) -> list[dict]:
     """The messages of a row in another form. Raises ValueError for a row in none of them."""
     form = form_of(row)
+    if form not in SHAPES:
+        raise ValueError("it is in none of the forms that data/forms.py lists")
+    check(row, SHAPES[form], form)
     if form == "ShareGPT":
         return read_sharegpt(row["conversations"])
     if form == "Alpaca":
         question, more, answer = row["instruction"], row.get("input") or "", row["output"]
-    elif form == "prompt / completion":
-        question, more, answer = row["prompt"], "", row["completion"]
     else:
-        raise ValueError("it is in none of the forms that data/forms.py lists")
-    for text in (question, more, answer):
-        if not isinstance(text, str):
-            raise ValueError(f"{form}: its parts must be text, not {str(text)[:60]}")
+        question, more, answer = row["prompt"], "", row["completion"]
     if more.strip():
         question = f"{question}\n\n{more}"
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def read_sharegpt(turns) -> list[dict]:
+def read_sharegpt(turns: list[dict]) -> list[dict]:
     """A question at the end that nobody answers is left out: nothing can be learned from it."""
-    messages = []
-    for turn in turns if isinstance(turns, list) else [turns]:
-        role = SHAREGPT_ROLES.get(turn.get("from")) if isinstance(turn, dict) else None
-        if role is None or not isinstance(turn.get("value"), str):
-            raise ValueError('ShareGPT: a turn must be {"from": one of '
-                             f'{", ".join(SHAREGPT_ROLES)}, "value": text}}, not {str(turn)[:60]}')
-        messages.append({"role": role, "content": turn["value"]})
+    messages = [{"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]} for turn in turns]
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     return messages

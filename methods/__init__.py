@@ -25,10 +25,9 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
-from lora import (AdaptedLinear, base_entries, merge_lora, remove_lora, unmerge_lora,
-                  write_adapter)
+from lora import AdaptedLinear, base_entries, merge_lora, remove_lora, unmerge_lora, write_adapter
 from plumbing.errors import UserError
-from plumbing.fields import entry, read_fields
+from plumbing.fields import Number, check, whole
 from plumbing.files import read_json, read_tensors
 from settings import RELATIVES
 
@@ -66,23 +65,20 @@ def save_trained(method, model, folder, base_model: str, setup: Setup):
 
 def load_trained(method, model, config: dict, tensors: dict, folder):
     """Put the method on `model` as `config` says, and fill in `tensors`."""
-    saved = read_fields(SavedSetup, config, folder / "adapter_config.json")
-    text = ",".join(f"{name}={value}" for name, value in saved.options.items())
+    check(config, SAVED, folder / "adapter_config.json")
+    text = ",".join(f"{name}={value}" for name, value in config["options"].items())
     largest = max((tensor.numel() for tensor in tensors.values()), default=0)
-    if "rank" not in method.ignores and saved.r > largest:
-        raise UserError(f"{folder}: r = {saved.r} is more than any of the adapter's tensors holds")
-    method.apply(model, Setup(saved.r, saved.lora_alpha, saved.target_modules,
+    if "rank" not in method.ignores and config["r"] > largest:
+        raise UserError(f"{folder}: r = {config['r']} is more than any of the adapter's tensors "
+                        "holds")
+    method.apply(model, Setup(config["r"], config["lora_alpha"], config["target_modules"],
                               parse_options(method, text)))
     fill_in(trained_parameters(model), tensors, folder)
 
 
-@dataclass
-class SavedSetup:
-    """What is read of an adapter_config.json that `save_trained` wrote."""
-    r: int = entry(at_least=1)
-    lora_alpha: float = entry(above=0)
-    target_modules: str | list[str] = entry()
-    options: dict[str, str | int | float] = entry()
+SAVED = {           # of an adapter_config.json that `save_trained` wrote
+    "r": whole(1), "lora_alpha": Number(above=0), "target_modules": (str, [str]),
+    "options": {str: (str, Number())}}
 
 
 @torch.no_grad()

@@ -25,7 +25,6 @@ Trained: init_rank (in + out + 1) per target, of which at the end r on average a
 PEFT's form, without what is switched off. Merges. s = alpha / init_rank, as in PEFT.
 """
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
@@ -35,7 +34,7 @@ from lora import (AdaptedLinear, adapted_layers, base_entries, find_targets, las
                   wrap_targets, write_adapter)
 from methods import Method, Setup, Shapes, fill_in, trained_parameters
 from plumbing.errors import UserError
-from plumbing.fields import entry, read_fields
+from plumbing.fields import Number, check, whole
 
 B1 = B2 = 0.85
 PREFIX = "base_model.model."
@@ -170,25 +169,18 @@ def save(method, model, folder, base_model: str, setup: Setup):
 
 
 def load(method, model, config: dict, tensors: dict, folder):
-    saved = read_fields(Saved, config, folder / "adapter_config.json")
+    check(config, {"init_r": whole(1), "lora_alpha": Number(above=0), "rank_pattern?": dict},
+          folder / "adapter_config.json")
+    start, alpha = config["init_r"], config["lora_alpha"]
     tensors = {key.removeprefix(PREFIX): tensor.float() for key, tensor in tensors.items()}
     ranks = {key.removesuffix(".lora_A"): len(Q) for key, Q in tensors.items()
              if key.endswith(".lora_A")}
-    pattern = saved.rank_pattern or {f"{name}.lora_E": [] for name in ranks}
+    pattern = config.get("rank_pattern") or {f"{name}.lora_E": [] for name in ranks}
     if not ranks or {f"{name}.lora_E" for name in ranks} != set(pattern):
         raise UserError(f"{folder}: the adapter's tensors are not those of its rank_pattern")
     in_order = iter([ranks[name] for name in find_targets(model, list(ranks))])
-    wrap_targets(model, list(ranks), lambda layer: SVDLinear(
-        layer, next(in_order), saved.lora_alpha, saved.init_r))
+    wrap_targets(model, list(ranks), lambda layer: SVDLinear(layer, next(in_order), alpha, start))
     fill_in(trained_parameters(model), tensors, folder)
-
-
-@dataclass
-class Saved:
-    """What is read of adapter_config.json."""
-    init_r: int = entry(at_least=1)
-    lora_alpha: float = entry(above=0)
-    rank_pattern: dict = None
 
 
 METHOD = Method(

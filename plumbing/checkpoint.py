@@ -1,9 +1,7 @@
 """Hugging Face's checkpoints: tensors in and out, in 16 or 32 bits and in bitsandbytes' four."""
-import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +10,7 @@ from safetensors.torch import save_file
 
 from plumbing.device import DTYPES, dtype_name
 from plumbing.errors import UserError
-from plumbing.fields import entry, read_fields
+from plumbing.fields import Number, check, whole
 from plumbing.files import check_weight, make_folder, read_json, replacing, write_json
 
 
@@ -21,26 +19,13 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.exists():
-        names = sorted(set(read_json(index, Index).weight_map.values()))
+        table = read_json(index, {"weight_map": {str: str}})["weight_map"]
+        names = sorted(set(table.values()))
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():     # a path, a pipe, nothing
             raise UserError(f"{folder} has no {name}; fetch the checkpoint again (only safetensors "
                             "is read)")
     return [folder / name for name in names]
-
-
-@dataclass
-class Index:
-    weight_map: dict[str, str]          # {a tensor's name: the file next to the index that has it}
-
-
-def digest_files(files: list[Path]) -> str:
-    """A text that changes with what is in `files`."""
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as f:
-            hashlib.file_digest(f, lambda: digest)
-    return digest.hexdigest()
 
 
 def read_weights(folder: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
@@ -100,14 +85,8 @@ BNB_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map",
 BNB_STATE = BNB_PARTS[-1]
 
 
-@dataclass
-class QuantState:
-    shape: list[int] = entry(at_least=1)
-    blocksize: int = entry(at_least=1)
-    dtype: str = entry(choices=tuple(DTYPES))
-    quant_type: str = entry("nf4", choices=("nf4",))
-    nested_blocksize: int = entry(256, choices=(256,))
-    nested_offset: float = 0.0
+QUANT_STATE = {"shape": [whole(1)], "blocksize": whole(1), "dtype": tuple(DTYPES),
+               "quant_type?": "nf4", "nested_blocksize?": 256, "nested_offset?": Number()}
 
 
 def unpack_bnb(parts: dict[str, torch.Tensor], name: str, folder) -> dict | None:
@@ -125,12 +104,13 @@ def unpack_bnb(parts: dict[str, torch.Tensor], name: str, folder) -> dict | None
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         raise UserError(f"{folder}: {name} is not in bitsandbytes' form ({e}); fetch it again"
                         ) from None
-    state = read_fields(QuantState, state, f"{folder}: {name}{BNB_STATE}")
-    n, offset, scales = math.prod(state.shape), None, absmax
+    check(state, QUANT_STATE, f"{folder}: {name}{BNB_STATE}")
+    n, offset, scales = math.prod(state["shape"]), None, absmax
     sizes = [packed.numel(), absmax.numel()]
-    wanted = [-(-n // 2), -(-n // state.blocksize)]         # rounded up
+    wanted = [-(-n // 2), -(-n // state["blocksize"])]      # rounded up
     if absmax2 is not None:
-        offset, scales = torch.tensor(state.nested_offset, device=packed.device), absmax2
+        offset = torch.tensor(state.get("nested_offset", 0.0), device=packed.device)
+        scales = absmax2
         sizes += [absmax2.numel(), absmax.element_size()]   # its codes have one byte each
         wanted += [-(-wanted[1] // 256), 1]
     if sizes != wanted:
@@ -138,7 +118,8 @@ def unpack_bnb(parts: dict[str, torch.Tensor], name: str, folder) -> dict | None
                         f"have {wanted}; fetch it again")
     check_weight(folder, f"{name}'s scales", scales)
     return {"packed": packed, "absmax": absmax, "absmax2": absmax2, "offset": offset,
-            "shape": state.shape, "block_size": state.blocksize, "dtype": DTYPES[state.dtype]}
+            "shape": state["shape"], "block_size": state["blocksize"],
+            "dtype": DTYPES[state["dtype"]]}
 
 
 def pack_bnb(name: str, w, code: torch.Tensor, code2: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -7,9 +7,7 @@ import sys
 from collections.abc import Callable
 
 from plumbing.errors import fail
-from plumbing.fields import check_ranges
-
-RANGES = ("at_least", "above", "at_most")
+from plumbing.fields import RANGES, check_ranges
 
 # What flags are called elsewhere (transformers, PEFT, TRL, other trainers), and here.
 OURS = {

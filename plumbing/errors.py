@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 # machine that is gone, no permission, too many open files. Any other OSError, a FileNotFoundError
 # for instance, is a fault of the program unless somebody has made a UserError of it.
 MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EACCES,
-                  errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG}
+                  errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,
+                  errno.ENOTEMPTY}
 
 
 class UserError(ValueError):

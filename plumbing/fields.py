@@ -1,127 +1,118 @@
 """The one way in for what comes from outside: JSON, rows of CSV, TOML, command lines.
 
-A form is a dataclass. Its types and limits say what may come, and an error says it in one line:
+A shape says what may come. It looks like what it describes:
 
-    @dataclass
-    class Rope:
-        rope_theta: float = entry(above=1)
-        rope_type: str = entry("default", choices=("default", "llama3"))
+    {"type": "BPE",                     this text and no other
+     "vocab": {str: whole()},           a table with any keys, of whole numbers from 0 on
+     "merges": [(str, [str])],          a list of texts, or of lists of texts
+     "eps?": Number(above=0)}           it may be missing, or null. Keys that are not named may come
 
-    read_fields(Rope, {"rope_theta": "1e4"}, "config.json")
-    UserError: config.json: rope_theta '1e4': it must be a number, above 1
+    check({"type": "BPE", "vocab": {}, "merges": [3]}, shape, "tokenizer.json")
+    UserError: tokenizer.json: merges[0] 3: it must be a text or a list
 
-Nothing is converted but a whole number where a number is asked for: "8" is no 8, "false" is not
-false, and true is not 1.
+Nothing is converted: "8" is no number, "false" is not false, and true is not 1.
 """
 import dataclasses
+import math
 import re
 import reprlib
-import types
-from typing import get_args, get_origin
+from collections.abc import Iterator
 
 from plumbing.errors import UserError, time_limit
 
 LARGEST = 2 ** 63 - 1                               # what torch and a file can hold
-KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false",
-         list: "a list", dict: "a table", types.NoneType: "null"}
+WORDS = {str: "a text", bool: "true or false", list: "a list", dict: "a table", int: "a number",
+         float: "a number"}
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
 
 
-def entry(default=dataclasses.MISSING, **limits):
-    """A field of a form. Without a default it must be there.
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A range. A whole number may stand where any may; nan lies in no range."""
+    at_least: float = -LARGEST
+    above: float = -math.inf
+    at_most: float = LARGEST
+    kinds: tuple = (int, float)
 
-    limits: `at_least`, `above`, `at_most`: a number's range; `choices`: all that it may be;
-    `any_number`: it may be infinite or nan. Those of a list or a table are those of its values.
-    """
-    return dataclasses.field(default=default, metadata=limits)
+    def holds(self, value) -> bool:
+        return type(value) in self.kinds and (
+            self.at_least <= value <= self.at_most and value > self.above)
 
-
-def read_fields(form, content, source, prefix: str = ""):
-    """An instance of the dataclass `form` from the table `content`. Other keys are left alone.
-
-    null means the default where that is None. source: the file, for errors. prefix: where in it
-    the table stands. Raises UserError for a field that is missing, of another type or out of its
-    limits.
-    """
-    if not isinstance(content, dict):
-        raise UserError(f"{source}: {prefix or 'it'} must be a table, and not {shorten(content)}")
-    values = {}
-    for field in dataclasses.fields(form):
-        name = prefix + field.name
-        value = content.get(field.name)
-        if value is not None or field.name in content and field.default is not None:
-            values[field.name] = read_value(source, name, value, field.type, field.metadata)
-        elif field.default is dataclasses.MISSING:
-            must = describe_kind(field.type, field.metadata)
-            raise UserError(f"{source} lacks {name!r}: it must be {must}")
-    return form(**values)
+    def __str__(self):
+        ends = [f"{name.replace('_', ' ')} {getattr(self, name)}" for name in RANGES
+                if getattr(self, name) != getattr(Number, name)]
+        return ", ".join(["a number" if float in self.kinds else "a whole number", *ends])
 
 
-def check_ranges(settings):
-    """Raise UserError for the first flag of a command line that is out of its limits."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if isinstance(value, int | float) and not is_within(value, **field.metadata):
-            must = describe_limits(value, **field.metadata)
-            raise UserError(f"--{field.name} {shorten(value)}: it must be {must}")
+RANGES = ("at_least", "above", "at_most")
 
 
-def read_value(source, name: str, value, kind, limits):
-    """`value`, if it is of `kind` and within `limits`."""
-    for one in get_args(kind) if isinstance(kind, types.UnionType) else [kind]:
-        outer, (*_, inner) = get_origin(one) or one, get_args(one) or [None]
-        if dataclasses.is_dataclass(one) and isinstance(value, dict):
-            return read_fields(one, value, source, f"{name}.")
-        if type(value) is outer and outer in (list, dict):
-            return value if inner is None else read_items(source, name, value, inner, limits)
-        if type(value) is one or one is float and type(value) is int:
-            if is_within(value, **limits):
-                return one(value) if one is float else value
-            must = describe_limits(value, **limits)
-            raise UserError(f"{source}: {name} {shorten(value)}: it must be {must}")
-    must = describe_kind(kind, limits)
-    raise UserError(f"{source}: {name} {shorten(value)}: it must be {must}")
+def whole(at_least=0, at_most=LARGEST) -> Number:
+    return Number(at_least, at_most=at_most, kinds=(int,))
 
 
-def read_items(source, name: str, items, kind, limits):
-    """The same for each item of a list, or each value of a table."""
-    pairs = items.items() if isinstance(items, dict) else enumerate(items)
-    read = {key: item if type(item) is kind and is_within(item, **limits)       # most are: quickly
-            else read_value(source, f"{name}[{shorten(key)}]", item, kind, limits)
-            for key, item in pairs}
-    return read if isinstance(items, dict) else list(read.values())
+def check(value, shape, source="", name: str = ""):
+    """Raise UserError unless `value` has this shape. source: the file; name: where it is in it."""
+    for place, part, wanted in misfits(value, shape, name):
+        found = "is missing" if part is MISSING else shorten(part)
+        source = f"{source}: " if source else ""
+        raise UserError(f"{source}{place or 'it'} {found}: it must be {describe(wanted)}")
 
 
-def is_within(value, at_least=-LARGEST, above=None, at_most=LARGEST, choices=None,
-              any_number=False, **_) -> bool:
-    """Whether `value` is within the limits of an `entry`. nan lies in no range."""
-    if choices is not None:
-        return value in choices
-    if any_number or not isinstance(value, int | float):
-        return True
-    return at_least <= value <= at_most and (above is None or value > above)
+MISSING = object()
 
 
-def describe_kind(kind, limits) -> str:
-    """int | None, at_least=1 -> "a whole number or null, at least 1"."""
-    kinds = get_args(kind) if isinstance(kind, types.UnionType) else [kind]
-    words = " or ".join(KINDS.get(get_origin(one) or one, "a table") for one in kinds)
-    return ", ".join(filter(None, [words, describe_limits(**limits)]))
+def misfits(value, shape, name: str) -> Iterator[tuple]:
+    """Yield (its name, the part, what it must be) for each part that is not as `shape` says."""
+    if isinstance(value, list) and isinstance(shape, list):
+        for i, item in enumerate(value):
+            yield from misfits(item, shape[0], f"{name}[{i}]")
+    elif isinstance(value, dict) and isinstance(shape, dict) and str in shape:
+        for key, item in value.items():
+            yield from misfits(item, shape[str], f"{name}[{key!r}]")
+    elif isinstance(value, dict) and isinstance(shape, dict):
+        for key, one in shape.items():
+            part = value.get(key.removesuffix("?"), MISSING)
+            if not key.endswith("?") or part is not MISSING and part is not None:
+                yield from misfits(part, one, f"{name}.{key.removesuffix('?')}".lstrip("."))
+    elif isinstance(shape, tuple):                  # one of these
+        if all(any(True for _ in misfits(value, one, name)) for one in shape):
+            yield name, value, shape
+    elif not (shape.holds(value) if isinstance(shape, Number) else type(value) is shape or (
+            type(value) is type(shape) and value == shape and not isinstance(shape, list | dict))):
+        yield name, value, shape
 
 
-def describe_limits(value=0, at_least=None, above=None, at_most=None, choices=None, **_) -> str:
-    if choices is not None:
-        return f"one of {', '.join(map(str, choices))}"
-    if at_most is None and value > LARGEST:
-        at_most = LARGEST
-    words = {"at least": at_least, "above": above, "at most": at_most}
-    return " and ".join(f"{word} {limit}" for word, limit in words.items() if limit is not None)
+def describe(shape) -> str:
+    if isinstance(shape, tuple):
+        return " or ".join(dict.fromkeys(map(describe, shape)))
+    if isinstance(shape, list | dict):
+        return WORDS[type(shape)]
+    return WORDS[shape] if isinstance(shape, type) else str(shape)
 
 
 def shorten(value) -> str:
     """`value` for an error, as Python writes it, and not all of a long one."""
     return str(value)[:60] if isinstance(value, int | float) else SHORT.repr(value)
+
+
+def shape_of_flag(field):
+    """The shape of a flag's value; field: of a dataclass of flags (plumbing/cli.py)."""
+    if field.type not in (int, float):
+        return tuple(field.metadata.get("choices", (field.type,)))
+    ends = {name: field.metadata[name] for name in RANGES if name in field.metadata}
+    return Number(**ends, kinds=(int,) if field.type is int else (int, float))
+
+
+def check_ranges(settings):
+    """Raise UserError for the first flag of a command line that is out of its range."""
+    for field in dataclasses.fields(settings):
+        value, shape = getattr(settings, field.name), shape_of_flag(field)
+        if isinstance(shape, Number) and value is not None and not shape.holds(value):
+            must = " and ".join(str(shape).split(", ")[1:])
+            raise UserError(f"--{field.name} {shorten(value)}: it must be {must or 'finite'}"
+                            + (f" and at most {LARGEST}" if value > LARGEST else ""))
 
 
 def fits_pattern(pattern: str, text: str) -> bool:

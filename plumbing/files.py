@@ -1,6 +1,6 @@
 """Files that are whole or absent, JSON, and the folder of a checkpoint, local or from the hub."""
 import contextlib
-import errno
+import hashlib
 import json
 import math
 import os
@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from plumbing.errors import UserError
-from plumbing.fields import read_fields
+from plumbing.fields import check
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO_BASE = ROOT / "data/nano/base"             # the embedded model, which goes by the name "nano"
@@ -22,35 +22,21 @@ FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
 
 
 @contextlib.contextmanager
-def replacing(path: Path):
+def replacing(path: Path, make=Path.touch):
     """Yield a name next to `path` to write to. It is renamed to `path` if nothing goes wrong.
 
-    If something goes wrong, the half-written file is deleted and `path` is what it was before.
+    make: Path.mkdir for a folder; `path` must be new or empty then. If something goes wrong, what
+    is half written is deleted and `path` is what it was before.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.touch()
+        make(part)
         mode = part.stat().st_mode
         yield part
         part.chmod(mode)            # as usual here: safetensors lets nobody but the owner read
         os.replace(part, path)
     except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def replacing_folder(path: Path):
-    """The same for a folder that must be new or empty. Raises UserError if it is not in the end."""
-    path = path.resolve()
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield make_folder(part)
-        os.replace(part, path)
-    except BaseException as e:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(e, OSError) and e.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise UserError(f"{path} is not empty any more; give another --out") from None
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
         raise
 
 
@@ -64,11 +50,8 @@ def make_folder(path) -> Path:
     return path
 
 
-def read_json(path: Path, form=None):
-    """The JSON object in `path`, or with a `form` (plumbing/fields.py) an instance of it.
-
-    Raises UserError if there is none, or not of that form.
-    """
+def read_json(path: Path, shape=dict) -> dict:
+    """The JSON object in `path`. Raises UserError if there is none of this `shape` (fields.py)."""
     if not path.is_file():              # also: no folder, and no pipe to wait for
         raise UserError(describe_missing_file(path))
     if path.stat().st_size > LARGEST_JSON:
@@ -77,9 +60,8 @@ def read_json(path: Path, form=None):
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not valid JSON: {e}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, and holds a {type(content).__name__}")
-    return content if form is None else read_fields(form, content, path)
+    check(content, shape, path)
+    return content
 
 
 def describe_missing_file(path: Path) -> str:
@@ -89,6 +71,13 @@ def describe_missing_file(path: Path) -> str:
     if not path.parent.exists():
         return f"{path.parent}: no such folder"
     return f"{path.parent} has no {path.name}; is it the right folder?"
+
+
+def hash_file(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(describe_missing_file(path))
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: dict):

@@ -8,37 +8,24 @@ from importlib.metadata import version
 from pathlib import Path
 
 from plumbing.errors import UserError
-from plumbing.fields import entry, read_fields
+from plumbing.fields import Number, check, whole
 from plumbing.files import describe_missing_file, read_json, replacing, write_json
 
 STATE = "state/state.safetensors"       # of a run that is not finished: what --resume needs
 BEST = "state/best.safetensors"         # and the weights of the lowest test NLL, with --keep best
 
 
-@dataclasses.dataclass(kw_only=True)
-class Row:
-    """A row of log.csv: one evaluation. In a dict, an empty cell is "", and here it is None."""
-    run: str
-    model: str
-    data: str
-    method: str
-    targets: str                                        # "" in full fine-tuning
-    rank: int = entry(None, at_least=1)
-    alpha: float = entry(None, above=0)
-    lr: float = entry(above=0)
-    batch_eff: int = entry(at_least=1)
-    seed: int = entry(at_least=0)
-    step: int = entry(at_least=0)
-    tokens: int = entry(at_least=0)
-    train_nll: float = entry(None, any_number=True)     # None at step 0
-    test_nll: float = entry(any_number=True)            # nan or inf: the run diverged
-    seconds: float = entry(at_least=0)
-    peak_gb: float = entry(None, at_least=0)
-    trainable: int = entry(at_least=1)
-
-
-KINDS = {field.name: field.type for field in dataclasses.fields(Row)}
-COLUMNS = list(KINDS)
+ROW = {             # of log.csv: one evaluation. "" is what full fine-tuning, or step 0, has not
+    "run": str, "model": str, "data": str, "method": str, "targets": str,
+    "rank": ("", whole(1)), "alpha": ("", Number(above=0)), "lr": Number(above=0),
+    "batch_eff": whole(1), "seed": whole(), "step": whole(), "tokens": whole(),
+    "train_nll": (int, float, ""), "test_nll": (int, float),        # nan, inf: it diverged
+    "seconds": Number(0), "peak_gb": (Number(0), ""), "trainable": whole(1)}
+COLUMNS = list(ROW)
+RUN = {             # of run.json, what is read; of its settings, those that settle a run
+    "run": str, "finished": bool, "base_answer": str, "samples?": whole(1),
+    "settings": {"alpha": Number(), "lr": Number(), "max_steps": whole(), "eval_steps": whole(),
+                 "dtype": ("float32", "bfloat16", "float16")}}
 
 
 # ----- rows ---------------------------------------------------------------------------------------
@@ -69,33 +56,26 @@ def read_rows(path: Path) -> list[dict]:
         raise UserError(describe_missing_file(path))
     try:
         with open(path, newline="", encoding="utf-8", errors="replace") as f:
-            rows = [read_row(number, cells) for number, cells in enumerate(csv.DictReader(f), 2)]
-        if not rows:
-            raise UserError("it has no rows")
+            rows = [{name: cell_value(name, cell) for name, cell in row.items()}
+                    for row in csv.DictReader(f)]
+        check(rows, [ROW], name="row ")
+        if not rows or any(row.keys() != ROW.keys() for row in rows):
+            raise UserError("it has no rows, or other columns")
     except (csv.Error, UserError) as e:
         raise UserError(f"{path} is damaged ({e}); delete it and make the run again") from None
     return rows
 
 
-def read_row(number: int, cells: dict) -> dict:
-    """Cells as CSV or JSON have them -> a row. number: of the line, for errors."""
-    if None in cells:
-        raise UserError(f"line {number} has too many cells")
-    values = {name: cell_value(cell, KINDS.get(name)) for name, cell in cells.items()}
-    row = read_fields(Row, values, f"line {number}")
-    return {name: "" if value is None else value for name, value in vars(row).items()}
-
-
-def cell_value(cell: str, kind):
-    """What a cell says, as JSON would have it. What is not of its column's kind stays text."""
-    if kind is str or not isinstance(cell, str):
+def cell_value(column: str, cell: str):
+    """What a cell says, as JSON would have it."""
+    if ROW.get(column) is str or not isinstance(cell, str):
         return cell
-    for convert in (int, float):
+    for kind in (int, float):
         with contextlib.suppress(ValueError):
-            number = convert(cell)
+            number = kind(cell)
             # the first edition wrote some whole numbers as 64.0
-            return int(number) if kind is int and number % 1 == 0 else number
-    return cell or None
+            return int(number) if number % 1 == 0 else number
+    return cell
 
 
 def row_line(row: dict) -> str:
@@ -108,15 +88,6 @@ def row_line(row: dict) -> str:
 
 
 # ----- run.json -----------------------------------------------------------------------------------
-
-@dataclasses.dataclass
-class RunFile:
-    """What is read of run.json."""
-    run: str
-    finished: bool
-    settings: dict
-    base_answer: str = ""
-    samples: int = entry(None, at_least=1)      # older runs do not say
 
 def write_run(config, out: Path, base_answer: str, finished: bool, samples: int, **more):
     """run.json: settings, versions, and what the base answered before the first step.
@@ -137,18 +108,17 @@ def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
     if not (out / "run.json").exists():
         refuse_other_files(out)
         return None
-    existing = read_json(out / "run.json", RunFile)
-    given = {name: value for name, value in existing.settings.items() if value is not None}
-    made = read_fields(type(config), given, out / "run.json", "settings.")
-    if not made.is_settled or made.run != existing.run:
+    existing = read_json(out / "run.json", RUN)
+    made = config.of_settings(existing["settings"], out / "run.json")
+    if made.run != existing["run"]:
         raise UserError(f"{out / 'run.json'} is not what a run writes, so {out} may hold files of "
                         "something else; give another --out")
     if config.overwrite:
         return None
-    if existing.run != config.run:
+    if existing["run"] != config.run:
         raise UserError(f"{out} holds another run, with other settings ({out / 'run.json'}); give "
                         "another --out, or --overwrite")
-    if not existing.finished:
+    if not existing["finished"]:
         if config.resume:
             return None
         raise UserError(f"{out} holds this run, unfinished; --resume goes on with it, --overwrite "
@@ -173,7 +143,7 @@ def refuse_other_files(out: Path):
     A run that was killed at its very start leaves a folder for its state, and perhaps half of its
     run.json (a .part). The shell may have begun a .txt or .log with the run's own output.
     """
-    harmless = (".part", ".txt", ".log", ".lock")
+    harmless = (".part", ".txt", ".log")
     for path in sorted(out.iterdir()) if out.exists() else []:
         name = path.name
         if name != "state" and not name.startswith(".") and not name.endswith(harmless):

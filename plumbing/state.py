@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from plumbing.errors import UserError, is_out_of_memory
-from plumbing.fields import read_fields
+from plumbing.fields import check
 from plumbing.files import replacing
 
 
@@ -17,8 +17,8 @@ def save_state(path: Path, tensors: dict[str, torch.Tensor], progress: dict):
         save_file(tensors, part, metadata={"progress": json.dumps(progress)})
 
 
-def load_state(path: Path, needed, give_back: Callable[[str, torch.Tensor], None], form):
-    """Call give_back(name, tensor) for each tensor of the file -> the progress, a `form`.
+def load_state(path: Path, needed, give_back: Callable[[str, torch.Tensor], None], shape) -> dict:
+    """Call give_back(name, tensor) for each tensor of the file -> the progress, of this shape.
 
     needed: the names that must be there. Raises UserError for a damaged file.
     """
@@ -28,7 +28,9 @@ def load_state(path: Path, needed, give_back: Callable[[str, torch.Tensor], None
                 raise KeyError(f"it lacks {min(missing)}")
             for name in f.keys():
                 give_back(name, f.get_tensor(name))
-            return read_fields(form, json.loads(f.metadata()["progress"]), "it")
+            progress = json.loads(f.metadata()["progress"])
+            check(progress, shape, "it")
+            return progress
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
         if is_out_of_memory(e):     # moments go to the device here: no reason to begin again
             raise

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plumbing.errors import UserError
-from plumbing.fields import read_value
 from plumbing.files import make_folder
 
 try:
@@ -37,8 +36,9 @@ def rank_and_world() -> tuple[int, int]:
 def read_variable(name: str, default: int) -> int:
     """A whole number of the environment. Raises UserError if it is none."""
     text = os.environ.get(name, str(default))
-    number = int(text) if text.isdecimal() else text
-    return read_value("the environment", name, number, int, {"at_least": default})
+    if not text.isdecimal():
+        raise UserError(f"the environment's {name} is {text!r}, and must be a whole number")
+    return int(text)
 
 
 # ----- claims -------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def claim_file(path: Path) -> Iterator[bool]:
     if fcntl is None:
         yield True
         return
-    lock = path.with_suffix(".lock")
+    lock = path.with_name(f"{path.name.removesuffix('.csv')}.lock")
     with open(lock, "a") as f:
         held = lock_at_once(f) and is_open_as(f, lock)
         try:
@@ -67,29 +67,15 @@ def claim_file(path: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def claim_or_stop(path: Path):
-    """Let no other process make `path` until the block ends. Raises UserError if one is at it."""
+    """Let no other process make `path`, a file or a folder, until the block ends.
+
+    Raises UserError if one is making it now.
+    """
+    make_folder(path.parent)
     with claim_file(path) as ours:
         if not ours:
             raise UserError(f"another process is making {path}; wait for it, or give another --out")
         yield
-
-
-@contextlib.contextmanager
-def claim_folder(folder: Path):
-    """The same for all that is written to a folder. One that is new and stays empty is deleted.
-
-    A folder that may not be written needs no claim: what has been made there can still be read.
-    """
-    is_new = not folder.exists()
-    make_folder(folder)
-    claim = claim_or_stop if os.access(folder, os.W_OK) else contextlib.nullcontext
-    try:
-        with claim(folder / "run"):
-            yield
-    finally:
-        if is_new:
-            with contextlib.suppress(OSError):      # it is not empty
-                folder.rmdir()
 
 
 def lock_at_once(f) -> bool:

@@ -126,7 +126,7 @@ def test_check_names_every_wrong_line_up_to_ten(tmp_path, check_fails):
     assert [int(number) for number, _ in shown] == [3, 4, 5, 6, 8, 9, 10, 11, 12, 13]
     assert "  and 2 more\n" in out
     assert [reason[:16] for _, reason in shown[:4]] == [
-        "not valid JSON: ", 'it must be {"mes', "the last message", "the assistant's "]
+        "not valid JSON: ", "it []: it must b", "the last message", "the assistant's "]
     assert "between »these marks« are learned" in out               # the good ones are shown anyway
 
 
@@ -349,9 +349,10 @@ def test_nothing_is_written_over(tmp_path, check_fails, name):
 def test_rows_that_cannot_be_learned_from_are_left_out_and_named(tmp_path, check, check_fails):
     good = pairs(["A?", "B?"])
     bad = {
-        '{"prompt": "C?", "completion": 5}': "prompt / completion: its parts must be text, not 5",
+        '{"prompt": "C?", "completion": 5}': "prompt / completion: completion 5: it must be a text",
         '{"prompt": "C?", "completion": ""}': "the assistant's answer is empty",
-        '{"conversations": [{"from": "bot", "value": "x"}]}': "ShareGPT: a turn must be",
+        '{"conversations": [{"from": "bot", "value": "x"}]}':
+            "ShareGPT: conversations[0].from 'bot': it must be",
         '{"conversations": [{"from": "human", "value": "x"}]}': "the last message must be",
         '{"text": "x"}': "it is in none of the forms",
         '{"prompt": ': "not valid JSON"}

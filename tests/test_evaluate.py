@@ -524,7 +524,7 @@ def test_a_task_that_is_none(checkpoint, tmp_path, fails):
     data = write_task(tmp_path / "data", [("a", "b")], metric="rouge")
     task = data / "task.json"
     error = fails(model=checkpoint(), data=data)
-    assert "task.json: metric 'rouge': it must be one of exact_match, accuracy, bleu" in error
+    assert "task.json: metric 'rouge': it must be exact_match or accuracy or" in error
     task.write_text('{"metric": "accuracy", "labels": "b"}')
     assert "labels 'b': it must be a list" in fails(model=checkpoint(), data=data)
     task.write_text('{"metric": ')

@@ -759,7 +759,7 @@ def spoil_adapter(tensors, config, what):
     ("ranks of A and B differ", "for another base"),
     ("a tied lm_head", "lm_head is tied to model.embed_tokens"),
     ("DoRA", "only plain LoRA"), ("PiSSA", "only plain LoRA"), ("biases", "only plain LoRA"),
-    ("another method", "only plain LoRA"), ("no alpha", "lacks 'lora_alpha'"),
+    ("another method", "only plain LoRA"), ("no alpha", "lora_alpha is missing"),
 ])
 def test_what_does_not_fit_is_refused_and_changes_nothing(model, ids, what, message, tmp_path):
     """The model carries an adapter already, and keeps it."""

@@ -79,12 +79,11 @@ NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
 @pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])
 def test_a_run_has_its_folder_for_itself(checkpoint, chat, tmp_path, fails, flags):
     out = tmp_path / "out"
-    out.mkdir()
-    with claim_file(out / "run") as ours:           # another process of train.py does the same
+    with claim_file(out) as ours:                   # another process of train.py does the same
         assert ours
         error = fails(train.main, [*command(checkpoint(), chat, out), *flags])
-        assert "another process is making" in error
-    assert not list(out.iterdir())
+        assert f"another process is making {out}" in error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [{"name": "mine"}, {"run": "x", "finished": True},
@@ -367,6 +366,16 @@ def test_a_long_conversation_is_rendered_a_few_times(checkpoint, monkeypatch):
     assert len(fit_prompt(messages, tokenizer, room)) == room
     assert messages == [{"role": "system", "content": "s"}, *turn * 2, turn[0]]
     assert len(calls) < 20
+
+
+# ----- data ---------------------------------------------------------------------------------------
+
+def test_a_stranger_s_program_is_not_run(checkpoint, tmp_path, fails):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "prepare.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    error = fails(train.main, command(checkpoint(), folder, tmp_path / "out"))
+    assert "the folder has no train.jsonl" in error and not (tmp_path / "ran").exists()
 
 
 # ----- rows, figures, evaluations -----------------------------------------------------------------

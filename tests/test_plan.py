@@ -479,7 +479,7 @@ def test_mistakes(flag, capsys):
 @pytest.mark.parametrize("content, words", [
     ("{", "is not valid JSON"),
     ('{"model_type": "gpt2"}', "model_type 'gpt2': it must be"),
-    ('{"model_type": "qwen2"}', "lacks 'vocab_size'")])
+    ('{"model_type": "qwen2"}', "vocab_size is missing")])
 def test_broken_config(content, words, tmp_path, capsys):
     (tmp_path / "config.json").write_text(content)
     for model in (tmp_path, tmp_path / "config.json"):
