@@ -51,7 +51,9 @@ def lowest_row(rows: list[dict]) -> dict:
 
 def draw_runs(folders: list[Path], path: Path):
     """Save the figure of all runs in `folders` as the PNG `path`."""
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
+    rcParams["text.parse_math"] = False         # a $ in a name is a $
     runs = [read_run(folder) for folder in folders]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     ax = figure.subplots()

@@ -113,7 +113,7 @@ def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
 
 
 QUANTIZED = {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4",
-             "llm_int8_skip_modules?": [str]}       # quantization_config
+             "llm_int8_skip_modules?": ([str], None)}       # quantization_config
 
 
 def put_quantized(model: Transformer, name: str, weight: NF4Tensor, dtype, shape, folder):
@@ -152,7 +152,7 @@ def base_of(adapter) -> str:
     UserError if it does not say, or names a folder that is gone.
     """
     config = read_json(Path(adapter) / "adapter_config.json",
-                       {"base_model_name_or_path?": str, "revision?": str})
+                       {"base_model_name_or_path?": (str, None), "revision?": (str, None)})
     name = config.get("base_model_name_or_path")
     if not name:
         raise UserError(f"{adapter} does not say which base it is for; give --model")

@@ -71,7 +71,7 @@ from settings import SUPERVISE
 # Each metric, and how many tokens an answer may have: a calculation, a label, a sentence or two.
 METRICS = {"exact_match": 256, "accuracy": 16, "bleu": 96}
 TOKENS_WITHOUT_METRIC = 256
-TASK = {"metric?": tuple(METRICS), "labels?": [str]}            # task.json
+TASK = {"metric?": (*METRICS, None), "labels?": [str]}            # task.json
 
 
 # ----- settings -----------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ def describe_weights(model: str, adapter: str | None) -> dict:
 SHARE = Number(0, at_most=1)
 FINISHED = {        # of FILE.json, what is printed
     "settings": {"data": str, "nf4": bool}, "finished": True, "model": str, "method": str,
-    "rank?": whole(1), "trainable": whole(), "bytes": whole(), "test_nll": (int, float),
+    "rank?": (whole(1), None), "trainable": whole(), "bytes": whole(), "test_nll": (int, float),
     "train_seconds?": Number(0), "n?": whole(1), "exact_match?": SHARE, "accuracy?": SHARE,
     "accuracy_by_likelihood?": SHARE, "bleu?": Number(0), "labels?": [str],
     "confusion?": [[whole()]], "confusion_by_likelihood?": [[whole()]]}

@@ -496,15 +496,15 @@ def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
             raise UserError(f"{folder}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}, and "
                             f"by adapter_config.json rank {rank}")
         alpha = value_of(config.get("alpha_pattern"), name, config["lora_alpha"])
-        adapter[name] = Factors(A, B, alpha, config.get("lora_dropout") or 0.0,
-                                bool(config.get("use_rslora")))
+        adapter[name] = Factors(A, B, alpha, config.get("lora_dropout", 0.0),
+                                config.get("use_rslora", False))
     return adapter
 
 
 PEFT_CONFIG = {     # of adapter_config.json, what is read here
     "r": whole(1), "lora_alpha": Number(above=0), "lora_dropout?": Number(0, at_most=1),
-    "use_rslora?": bool, "target_modules?": (str, [str]),
-    "rank_pattern?": {str: whole(1)}, "alpha_pattern?": {str: Number(above=0)}}
+    "use_rslora?": bool, "rank_pattern?": ({str: whole(1)}, None),
+    "alpha_pattern?": ({str: Number(above=0)}, None), "target_modules?": (str, [str], None)}
 
 
 def value_of(patterns: dict | None, name: str, common):

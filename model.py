@@ -98,7 +98,7 @@ class ModelConfig:
         if head_dim < 2 or head_dim % 2:
             raise UserError(f"head_dim {head_dim}: it must be even, because RoPE turns pairs")
         rope = rope_settings(hf)
-        bias = bool(hf.get("attention_bias"))
+        bias = hf.get("attention_bias", False)
         return cls(
             vocab_size=hf["vocab_size"],
             hidden_size=hidden,
@@ -107,27 +107,28 @@ class ModelConfig:
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
-            rms_norm_eps=hf.get("rms_norm_eps") or 1e-6,
+            rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
             rope_theta=rope["rope_theta"],
             rope_scaling=rope if rope["rope_type"] == "llama3" else None,
-            tie_word_embeddings=bool(hf.get("tie_word_embeddings")),
+            tie_word_embeddings=hf.get("tie_word_embeddings", False),
             qkv_bias=family == "qwen2" or bias,         # Qwen2 has it without saying so
             o_bias=family != "qwen2" and bias,
-            mlp_bias=family == "llama" and bool(hf.get("mlp_bias")),
+            mlp_bias=family == "llama" and hf.get("mlp_bias", False),
             qk_norm=family == "qwen3",
             hf=hf)
 
 
 SIZE, FACTOR = whole(1, 2 ** 24), Number(above=0)
 CONFIG = {          # of config.json, what is read here
-    "model_type": ("qwen2", "qwen3", "llama"), "hidden_act?": "silu", "use_sliding_window?": False,
+    "model_type": ("qwen2", "qwen3", "llama"),
+    "hidden_act?": "silu", "use_sliding_window?": (False, None),
     "vocab_size": SIZE, "hidden_size": SIZE, "intermediate_size": SIZE,
     "num_hidden_layers": whole(1, 1000), "num_attention_heads": whole(1, 4096),
-    "num_key_value_heads?": whole(1), "head_dim?": whole(2, 4096),
+    "num_key_value_heads?": (whole(1), None), "head_dim?": (whole(2, 4096), None),
     "rms_norm_eps?": Number(above=0, at_most=1), "rope_theta?": Number(above=1),
-    "rope_parameters?": dict, "rope_scaling?": dict, "tie_word_embeddings?": bool,
-    "attention_bias?": bool, "mlp_bias?": bool, "max_position_embeddings?": whole(1),
-    "eos_token_id?": (whole(), [whole()])}
+    "rope_parameters?": (dict, None), "rope_scaling?": (dict, None), "tie_word_embeddings?": bool,
+    "attention_bias?": bool, "mlp_bias?": bool, "max_position_embeddings?": (whole(1), None),
+    "eos_token_id?": (whole(), [whole()], None)}
 ROPE = {"rope_type": ("default", "llama3"), "rope_theta": Number(above=1)}
 LLAMA3_ROPE = ROPE | {"factor": FACTOR, "low_freq_factor": FACTOR, "high_freq_factor": FACTOR,
                       "original_max_position_embeddings": whole(1)}
@@ -147,7 +148,7 @@ def rope_settings(hf: dict) -> dict:
     transformers 5 writes all of them under "rope_parameters". transformers 4 wrote rope_theta at
     the top and the others, if any, under "rope_scaling".
     """
-    rope = {"rope_theta": hf.get("rope_theta") or 10_000.0}
+    rope = {"rope_theta": hf.get("rope_theta", 10_000.0)}
     rope |= hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     rope_type = rope.setdefault("rope_type", rope.get("type", "default"))
     check(rope, LLAMA3_ROPE if rope_type == "llama3" else ROPE, "config.json", "rope_parameters")

@@ -851,7 +851,9 @@ def show_measurement(c: ModelConfig, config: Config):
 
 def draw_memory(c: ModelConfig, config: Config, path: Path):
     """A stacked bar per method, without and with checkpointing, and the cards as lines."""
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
+    rcParams["text.parse_math"] = False         # a $ in a name is a $
     fig = Figure(figsize=(9, 5), layout="constrained")
     ax = fig.subplots()
     held = {name.replace(" + ", "\n+ "): at_peak(c, variant)[1]

@@ -118,14 +118,15 @@ STEP = {"type": str, "pattern?": {"Regex": str}, "behavior?": str, "invert?": bo
 ID = whole(at_most=2 ** 24)
 TOKENIZER = {       # tokenizer.json
     "model": {"type": "BPE", "vocab": {str: ID}, "merges": [(str, [str])], "byte_fallback?": False,
-              "dropout?": 0, "continuing_subword_prefix?": "", "end_of_word_suffix?": ""},
-    "normalizer?": {"type": "NFC"}, "pre_tokenizer": STEP | {"pretokenizers?": [STEP]},
+              "dropout?": None, "continuing_subword_prefix?": (None, ""),
+              "end_of_word_suffix?": (None, "")},
+    "normalizer?": ({"type": "NFC"}, None), "pre_tokenizer": STEP | {"pretokenizers?": [STEP]},
     "added_tokens": [{"content": str, "id": ID, "special": bool, "single_word?": False,
                       "lstrip?": False, "rstrip?": False}]}
-TOKEN = (str, {"content": str})
+TOKEN = (str, {"content": str}, None)
 TOKENIZER_CONFIG = {"bos_token?": TOKEN, "eos_token?": TOKEN,
-                    "chat_template?": (str, [{"name": str, "template": str}])}
-END_TOKENS = {"eos_token_id?": (whole(), [whole()])}        # generation_config.json, config.json
+                    "chat_template?": (str, [{"name": str, "template": str}], None)}
+END_TOKENS = {"eos_token_id?": (whole(), [whole()], None)}  # generation_config.json, config.json
 
 
 def added_token_text(token) -> str | None:

@@ -20,7 +20,7 @@ from plumbing.fields import check
 
 SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 SHAPES = {"ShareGPT": {"conversations": [{"from": tuple(SHAREGPT_ROLES), "value": str}]},
-          "Alpaca": {"instruction": str, "input?": str, "output": str},
+          "Alpaca": {"instruction": str, "input?": (str, None), "output": str},
           "prompt / completion": {"prompt": str, "completion": str}}
 
 

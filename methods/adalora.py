@@ -169,8 +169,8 @@ def save(method, model, folder, base_model: str, setup: Setup):
 
 
 def load(method, model, config: dict, tensors: dict, folder):
-    check(config, {"init_r": whole(1), "lora_alpha": Number(above=0), "rank_pattern?": dict},
-          folder / "adapter_config.json")
+    shape = {"init_r": whole(1), "lora_alpha": Number(above=0), "rank_pattern?": (dict, None)}
+    check(config, shape, folder / "adapter_config.json")
     start, alpha = config["init_r"], config["lora_alpha"]
     tensors = {key.removeprefix(PREFIX): tensor.float() for key, tensor in tensors.items()}
     ranks = {key.removesuffix(".lora_A"): len(Q) for key, Q in tensors.items()

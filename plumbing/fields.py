@@ -5,7 +5,7 @@ A shape says what may come. It looks like what it describes:
     {"type": "BPE",                     this text and no other
      "vocab": {str: whole()},           a table with any keys, of whole numbers from 0 on
      "merges": [(str, [str])],          a list of texts, or of lists of texts
-     "eps?": Number(above=0)}           it may be missing, or null. Keys that are not named may come
+     "normalizer?": (None, dict)}       may be missing, or null. Keys that are not named may come
 
     check({"type": "BPE", "vocab": {}, "merges": [3]}, shape, "tokenizer.json")
     UserError: tokenizer.json: merges[0] 3: it must be a text or a list
@@ -74,7 +74,7 @@ def misfits(value, shape, name: str) -> Iterator[tuple]:
     elif isinstance(value, dict) and isinstance(shape, dict):
         for key, one in shape.items():
             part = value.get(key.removesuffix("?"), MISSING)
-            if not key.endswith("?") or part is not MISSING and part is not None:
+            if not key.endswith("?") or part is not MISSING:
                 yield from misfits(part, one, f"{name}.{key.removesuffix('?')}".lstrip("."))
     elif isinstance(shape, tuple):                  # one of these
         if all(any(True for _ in misfits(value, one, name)) for one in shape):

@@ -23,7 +23,7 @@ ROW = {             # of log.csv: one evaluation. "" is what full fine-tuning, o
     "seconds": Number(0), "peak_gb": (Number(0), ""), "trainable": whole(1)}
 COLUMNS = list(ROW)
 RUN = {             # of run.json, what is read; of its settings, those that settle a run
-    "run": str, "finished": bool, "base_answer": str, "samples?": whole(1),
+    "run": str, "finished": bool, "base_answer": str, "samples?": (whole(1), None),
     "settings": {"alpha": Number(), "lr": Number(), "max_steps": whole(), "eval_steps": whole(),
                  "dtype": ("float32", "bfloat16", "float16")}}
 
