@@ -232,12 +232,12 @@ def fit_prompt(messages: list[dict], tokenizer: Tokenizer, room: float) -> list[
     # By halving: one by one, a conversation of 20,000 messages would be rendered 10,000 times.
     most = (len(messages) - first - 1) // 2
     pairs = bisect.bisect_left(range(most), True, key=lambda n: len(ids_without(n)) <= room)
-    n_ids = len(ids_without(pairs))
-    if not 0 < n_ids <= room:
-        raise UserError(f"the question takes {n_ids} tokens, and next to --max_new_tokens the "
+    ids = ids_without(pairs)
+    if not 0 < len(ids) <= room:
+        raise UserError(f"the question takes {len(ids)} tokens, and next to --max_new_tokens the "
                         f"model has room for 1 to {room}")
     del messages[first:first + 2 * pairs]
-    return tokenizer.encode(dataset.prompt_of(messages, tokenizer))
+    return ids
 
 
 def generate_answers(model, tokenizer, prompts: list[list[int]], max_new_tokens, **how

@@ -152,11 +152,10 @@ class Config:
 
         Raises UserError for what no setting can be.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        given = {name: value for name, value in settings.items()
-                 if name in fields and value is not None}
-        check(given, {name: shape_of_flag(fields[name]) for name in given}, source, "settings")
-        return cls(**given)
+        shapes = {field.name: shape_of_flag(field) for field in dataclasses.fields(cls)
+                  if settings.get(field.name) is not None}
+        check(settings, shapes, source, "settings")
+        return cls(**{name: settings[name] for name in shapes})
 
     @property
     def run(self) -> str:

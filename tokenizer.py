@@ -260,12 +260,11 @@ class Tokenizer:
         try:
             with time_limit(5, "it"):
                 text = compile_template(self.template).render(known | variables)
+            if len(text) > 1_000_000 + 10 * len(str(messages)):
+                raise ValueError(f"it makes {len(text):,} characters of them")
+            return text
         except Exception as e:          # a stranger's program can raise anything
             raise UserError(f"the model's chat template refuses these messages: {e}") from None
-        if len(text) > 1_000_000 + 10 * sum(len(str(message)) for message in messages):
-            raise UserError(f"the model's chat template makes {len(text):,} characters of these "
-                            "messages")
-        return text
 
     @functools.cached_property
     def end_of_turn(self) -> int | None:

@@ -105,18 +105,15 @@ def unpack_bnb(parts: dict[str, torch.Tensor], name: str, folder) -> dict | None
         raise UserError(f"{folder}: {name} is not in bitsandbytes' form ({e}); fetch it again"
                         ) from None
     check(state, QUANT_STATE, f"{folder}: {name}{BNB_STATE}")
-    n, offset, scales = math.prod(state["shape"]), None, absmax
-    sizes = [packed.numel(), absmax.numel()]
-    wanted = [-(-n // 2), -(-n // state["blocksize"])]      # rounded up
+    n, offset = math.prod(state["shape"]), None
+    K = -(-n // state["blocksize"])                         # blocks; both are rounded up
+    fits = packed.numel() == -(-n // 2) and absmax.numel() == K
     if absmax2 is not None:
         offset = torch.tensor(state.get("nested_offset", 0.0), device=packed.device)
-        scales = absmax2
-        sizes += [absmax2.numel(), absmax.element_size()]   # its codes have one byte each
-        wanted += [-(-wanted[1] // 256), 1]
-    if sizes != wanted:
-        raise UserError(f"{folder}: the parts of {name} have {sizes} numbers and bytes, and should "
-                        f"have {wanted}; fetch it again")
-    check_weight(folder, f"{name}'s scales", scales)
+        fits = fits and absmax.dtype == torch.uint8 and absmax2.numel() == -(-K // 256)
+    if not fits:
+        raise UserError(f"{folder}: the parts of {name} do not fit {n} weights; fetch it again")
+    check_weight(folder, f"{name}'s scales", absmax if absmax2 is None else absmax2)
     return {"packed": packed, "absmax": absmax, "absmax2": absmax2, "offset": offset,
             "shape": state["shape"], "block_size": state["blocksize"],
             "dtype": DTYPES[state["dtype"]]}

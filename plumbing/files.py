@@ -16,7 +16,6 @@ NANO_BASE = ROOT / "data/nano/base"             # the embedded model, which goes
 # the files of a hub repository that are fetched
 CHECKPOINT_FILES = ("config.json", "generation_config.json", "model*.safetensors",
                     "model.safetensors.index.json", "tokenizer*.json", "chat_template*")
-LARGEST_JSON = 2 ** 28
 # what a weight may be. Whole numbers, complex ones and 8 bits are of another form, with scales
 FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
 
@@ -54,8 +53,6 @@ def read_json(path: Path, shape=dict) -> dict:
     """The JSON object in `path`. Raises UserError if there is none of this `shape` (fields.py)."""
     if not path.is_file():              # also: no folder, and no pipe to wait for
         raise UserError(describe_missing_file(path))
-    if path.stat().st_size > LARGEST_JSON:
-        raise UserError(f"{path} has more than {LARGEST_JSON:,} bytes, which no such file needs")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:

@@ -105,6 +105,8 @@ def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
 
     Raises UserError if what `out` holds is in the way of this run.
     """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give another --out")
     if not (out / "run.json").exists():
         refuse_other_files(out)
         return None

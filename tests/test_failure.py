@@ -440,7 +440,7 @@ def test_files_of_something_else_are_left(checkpoint, chat, tmp_path, broken, fa
 def test_out_is_a_file(checkpoint, chat, tmp_path, fails):
     (tmp_path / "out").write_text("mine")
     error = fails(command(checkpoint(), chat, tmp_path / "out"))
-    assert "out: a file is in the way of this folder" in error
+    assert "out is a file; give another --out" in error
     assert "out" in fails(command(checkpoint(), chat, tmp_path / "out" / "below"))
     assert (tmp_path / "out").read_text() == "mine"
 

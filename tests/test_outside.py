@@ -118,8 +118,8 @@ def change_state(data, model, out):
 
 
 @pytest.mark.parametrize("change, words", [
-    (change_data, "another data"), (change_weights, "another weights"),
-    (change_state, "another run")])
+    (change_data, "made from other data;"), (change_weights, "made from other weights;"),
+    (change_state, "made from other run;")])
 def test_what_changed_since_the_stop_is_said(model, tmp_path, fails, monkeypatch, change, words):
     (tmp_path / "data").mkdir()
     data, out = write_chat(tmp_path / "data"), tmp_path / "out"
@@ -233,6 +233,7 @@ def test_an_index_names_files_next_to_it(model, tmp_path, table):
         Transformer.from_pretrained(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_named_pipe_is_not_waited_for(model, chat, tmp_path, name):
     (model / name).unlink()
@@ -273,6 +274,7 @@ def test_a_base_is_a_name(adapter, name):
             engine.base_of(adapter)
 
 
+@pytest.mark.slow
 def test_a_pattern_that_tries_every_way_is_stopped(adapter):
     edit_json(adapter / "adapter_config.json", alpha_pattern={"([a-z0-9._]+)+#": 3})
     with pytest.raises(UserError, match="takes longer than 1 s"):
@@ -326,6 +328,7 @@ def test_the_other_files_of_a_tokenizer(model, file, name, value):
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template, words", [
     (ENDLESS, "takes longer than 5 s"),
     ("{% for a in range(10000) %}{{ 'x' * 1000 }}{% endfor %}", "10,000,000 characters")])
@@ -450,6 +453,7 @@ TABLE = {"settings": {"data": "d", "nf4": False}, "finished": True, "model": "m√
          "method": "lora", "rank": None, "trainable": 0, "bytes": 7, "test_nll": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("case", ["works", "fails"])
 def test_closed_streams(tmp_path, closed, case):
@@ -466,6 +470,7 @@ def test_closed_streams(tmp_path, closed, case):
     assert "error" not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", [{"LANG": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0",
                                                  "PYTHONCOERCECLOCALE": "0"}])
 def test_letters_that_neither_terminal_nor_file_system_can_hold(tmp_path, env):
