@@ -251,8 +251,8 @@ def go_on_from(run: Run, state: Path):
     run.progress = Progress(**load_state(state, names, give_back, PROGRESS))
     changed = [name for name in origin if run.progress.origin.get(name) != origin[name]]
     if changed:
-        raise UserError(f"{state} was made from other {' and '.join(changed)}; bring these back, or "
-                        "--overwrite begins again")
+        raise UserError(f"{state} was made from other {' and '.join(changed)}; bring these back, "
+                        "or --overwrite begins again")
     run.scaler.load_state_dict(run.progress.scaler)
 
 

@@ -79,9 +79,15 @@ def misfits(value, shape, name: str) -> Iterator[tuple]:
     elif isinstance(shape, tuple):                  # one of these
         if all(any(True for _ in misfits(value, one, name)) for one in shape):
             yield name, value, shape
-    elif not (shape.holds(value) if isinstance(shape, Number) else type(value) is shape or (
-            type(value) is type(shape) and value == shape and not isinstance(shape, list | dict))):
+    elif not is_single(value, shape):
         yield name, value, shape
+
+
+def is_single(value, shape) -> bool:
+    """Whether `value` is in a range, of a type, or just what stands in the shape."""
+    if isinstance(shape, Number):
+        return shape.holds(value)
+    return type(value) is shape or type(value) is type(shape) and value == shape
 
 
 def describe(shape) -> str:
