@@ -396,7 +396,7 @@ def read_runs(folder: Path) -> list[list[dict]]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     rows, settings = {}, {}                 # (run, step) -> row; run -> its settings
-    for path in sorted(folder.glob("*.csv")):
+    for path in sorted(filter(Path.is_file, folder.glob("*.csv"))):
         with open(path, encoding="utf-8", errors="replace") as f:
             header = f.readline().strip().split(",")
         if header != COLUMNS:

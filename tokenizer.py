@@ -196,7 +196,7 @@ class Tokenizer:
             raise UserError(f"{folder}: its files are not a byte-level BPE tokenizer's "
                             f"({type(e).__name__}: {e})") from None
         tokenizer.files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES
-                           if (folder / name).exists()}
+                           if (folder / name).is_file()}
         return tokenizer
 
     def save_pretrained(self, folder):

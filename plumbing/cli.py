@@ -128,9 +128,7 @@ def run_command(main: Callable):
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nowhere, number)
-            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))    # takes the number
         if hasattr(getattr(sys, name), "reconfigure"):          # a notebook's streams have none
             getattr(sys, name).reconfigure(errors="replace")
     try:

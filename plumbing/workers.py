@@ -55,7 +55,7 @@ def claim_file(path: Path) -> Iterator[bool]:
     if fcntl is None:
         yield True
         return
-    lock = path.with_name(f"{path.name.removesuffix('.csv')}.lock")
+    lock = Path(f"{str(path.resolve()).removesuffix('.csv')}.lock")
     with open(lock, "a") as f:
         held = lock_at_once(f) and is_open_as(f, lock)
         try:
