@@ -22,6 +22,7 @@ ROW = {             # of log.csv: one evaluation. "" is what full fine-tuning, o
     "train_nll": (int, float, ""), "test_nll": (int, float),        # nan, inf: it diverged
     "seconds": Number(0), "peak_gb": (Number(0), ""), "trainable": whole(1)}
 COLUMNS = list(ROW)
+WHOLE_COLUMNS = ("rank", "batch_eff", "seed", "step", "tokens", "trainable")
 RUN = {             # of run.json, what is read; of its settings, those that settle a run
     "run": str, "finished": bool, "base_answer": str, "samples?": (whole(1), None),
     "settings": {"alpha": Number(), "lr": Number(), "max_steps": whole(), "eval_steps": whole(),
@@ -67,14 +68,13 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def cell_value(column: str, cell: str):
-    """What a cell says, as JSON would have it."""
+    """What a cell says, as JSON would have it; the cell itself if that is none of its column's."""
     if ROW.get(column) is str or not isinstance(cell, str):
         return cell
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            number = kind(cell)
-            # the first edition wrote some whole numbers as 64.0
-            return int(number) if number % 1 == 0 else number
+    with contextlib.suppress(ValueError):
+        if column in WHOLE_COLUMNS:
+            return int(cell.removesuffix(".0"))         # the first edition wrote 64.0
+        return float(cell)
     return cell
 
 
