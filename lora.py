@@ -50,7 +50,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from plumbing.errors import UserError
+from plumbing.errors import UserError, time_limit
 from plumbing.fields import Number, check, fits_pattern, whole
 from plumbing.files import make_folder, read_json, read_tensors, replacing, write_json
 
@@ -489,15 +489,16 @@ def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
         raise UserError(f"{folder}: the adapter's tensors are not pairs of A and B of linear "
                         "layers, or some are missing")
     adapter = {}
-    for name in names:
-        A, B = (tensors[peft_name(name, factor)].float() for factor in "AB")
-        rank = value_of(config.get("rank_pattern"), name, config["r"])
-        if A.dim() != 2 or B.dim() != 2 or len(A) != rank:
-            raise UserError(f"{folder}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}, and "
-                            f"by adapter_config.json rank {rank}")
-        alpha = value_of(config.get("alpha_pattern"), name, config["lora_alpha"])
-        adapter[name] = Factors(A, B, alpha, config.get("lora_dropout", 0.0),
-                                config.get("use_rslora", False))
+    with time_limit(2, f"{folder}: finding the layers that its patterns fit"):
+        for name in names:
+            A, B = (tensors[peft_name(name, factor)].float() for factor in "AB")
+            rank = value_of(config.get("rank_pattern"), name, config["r"])
+            if A.dim() != 2 or B.dim() != 2 or len(A) != rank:
+                raise UserError(f"{folder}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}, "
+                                f"and by adapter_config.json rank {rank}")
+            alpha = value_of(config.get("alpha_pattern"), name, config["lora_alpha"])
+            adapter[name] = Factors(A, B, alpha, config.get("lora_dropout", 0.0),
+                                    config.get("use_rslora", False))
     return adapter
 
 
