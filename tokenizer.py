@@ -258,7 +258,7 @@ class Tokenizer:
                  "tools": None, "documents": None,
                  "bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
         try:
-            with time_limit(5, "it"):
+            with time_limit(2, "it"):
                 text = compile_template(self.template).render(known | variables)
             if len(text) > 1_000_000 + 10 * len(str(messages)):
                 raise ValueError(f"it makes {len(text):,} characters of them")

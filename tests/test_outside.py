@@ -330,7 +330,7 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("template, words", [
-    (ENDLESS, "takes longer than 5 s"),
+    (ENDLESS, "takes longer than 2 s"),
     ("{% for a in range(10000) %}{{ 'x' * 1000 }}{% endfor %}", "10,000,000 characters")])
 def test_a_template_that_takes_everything_is_stopped(model, template, words):
     edit_json(model / "tokenizer_config.json", chat_template=template)
