@@ -116,9 +116,10 @@ def check_ranges(settings):
     for field in dataclasses.fields(settings):
         value, shape = getattr(settings, field.name), shape_of_flag(field)
         if isinstance(shape, Number) and value is not None and not shape.holds(value):
-            must = " and ".join(str(shape).split(", ")[1:])
-            raise UserError(f"--{field.name} {shorten(value)}: it must be {must or 'finite'}"
-                            + (f" and at most {LARGEST}" if value > LARGEST else ""))
+            _, *must = str(shape).split(", ")
+            if value > shape.at_most == LARGEST or not must:
+                must.append(f"at most {LARGEST}")
+            raise UserError(f"--{field.name} {shorten(value)}: it must be {' and '.join(must)}")
 
 
 def fits_pattern(pattern: str, text: str) -> bool:
