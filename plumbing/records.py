@@ -59,7 +59,7 @@ def read_rows(path: Path) -> list[dict]:
         with open(path, newline="", encoding="utf-8", errors="replace") as f:
             rows = [{name: cell_value(name, cell) for name, cell in row.items()}
                     for row in csv.DictReader(f)]
-        check(rows, [ROW], name="row ")
+        check(rows, [ROW], name="rows")
         if not rows or any(row.keys() != ROW.keys() for row in rows):
             raise UserError("it has no rows, or other columns")
     except (csv.Error, UserError) as e:
