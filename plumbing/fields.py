@@ -77,7 +77,10 @@ def misfits(value, shape, name: str) -> Iterator[tuple]:
             if not key.endswith("?") or part is not MISSING:
                 yield from misfits(part, one, f"{name}.{key.removesuffix('?')}".lstrip("."))
     elif isinstance(shape, tuple):                  # one of these
-        if all(any(True for _ in misfits(value, one, name)) for one in shape):
+        alike = [one for one in shape if isinstance(one, list | dict) and type(one) is type(value)]
+        if alike:
+            yield from misfits(value, alike[0], name)
+        elif not any(is_single(value, one) for one in shape):
             yield name, value, shape
     elif not is_single(value, shape):
         yield name, value, shape

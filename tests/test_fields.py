@@ -27,7 +27,8 @@ def test_what_passes(more):
     ({"eps": 0}, "eps 0: it must be a number, above 0"), ({"eps": None}, "eps None"),
     ({"eps": "1"}, "eps '1'"), ({"eps": math.nan}, "eps nan"), ({"eps": math.inf}, "eps inf"),
     ({"eps": 10 ** 400}, "eps 1000"), ({"eps": True}, "eps True"),
-    ({"inner": {}}, "inner {}: it must be a table or None"), ({"inner": 3}, "inner 3"),
+    ({"inner": {}}, "inner.on is missing: it must be true or false"),
+    ({"inner": 3}, "inner 3: it must be a table or None"),
     ({"exactly": 0}, "exactly 0: it must be False"), ({"exactly": "false"}, "exactly 'false'"),
     ({"table": []}, "table []: it must be a table")])
 def test_what_does_not(change, words):

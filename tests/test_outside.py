@@ -147,7 +147,7 @@ def test_a_finished_run_that_is_damaged(checkpoint, chat, tmp_path, fails, damag
 def test_what_cannot_be_saved_is_said_before_the_training(model, chat, tmp_path, fails):
     edit_json(model / "config.json", eos_token_id=[2, "</s>"])
     error = fails(train.main, command(model, chat, tmp_path / "out", method="full"))
-    assert "config.json: eos_token_id [2, '</s>']: it must be a whole number" in error
+    assert "config.json: eos_token_id[1] '</s>': it must be a whole number" in error
     assert not (tmp_path / "out").exists()
 
 
