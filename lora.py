@@ -496,6 +496,9 @@ def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
             if A.dim() != 2 or B.dim() != 2 or len(A) != rank:
                 raise UserError(f"{folder}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}, "
                                 f"and by adapter_config.json rank {rank}")
+            if not is_target(name, config["target_modules"]):
+                raise UserError(f"{folder}: {name} has A and B, and is not among the "
+                                "target_modules of adapter_config.json: PEFT would pass it over")
             alpha = value_of(config.get("alpha_pattern"), name, config["lora_alpha"])
             adapter[name] = Factors(A, B, alpha, config.get("lora_dropout", 0.0),
                                     config.get("use_rslora", False))
@@ -505,7 +508,7 @@ def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
 PEFT_CONFIG = {     # of adapter_config.json, what is read here
     "r": whole(1), "lora_alpha": Number(above=0), "lora_dropout?": Number(0, at_most=1),
     "use_rslora?": bool, "rank_pattern?": ({str: whole(1)}, None),
-    "alpha_pattern?": ({str: Number(above=0)}, None), "target_modules?": (str, [str], None)}
+    "alpha_pattern?": ({str: Number(above=0)}, None), "target_modules": (str, [str])}
 
 
 def value_of(patterns: dict | None, name: str, common):
@@ -514,6 +517,13 @@ def value_of(patterns: dict | None, name: str, common):
         if fits_pattern(rf"(.*\.)?({pattern})", name):
             return value
     return common
+
+
+def is_target(name: str, targets: str | list[str]) -> bool:
+    """As PEFT reads target_modules: ends of a layer's path, or a regular expression for all."""
+    if isinstance(targets, str):
+        return targets == "all-linear" or fits_pattern(targets, name)
+    return any(f".{name}".endswith(f".{target}") for target in targets)
 
 
 def is_plain_lora(config: dict) -> bool:

@@ -729,6 +729,7 @@ def spoil_adapter(tensors, config, what):
         case "a norm":
             for part in "AB":
                 tensors[f"base_model.model.model.norm.lora_{part}.weight"] = torch.zeros(4, 4)
+            config["target_modules"].append("norm")
         case "other sizes":
             tensors[key.format("B")] = torch.zeros(50, 4)
         case "ranks of A and B differ":
@@ -736,6 +737,9 @@ def spoil_adapter(tensors, config, what):
         case "a tied lm_head":
             tensors["base_model.model.lm_head.lora_A.weight"] = torch.zeros(4, 32)
             tensors["base_model.model.lm_head.lora_B.weight"] = torch.zeros(320, 4)
+            config["target_modules"].append("lm_head")
+        case "a layer that is no target":
+            config["target_modules"].remove("up_proj")
         case "DoRA":
             config["use_dora"] = True
         case "PiSSA":
@@ -760,6 +764,7 @@ def spoil_adapter(tensors, config, what):
     ("a tied lm_head", "lm_head is tied to model.embed_tokens"),
     ("DoRA", "only plain LoRA"), ("PiSSA", "only plain LoRA"), ("biases", "only plain LoRA"),
     ("another method", "only plain LoRA"), ("no alpha", "lora_alpha is missing"),
+    ("a layer that is no target", "up_proj has A and B, and is not among the target_modules"),
 ])
 def test_what_does_not_fit_is_refused_and_changes_nothing(model, ids, what, message, tmp_path):
     """The model carries an adapter already, and keeps it."""

@@ -250,7 +250,7 @@ ADAPTERS = {
     "lora_dropout": ["0", 2, math.nan, None, []], "use_rslora": ["false", 1, []],
     "alpha_pattern": [["x"], {"q_proj": "8"}, {"q_proj": math.nan}, {"(": 8}, 3],
     "rank_pattern": [{"q_proj": 5}, {"q_proj": "4"}, {"[": 2}, ["q_proj"]],
-    "target_modules": [3, [3], {}], "bias": ["all", [], 3],
+    "target_modules": [3, [3], {}, None, "[", ["q_proj"]], "bias": ["all", [], 3],
     "peft_type": [3, ["LORA"], None, {}], "init_lora_weights": [[], {}, "pissa(", 3.5],
     "layer_replication": [[[0, 2]]], "alora_invocation_tokens": [[1]],
 }
