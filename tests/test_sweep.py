@@ -382,7 +382,7 @@ def test_a_file_has_grids_of_ones_own(own, capsys):
     ("[[a]]\nrank = true", "a grid: rank True: it must be a whole number"),
     ("[[a]]\nrank = [4, 1.5]", "a grid: rank 1.5: it must be a whole number"),
     ("[[a]]\nrank = []", "rank = [] in a grid: an arm without a value has no runs"),
-    ("[[a]]\nrank = 0", "a grid: rank 0: it must be at least 1"),
+    ("[[a]]\nrank = 0", "a grid: rank 0: it must be a whole number, at least 1"),
     ("[[a]]\nschedule = 'sawtooth'",
      "a grid: schedule 'sawtooth': it must be constant or cosine or linear"),
     ("[[a]]\nmax_length = 64", "max_length in a grid: it is the same in all runs: give it as a"),
