@@ -50,7 +50,7 @@ from plumbing.checkpoint import weight_files
 from plumbing.cli import run_command
 from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, interruption
-from plumbing.fields import Number, whole
+from plumbing.fields import whole
 from plumbing.files import hash_file, make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
 from plumbing.workers import claim_or_stop, rank_and_world
@@ -131,7 +131,7 @@ class Progress:
     origin: dict = field(default_factory=dict)      # what it is the progress of: see train_in
 
 
-PROGRESS = {"step": whole(), "tokens": whole(), "seconds": Number(0), "nll_sum": (int, float),
+PROGRESS = {"step": whole(), "tokens": whole(), "seconds": (int, float), "nll_sum": (int, float),
             "nll_tokens": whole(), "rows": [records.ROW], "scaler": dict, "origin": dict}
 
 

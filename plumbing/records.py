@@ -20,7 +20,7 @@ ROW = {             # of log.csv: one evaluation. "" is what full fine-tuning, o
     "rank": ("", whole(1)), "alpha": ("", Number(above=0)), "lr": Number(above=0),
     "batch_eff": whole(1), "seed": whole(), "step": whole(), "tokens": whole(),
     "train_nll": (int, float, ""), "test_nll": (int, float),        # nan, inf: it diverged
-    "seconds": Number(0), "peak_gb": (Number(0), ""), "trainable": whole(1)}
+    "seconds": (int, float), "peak_gb": (Number(0), ""), "trainable": whole(1)}
 COLUMNS = list(ROW)
 WHOLE_COLUMNS = ("rank", "batch_eff", "seed", "step", "tokens", "trainable")
 RUN = {             # of run.json, what is read; of its settings, those that settle a run
