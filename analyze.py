@@ -4,8 +4,8 @@
     python analyze.py r8 r64 r64_seed43 --out inside        # and phi of each two, figures, a table
     python analyze.py r8 --tuned full --out inside          # and full fine-tuning's dW
 
-subspaces.py has the mathematics, and says what to beware of. Under each figure stand what to look
-for, the paper's number and ours, and what would speak against it:
+subspaces.py has the mathematics, and says what to beware of; subspace_plots.py draws. Under each
+figure stand what to look for, the paper's number and ours, and what would speak against it:
 
     phi_ONE_TWO.png         what two adapters share             Hu et al., 7.2, figures 3 and 4
     weight_ONE.png          what dW does to W, by depth         7.3, table 7, figure 8
@@ -17,6 +17,10 @@ for, the paper's number and ours, and what would speak against it:
 and in layers.csv a row for each adapter and layer. Most of the time goes into one SVD per W and one
 per W + dW: 0.8 s for a layer 896 -> 4864 on one core, so some minutes for Qwen2.5-0.5B.
 
+What is analysed are adapters whose dW is s B A: of LoRA, rsLoRA, LoRA+ and PiSSA. (PiSSA's is saved
+as a plain LoRA of rank 2 r. Half of its directions are W's own top ones.) To look into the dW of
+another method, merge it with export.py, and give the checkpoint as --tuned.
+
 A tuned checkpoint in bfloat16 is rounded, each weight by up to 2^-9 of itself. dW contains that
 noise: its rank is full and its norm about 0.0017 ||W||. train.py writes float32 and adds none.
 """
@@ -25,7 +29,6 @@ import math
 import os
 import re
 import statistics
-import textwrap
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -36,16 +39,19 @@ from tqdm import tqdm
 
 from engine import base_of
 from lora import TARGETS, Factors, check_fit, find_targets, last_name, read_adapter
+from methods import method_that_reads
 from model import ModelConfig, Transformer
 from plumbing import checkpoint
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.errors import UserError, errors_in_one_line
-from plumbing.files import cached_folder, check_weight, make_folder, replacing, resolve
+from plumbing.files import cached_folder, check_weight, make_folder, read_json, replacing, resolve
+from plumbing.records import group_by
+from plumbing.text import range_of
 from quant import NF4Tensor
+from subspace_plots import make_figures, next_to_chance, save_figures
 from subspaces import (TOP, count_intruders, effective_rank, norm_through, overlap, phi,
-                       random_directions, random_phi, random_spectrum, share_held, svd_of_product)
+                       random_directions, share_held, svd_of_product)
 
-SHOWN = ("q_proj", "v_proj")    # the kinds that Hu et al. draw; of a layer in the middle
 FIELDS = ("source", "layer", "depth", "kind", "rank", "W", "dW", "dW/W", "UWV_dW", "UWV_W",
           "UWV_random", "amplification", "effective_rank", "held_by_1", "held_by_8", "B/A",
           "intruders")          # of layers.csv. W, dW: norms; UWV: ||U^T W V||
@@ -69,7 +75,7 @@ def analyze(settings: Settings):
     if not paths:
         raise UserError("the following arguments are required: adapter, or --tuned and --model")
     labels = short_names(paths)
-    adapters = {labels[path]: read_adapter(path) for path in settings.adapters}
+    adapters = {labels[path]: read_factors(path) for path in settings.adapters}
 
     # ----- what each adapter is -----
     bases = []
@@ -112,6 +118,17 @@ def short_names(paths: list[str]) -> dict[str, str]:
     if len(set(names.values())) < len(names):
         names = {path: re.sub(r"[^\w.-]+", "_", path) for path in paths}
     return names
+
+
+def read_factors(path: str) -> dict[str, Factors]:
+    """A and B of each layer. Raises UserError for an adapter of a method that has none."""
+    method = method_that_reads(read_json(Path(path) / "adapter_config.json"), path)
+    if method.name == "lora":
+        return read_adapter(path)
+    what = "whose dW is not s B A; merge it (export.py), and give the checkpoint as --tuned"
+    if method.unmergeable:
+        what = "which changes no W, so there is no dW to look into"
+    raise UserError(f"{path}: its method is {method.name}, {what}")
 
 
 # ----- the base -----------------------------------------------------------------------------------
@@ -261,17 +278,6 @@ def depth_and_kind(name: str) -> tuple[int, int, str]:
     return int(number[1]) if number else 0, known.index(kind), kind
 
 
-def group_by(key: str, rows: list[dict]) -> dict:
-    groups = {}
-    for row in rows:
-        groups.setdefault(row[key], []).append(row)
-    return groups
-
-
-def mean_of(rows: list[dict], key: str) -> float:
-    return sum(row[key] for row in rows) / len(rows)
-
-
 # ----- printed ------------------------------------------------------------------------------------
 
 def print_adapter(path: str, adapter: dict, settings: Settings) -> Base | None:
@@ -304,8 +310,8 @@ def print_adapter(path: str, adapter: dict, settings: Settings) -> Base | None:
     print(f"MB on disk  {n_bytes / 1e6:,.2f}{share_on_disk}\n")
 
     # ----- one row per kind of layer -----
-    print(f"{'target':<12}{'layers':>7}{'in -> out':>16}{'parameters':>14}{'||dW||':>10}"
-          "  (Frobenius, root mean square)")
+    print("norms of dW: Frobenius, root mean square over layers\n"
+          f"{'target':<12}{'layers':>7}{'in -> out':>16}{'parameters':>14}{'||dW||':>10}")
     kinds = {}                                      # "q_proj" -> the factors of all such layers
     for name, f in adapter.items():
         kinds.setdefault(last_name(name), []).append(f)
@@ -327,21 +333,18 @@ def squared_norm(f: Factors) -> float:
     """||dW||^2, the sum of the squares of s B A, without making the (out, in) matrix.
 
     ||B A||^2 = tr(A^T B^T B A) = tr(B^T B A A^T) = sum of (B^T B) * (A A^T)
+
+    In float64, because the terms of PiSSA's [B, -B0] [A; A0] nearly cancel.
     """
-    BB, AA = f.B.T @ f.B, f.A @ f.A.T                                       # (r, r) each
+    A, B = f.A.double(), f.B.double()
+    BB, AA = B.T @ B, A @ A.T                                               # (r, r) each
     return f.scale ** 2 * (BB * AA).sum().item()
 
 
-def range_of(numbers) -> str:
-    """4, 4, 4 -> "4"; 8, 3, 4 -> "3 to 8" """
-    numbers = list(numbers)
-    low, high = min(numbers), max(numbers)
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
-
-
-COLUMNS = {"dW/W": "||dW||/||W||", "effective_rank": "effective rank",
-           "held_by_8": "share of top 8", "B/A": "||B||/||A||", "UWV_dW": "||U^T W V||",
-           "UWV_random": "random U, V", "amplification": "amplification"}
+COLUMNS = {      # the two lines of a column's head
+    "dW/W": ("||dW||", "/ ||W||"), "effective_rank": ("effective", "rank"),
+    "held_by_8": ("share of", "top 8"), "B/A": ("||B||", "/ ||A||"), "UWV_dW": ("||U^T", "W V||"),
+    "UWV_random": ("the same,", "random"), "amplification": ("ampli-", "fication")}
 
 
 def print_changes(rows: list[dict]):
@@ -352,10 +355,11 @@ def print_changes(rows: list[dict]):
     for label, changes in group_by("source", rows).items():
         shown = [key for key in COLUMNS if key in changes[0]]
         print(f"\nmedians over layers: what {label} does to W")
-        print(f"{'target':<12}" + "".join(f"{COLUMNS[key]:>16}" for key in shown))
+        for first, line in zip(("target", ""), zip(*(COLUMNS[key] for key in shown))):
+            print(f"{first:<10}" + "".join(f"{text:>10}" for text in line))
         for kind, of_kind in {**group_by("kind", changes), "all": changes}.items():
             medians = [statistics.median(row[key] for row in of_kind) for key in shown]
-            print(f"{kind:<12}" + "".join(f"{median:>16.4g}" for median in medians))
+            print(f"{kind:<10}" + "".join(f"{median:>10.4g}" for median in medians))
 
 
 def print_overlaps(one: str, two: str, rows: list[dict]):
@@ -370,221 +374,11 @@ def print_overlaps(one: str, two: str, rows: list[dict]):
         print(f"{kind:<12}" + "".join(f"{next_to_chance(of_kind, key):>16}" for key in keys))
 
 
-def next_to_chance(rows: list[dict], key: str) -> str:
-    """The mean of a column of phi and of what random directions have -> 0.43 (0.33)"""
-    return f"{mean_of(rows, key):.2f} ({mean_of(rows, f'{key} by chance'):.2f})"
-
-
-# ----- drawn: each function returns a figure that says what to look for ---------------------------
-
-STYLE = {"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 13, "legend.fontsize": 9.5,
-         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-         "figure.constrained_layout.use": True, "text.parse_math": False}
-# Okabe and Ito's colours, which the colour-blind tell apart
-KINDS = {"q_proj": "#0072B2", "k_proj": "#56B4E9", "v_proj": "#009E73", "o_proj": "#000000",
-         "gate_proj": "#E69F00", "up_proj": "#D55E00", "down_proj": "#CC79A7"}
-
-
-def captioned_figure(title: str, height: float, *caption: str):
-    """A figure with the lines of `caption` below its panels."""
-    from matplotlib.figure import Figure            # takes half a second, so only for --out
-    figure = Figure(figsize=(12.5, height))
-    figure.suptitle(title)
-    lines = [textwrap.fill(line, 145, subsequent_indent="    ", break_on_hyphens=False)
-             for line in caption]
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=11)
-    return figure
-
-
-def middle_rows(rows: list[dict]) -> list[dict]:
-    """The rows that are drawn: W_q and W_v of the middle layer, or the first two kinds."""
-    kinds = group_by("kind", rows)
-    shown = [kind for kind in SHOWN if kind in kinds] or list(kinds)[:2]
-    return [kinds[kind][len(kinds[kind]) // 2] for kind in shown]
-
-
-def draw_phi(ax, matrix, title: str, zoom=0):
-    """A heat map of phi, 0 to 1. zoom: only the lower left triangle, j <= i <= zoom."""
-    if zoom:
-        matrix = matrix[:zoom, :zoom]
-        matrix = matrix.where(torch.ones_like(matrix).tril() > 0, math.nan)
-    n_rows, n_columns = matrix.shape
-    ax.set(title=title, xlabel="j", ylabel="i")
-    image = ax.imshow(matrix.numpy(), vmin=0, vmax=1, aspect="auto", interpolation="nearest",
-                      extent=(0.5, n_columns + 0.5, n_rows + 0.5, 0.5))
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    return image
-
-
-def overlap_figure(one: str, two: str, rows: list[dict]):
-    """Figures 3 and 4: phi of A and of B, with the zoom, next to Gaussian matrices."""
-    ours = [f"{key}: {next_to_chance(rows, key)}" for key in ("A top", "A all", "B top", "B all")]
-    figure = captioned_figure(
-        f"what they share: phi of the top i directions of {one} and the top j of {two}", 6.6,
-        "Look for: bright at the left and in the corner. The top directions are shared, the others "
-        "are not.",
-        "GPT-3, A of r = 8 and r = 64 (Hu et al., figure 3): above 0.5 for the top direction, near "
-        "0 for random ones. Two seeds at r = 64 share more of W_q than of W_v (figure 4). Here, as "
-        f"means over layers, in brackets by chance: {', '.join(ours)}.",
-        "Against it: no more than the Gaussian panel. But a short run leaves A as it started, so "
-        "look at B; and with one seed the first layer's A starts alike.")
-    shown = middle_rows(rows)
-    axes = figure.subplots(len(shown), 6, squeeze=False, width_ratios=(3, 2, 3) * 2)
-    for row, line in zip(shown, axes):
-        zoom = min(8, *row["A"].shape, *row["B"].shape)
-        for side, (ax, corner, gaussian) in (("A", line[:3]), ("B", line[3:])):
-            draw_phi(ax, row[side], f"{side} of {row['kind']}, layer {row['depth']}")
-            draw_phi(corner, row[side], "j <= i", zoom)
-            random = random_phi(*row[side].shape, row[f"{side} size"])
-            image = draw_phi(gaussian, random, f"Gaussian {side}")
-    for ax in axes[:, 1:].flat:
-        ax.set_ylabel("")
-    figure.colorbar(image, ax=axes, label="phi", pad=0.01)
-    return figure
-
-
-def weight_figure(label: str, rows: list[dict]):
-    """Table 7 over depth, and figure 8: the overlap of dW's directions with W's."""
-    row = middle_rows(rows)[0]
-    where, four = f"{row['kind']} of layer {row['depth']}", min(4, row["rank"]) - 1
-    figure = captioned_figure(
-        f"what dW does to W: {label}", 9.4,
-        "Look for: the orange line between the others. dW takes directions in which W does little, "
-        "but more than by chance, and amplifies them. And dark maps: they are not W's top ones.",
-        "GPT-3, W_q of layer 48 (Hu et al., table 7), ||U^T W V|| for U, V of dW, of W, random: "
-        "0.32, 21.67, 0.02 at r = 4, amplification 21.6; 1.90, 37.71, 0.33 at r = 64, "
-        f"amplification 1.9. Here {where}, r = {row['rank']}: {row['UWV_dW']:.3g}, "
-        f"{row['UWV_W']:.3g}, {row['UWV_random']:.3g}, amplification {row['amplification']:.3g}.",
-        "phi of the top 4 of dW and the top tenth of W: hardly above 0.2 (figure 8). Here "
-        f"{row['phi_in'][-1, four]:.2f} for inputs, {row['phi_out'][-1, four]:.2f} for outputs.",
-        "Against it: the orange line on the grey one, so dW ignores W; on the black one, or bright "
-        "maps, so dW repeats what W does most.")
-    axes = figure.subplot_mosaic("aaabbb;ccddee", height_ratios=(5, 4))
-    for kind, of_kind in group_by("kind", rows).items():
-        draw_depths(axes["a"], of_kind, "amplification", kind, KINDS.get(kind),
-                    "o-" if kind in TARGETS["attention"] else "s--")
-    shares = [row | {key: row[key] / (row["W"] or math.nan) for key in THROUGH} for row in rows]
-    for key, (color, name) in THROUGH.items():
-        draw_depths(axes["b"], shares, key, f"U, V: {name}", color)
-    axes["a"].set(title="amplification", ylabel="||dW|| / ||U^T W V||")
-    axes["b"].set(title="mean over kinds", ylabel="||U^T W V|| / ||W||")
-    draw_phi(axes["c"], row["phi_in"], "phi: inputs of W (i) and of dW (j)")
-    draw_phi(axes["d"], row["phi_out"], f"their outputs ({where})")
-    random = random_phi(*row["phi_in"].shape, row["shape"][1])
-    image = draw_phi(axes["e"], random, "Gaussian, as inputs")
-    figure.colorbar(image, ax=axes["e"], label="phi")
-    return figure
-
-
-THROUGH = {"UWV_W": ("#000000", "W's own"), "UWV_dW": ("#D55E00", "dW's"),
-           "UWV_random": ("#999999", "random")}
-
-
-def draw_depths(ax, rows: list[dict], key: str, label: str, color, style="o-"):
-    """The mean of a column in each layer, logarithmic."""
-    by_depth = group_by("depth", rows)
-    ax.plot(list(by_depth), [mean_of(at, key) for at in by_depth.values()], style, color=color,
-            label=label)
-    ax.set(xlabel="layer", yscale="log")
-    ax.margins(y=0.25)          # room for the legend
-    ax.grid(alpha=0.3)
-    ax.legend(ncols=4, loc="upper center")
-
-
-PANELS = {"dW/W": "||dW|| / ||W||", "effective_rank": "effective rank of dW",
-          "intruders": f"intruders among the top {TOP} of W + dW", "B/A": "||B|| / ||A||"}
-
-
-def change_figure(label: str, rows: list[dict]):
-    """Where the change is: maps over depth and kind."""
-    figure = captioned_figure(
-        f"where the change is: {label}", 7.4,
-        "Look for: bright rows and columns, the kinds and depths that training moved most; an "
-        "effective rank near r, so that all directions are used.",
-        "GPT-3, W_q of layer 48 (Hu et al., table 7): ||dW|| / ||W|| is 0.11 at r = 4, 0.06 at "
-        "r = 64. LoRA has intruders at low ranks, full fine-tuning hardly any (2410.21228). Here "
-        f"the means are {mean_of(rows, 'dW/W'):.2g}, {mean_of(rows, 'intruders'):.2g} intruders "
-        f"per layer, and an effective rank of {mean_of(rows, 'effective_rank'):.3g} of "
-        f"{range_of(len(row['S']) for row in rows)}.",
-        "Against it: even colours, so no place matters more; intruders in full fine-tuning.")
-    panels = {key: title for key, title in PANELS.items() if key in rows[0]}    # full has no B / A
-    axes = figure.subplots(2, 2)
-    for ax, (key, title) in zip(axes.flat, panels.items()):
-        image = draw_map(ax, rows, key, title)
-        figure.colorbar(image, ax=ax)
-    if len(panels) < 4:
-        axes[1, 1].remove()
-    return figure
-
-
-def draw_map(ax, rows: list[dict], key: str, title: str):
-    """A column of `rows` as colours over depth and kind; white where no layer has a row."""
-    kinds, depths = list(group_by("kind", rows)), list(group_by("depth", rows))
-    cells = torch.full((len(kinds), max(depths) + 1), math.nan)
-    for row in rows:
-        cells[kinds.index(row["kind"]), row["depth"]] = row[key]
-    ax.set(title=title, xlabel="layer")
-    ax.set_yticks(range(len(kinds)), kinds)
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    highest = TOP if key == "intruders" else None
-    return ax.imshow(cells.numpy(), vmin=0, vmax=highest, aspect="auto", interpolation="nearest")
-
-
-def spectrum_figure(label: str, rows: list[dict]):
-    """Full fine-tuning's singular values, and the share of ||dW||^2 that rank r holds."""
-    figure = captioned_figure(
-        f"how low is the rank of full fine-tuning's dW? {label}", 6.2,
-        "Look for: lines far from the dotted ones. Then few directions hold most of dW.",
-        "Hu et al. suppose a low intrinsic rank, and only results speak for it: r = 1 does about "
-        f"as well as r = 64 (table 6). Here, of ||dW||^2, one direction holds "
-        f"{mean_of(rows, 'held_by_1'):.0%} and eight hold {mean_of(rows, 'held_by_8'):.0%}, as "
-        "means over layers.",
-        "Against it: lines on the dotted ones, so that dW is like noise. A checkpoint in bfloat16 "
-        "adds noise of its own.")
-    left, right = figure.subplots(1, 2)
-    for kind, of_kind in group_by("kind", rows).items():
-        middle = of_kind[len(of_kind) // 2]
-        S, noise = middle["S"], random_spectrum(*middle["shape"])
-        ranks, color = range(1, len(noise) + 1), KINDS.get(kind)
-        share = torch.stack([share_held(row["S"]) for row in of_kind]).mean(0)
-        left.plot(ranks, (S / S[0]).numpy(), color=color, label=kind)
-        left.plot(ranks, (noise / noise[0]).numpy(), ":", color=color)
-        right.plot(ranks, share.numpy(), color=color)
-        right.plot(ranks, share_held(noise).numpy(), ":", color=color)
-    left.set(title=f"layer {middle['depth']} (dotted: Gaussian matrices)", xlabel="i", yscale="log",
-             ylim=(1e-3, 1.5), ylabel="S_i / S_1")
-    right.set(title="mean over layers", xlabel="r", ylabel="share of ||dW||^2 in the top r")
-    for ax in (left, right):
-        ax.set_xscale("log")
-        ax.grid(alpha=0.3)
-    left.legend(ncols=2)
-    return figure
-
-
-def make_figures(rows: list[dict], overlaps: dict, tuned: str | None) -> dict:
-    """{file name: figure} of what was measured."""
-    import matplotlib
-    figures = {}
-    with matplotlib.rc_context(STYLE):
-        for (one, two), shared in overlaps.items():
-            if shared:
-                figures[f"phi_{one}_{two}.png"] = overlap_figure(one, two, shared)
-        for label, changes in group_by("source", rows).items():
-            figures[f"weight_{label}.png"] = weight_figure(label, changes)
-            figures[f"change_{label}.png"] = change_figure(label, changes)
-            if label == tuned:
-                figures[f"spectrum_{label}.png"] = spectrum_figure(label, changes)
-    return figures
-
+# ----- saved --------------------------------------------------------------------------------------
 
 def save_results(rows: list[dict], figures: dict, folder: Path):
     """Write the figures and layers.csv, each whole or not at all."""
-    import matplotlib
-    with matplotlib.rc_context(STYLE):      # the layout is made here
-        for name, figure in figures.items():
-            with replacing(folder / name) as part:
-                figure.savefig(part, format="png", dpi=130)
+    save_figures(figures, folder)
     if rows:
         with replacing(folder / "layers.csv") as part, part.open("w", newline="") as file:
             table = csv.DictWriter(file, FIELDS, extrasaction="ignore")

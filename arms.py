@@ -148,6 +148,13 @@ class Arm:
             return ""
         return f"{n_counting} of {n} seeds count" if n_counting else "at the edge"
 
+    def describe_grid(self) -> str:
+        """"3 to 5 rates, 2 of 3 seeds count, 1 of 13 runs diverged", as far as there is to say."""
+        parts = [self.describe_rates(), self.describe_seeds()]
+        if self.n_diverged:
+            parts.append(f"{self.n_diverged} of {self.n_runs} runs diverged")
+        return ", ".join(filter(None, parts))
+
     def own_rates(self, s: int) -> list[float]:
         """The rates that seed number `s` was run at."""
         return [lr for lr, was_run in zip(self.lrs, self.was_run[s]) if was_run]
@@ -407,8 +414,11 @@ def read_runs(folder: Path) -> list[list[dict]]:
                 settings[row["run"]] = read_settings(row["run"], folder)
             rows[row["run"], row["step"]] = row | {"settings": settings[row["run"]]}
     if not rows:
-        raise UserError(f"{folder} has no CSV file that sweep.py wrote; give the folder that does "
-                        "(for train.py's log.csv, that of the run)")
+        hint = "give the folder that does, or that of a run of train.py"
+        of_train = [str(path.parent) for path in sorted(folder.glob("*/log.csv"))[:2]]
+        if of_train:
+            hint = f"for the curve of a run, or of several: python plot.py {' '.join(of_train)}"
+        raise UserError(f"{folder} has no CSV file that sweep.py wrote; {hint}")
     runs = defaultdict(list)
     for (run, _), row in sorted(rows.items()):
         runs[run].append(row)
@@ -451,7 +461,8 @@ def refuse_other_test_sets(runs: list[list[dict]]):
         first = rows[0]
         if first["method"].startswith("prefix"):
             continue
-        quantized = first["method"] == "qlora"          # a base of its own
+        settings = first.get("settings") or {}          # a base in four bits is one of its own:
+        quantized = first["method"] == "qlora" or settings.get("nf4", False)
         starts[first["model"], first["data"], quantized].append((first["test_nll"], first["run"]))
     for some in starts.values():
         (low, one), (high, other) = min(some), max(some)

@@ -30,9 +30,13 @@ def read_run(folder: Path) -> tuple[list[dict], dict]:
 def name_runs(settings: list[dict]) -> list[str]:
     """Each run by the settings in which they differ: "rank 8, lr 0.001"; "" for one alone.
 
-    Only those that all have: older runs lack some, which have their defaults there.
+    Only those that all have: older runs lack some, which have their defaults there. epochs is said
+    by max_steps, and an alpha that is the rank by the rank.
     """
-    names = set.intersection(*map(set, settings)) - {"out", "resume", "overwrite", "samples"}
+    unnamed = {"out", "resume", "overwrite", "samples", "epochs"}
+    if all(one.get("alpha") == one.get("rank") for one in settings):
+        unnamed.add("alpha")
+    names = set.intersection(*map(set, settings)) - unnamed
     differing = [name for name in settings[0]
                  if name in names and len({str(one[name]) for one in settings}) > 1]
     return [", ".join(f"{name} {format_setting(one[name])}" for name in differing)
@@ -60,8 +64,10 @@ def draw_runs(folders: list[Path], path: Path):
     for i, ((rows, _), name) in enumerate(zip(runs, name_runs([one for _, one in runs]))):
         draw_run(ax, rows, name, COLOURS[i % len(COLOURS)])
     first, settings = runs[0]
-    ax.set(xlabel="steps", ylabel="NLL, nats per token\n(dashed: training, since the point before)",
-           xlim=(0, None))
+    ax.set(xlabel="steps", ylabel="NLL, nats per token", xlim=(0, None))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.plot([], [], color="#888888", linestyle="--", linewidth=1.2,
+            label="training, mean since the point before")
     if len(runs) == 1:
         ax.set_title(f"{Path(first[0]['model']).name} on {Path(first[0]['data']).name}, "
                      f"{first[0]['method']}, learning rate {first[0]['lr']:g}")

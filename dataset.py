@@ -121,6 +121,9 @@ def parse_line(line: bytes) -> list[dict]:
 
 def load_row(line: bytes):
     """What the JSON of one line says. Raises ValueError with the place that is wrong."""
+    if b"\0" in line:       # no text in UTF-8 has a zero byte; every ASCII letter in UTF-16 does
+        raise ValueError("not UTF-8 but UTF-16, as some programs on Windows save text; save the "
+                         "file as UTF-8")
     try:
         return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as e:
@@ -285,6 +288,10 @@ def pad_batch(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
         ids[b, :len(sample.ids)] = torch.tensor(sample.ids)
         labels[b, :len(sample.labels)] = torch.tensor(sample.labels)
     return ids, labels
+
+
+# A micro-batch of one token, of which nothing is learned: its gradient is zero.
+BLANK = torch.zeros((1, 1), dtype=torch.long), torch.full((1, 1), IGNORED)
 
 
 # ----- one sample, shown --------------------------------------------------------------------------

@@ -23,8 +23,10 @@ import bisect
 import codecs
 import contextlib
 import functools
+import gc
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,11 +36,11 @@ import torch.nn as nn
 
 import dataset
 from model import ModelConfig, Transformer
-from plumbing import checkpoint
+from plumbing import checkpoint, shards
 from plumbing.device import DTYPES, choose_device
 from plumbing.errors import UserError
 from plumbing.fields import check
-from plumbing.files import check_weight, read_json, resolve
+from plumbing.files import read_json, resolve
 from plumbing.processes import sum_over_processes, take_share
 from quant import NF4, NF4Linear, NF4Tensor, dynamic_code, quantize_layer
 from tokenizer import Tokenizer, stop_ids
@@ -63,51 +65,82 @@ def open_model(name, device="auto", dtype="auto", nf4=False) -> tuple[Transforme
     return model.requires_grad_(False).eval(), tokenizer
 
 
-def load_base(name, dtype=None, device=None, nf4=False) -> Transformer:
+def load_base(name, dtype=None, device=None, nf4=False, each=None) -> Transformer:
     """Transformer.from_pretrained, or load_quantized for `nf4`."""
     load = load_quantized if nf4 else Transformer.from_pretrained
-    return load(name, dtype, device)
+    return load(name, dtype, device, each)
 
 
-def load_quantized(name_or_path, dtype=None, device=None) -> Transformer:
+def load_shards(name, dtype, device, nf4: bool, products: torch.dtype) -> Transformer:
+    """`load_base` on several processes, each of which keeps its shard of every weight.
+
+    What is in 16 or 32 bits is cut before it has values, and then a process reads its rows alone. A
+    layer in four bits is read and quantized whole, because all scales of a weight share a mean. It
+    is cut before the next one is read, so a process holds at most its shards and one layer.
+    products: the dtype of the layers' products, in which they are gathered.
+    """
+    def cut(model, module_name):
+        layers = model.model.layers
+        if module_name == "":
+            shards.cut_all_but(model, layers)
+        if module_name == "" and not nf4:
+            for layer in layers:
+                shards.cut(layer, products)
+        if nf4 and (path := re.match(r"model\.layers\.\d+", module_name)):
+            layer = model.get_submodule(path[0])
+            if not any(p.is_meta for p in layer.parameters()):
+                shards.cut(layer, products)
+                gc.collect()        # what was whole is in cycles now, and would stay for long
+
+    return load_base(name, dtype, device, nf4, cut)
+
+
+def load_quantized(name_or_path, dtype=None, device=None, each=None) -> Transformer:
     """A model with each linear layer but lm_head in NF4. dtype: of the rest and of the products.
 
     Each weight is quantized as it is read, so only one matrix at a time is in 16 bits. A checkpoint
-    that is in four bits already, from save_quantized or bitsandbytes, is taken as it is. Raises
-    UserError for files that are missing, broken or do not fit the config.
+    that is in four bits already, from save_quantized or bitsandbytes, is taken as it is. each: as
+    in Transformer.from_pretrained; it is called when the weight is quantized. Raises UserError for
+    files that are missing, broken or do not fit the config.
     """
     folder = resolve(name_or_path)
     hf = read_json(folder / "config.json")
     how = hf.pop("quantization_config", None)
+    each = each or (lambda model, module_name: None)
+
+    def quantize_and(model, module_name):
+        quantize_layer(model, module_name)
+        each(model, module_name)
+
     if not how:
-        return Transformer.from_pretrained(folder, dtype, device, each=quantize_layer)
+        return Transformer.from_pretrained(folder, dtype, device, quantize_and)
     check(how, QUANTIZED, f"{folder}: of quantized checkpoints only bitsandbytes' NF4 is read")
     model = Transformer.empty(ModelConfig.from_hf(hf))
     shapes = {name: p.shape for name, p in model.named_parameters()}
 
-    # All parts are read first: a weight's may lie in different files. In four bits there is room.
-    parts = {name: tensor.to(device, copy=True)
-             for _, name, tensor in checkpoint.read_weights(folder)}
+    names = {name for _, name, _ in checkpoint.read_weights(folder)}
     known = {"lm_head.weight"}          # some files hold the tied unembedding, too
     for name in shapes:
         known |= {name, *(name + part for part in checkpoint.BNB_PARTS)}
-    if extra := parts.keys() - known:
+    if extra := names - known:
         raise UserError(f"{folder}: {min(extra)} belongs to no model that config.json describes")
 
+    each(model, "")
     # Embedding, norms and biases are put in as they are; a quantized weight brings its own layer.
+    # Its parts may lie in different files, so they are looked up in all.
     for name, shape in shapes.items():
-        if name not in parts:
-            raise UserError(f"{folder}: {name} is missing; fetch the checkpoint again")
+        parts = checkpoint.read_parts(folder, name)
+        parts = {key: part.to(device, copy=True) for key, part in parts.items()}
         quantized = checkpoint.unpack_bnb(parts, name, folder)
+        skipped = ["embed_tokens", "lm_head", *(how.get("llm_int8_skip_modules") or [])]
         if quantized is not None:
             put_quantized(model, name, NF4Tensor(**quantized), dtype, shape, folder)
-            continue
-        skipped = ["embed_tokens", "lm_head", *(how.get("llm_int8_skip_modules") or [])]
-        if len(shape) == 2 and not any(skip in name for skip in skipped):
+        elif len(shape) == 1 or any(skip in name for skip in skipped):
+            model.put(name, parts[name], folder, dtype, device)
+        else:
             raise UserError(f"{folder}: by its config.json {name} is in four bits, and it is not; "
                             "fetch the checkpoint again")
-        check_weight(folder, name, parts[name])
-        model.put(name, parts[name].to(dtype), shape, folder)
+        each(model, name.rpartition(".")[0])
     model.tie_weights()
     return model
 
@@ -187,7 +220,7 @@ def mean_nll(model: Transformer, micro_batches, autocast=contextlib.nullcontext)
     device = model.device
     nll_sum, n_tokens = 0.0, 0
     with autocast():
-        for ids, labels in take_share(micro_batches):
+        for ids, labels in take_share(micro_batches, dataset.BLANK):
             nll, n = model.loss(ids.to(device), labels.to(device))
             nll_sum += nll.item()
             n_tokens += n

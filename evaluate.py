@@ -27,11 +27,13 @@ the model thinks, even where it would rather write a sentence, or anything that 
 base model often knows more than it writes. Fine-tuning teaches the task and also the form of the
 answer, and the two numbers tell these apart.
 
-The uncertainty of a share. If the share p of n answers is right, its standard error is
-sqrt(p (1 - p) / n), and the table writes it behind the ±. For p = 0.2 and n = 400 it is
-sqrt(0.2 * 0.8 / 400) = 0.02, so 20.0 ± 2.0 %. Two models that differ by one standard error may well
-be equally good. They answered the same questions, so comparing them question by question says more:
---out has the lines.
+The uncertainty of a share. If k of n answers are right, the table writes behind the ± how well n
+answers tell the true share: sqrt(p (1 - p) / (n + 3)) with p = (k + 1) / (n + 2). For 80 of 400 it
+is 0.02, so 20.0 ± 2.0 %, as the usual sqrt(p (1 - p) / n) with p = k / n has it. That would be 0 if
+4 of 4 are right, as if four answers left no doubt; here it is 100.0 ± 14.1 %. (It is the standard
+deviation of the true share if every share was equally likely before.) Two models that differ by one
+such deviation may well be equally good. They answered the same questions, so comparing them
+question by question says more: --out has the lines.
 
 --out FILE.jsonl gets a line for each answer, so that one can read the mistakes, and FILE.json the
 result. Each batch is added to the file when it is done. If the program is stopped, the same command
@@ -64,9 +66,9 @@ from plumbing.fields import Number, check, whole
 from plumbing.files import (NANO_BASE, hash_file, read_json, read_tensors, replacing, resolve,
                             write_json)
 from plumbing.records import read_rows
-from plumbing.text import markdown_table
+from plumbing.text import markdown_table, print_markdown
 from plumbing.workers import claim_or_stop
-from settings import SUPERVISE
+from settings import SUPERVISE, Config
 
 # Each metric, and how many tokens an answer may have: a calculation, a label, a sentence or two.
 METRICS = {"exact_match": 256, "accuracy": 16, "bleu": 96}
@@ -91,9 +93,11 @@ class Settings:
         + ", ".join(f"{most} for {metric}" for metric, most in METRICS.items())
         + f", {TOKENS_WITHOUT_METRIC} without a metric", at_least=1)
     max_length: int = flag(
-        256, "tokens; for the test NLL longer samples are cut, as in train.py", at_least=1)
+        None, "tokens; for the test NLL longer samples are cut, as in train.py; default: as the "
+        "run had it that made the weights, else 256", at_least=1)
     supervise: str = flag(
-        "last", "the answers that the test NLL is of, as in train.py", choices=SUPERVISE)
+        None, "the answers that the test NLL is of, as in train.py; default: as the run had it, "
+        "else last", choices=SUPERVISE)
     metric: str = flag(
         None, "default: what the data set's task.json says", choices=tuple(METRICS))
     labels: str = flag(None, "of accuracy, separated by commas; default: those of task.json")
@@ -116,6 +120,15 @@ def parse_evaluation(argv=None) -> Settings:
     if settings.model is None:
         settings.model = default_base(settings.adapter)
     return settings
+
+
+def take_settings_of_run(settings):
+    """Measure the test NLL as the run did that made the weights, unless the flags say otherwise."""
+    path = Path(settings.adapter or resolve(settings.model)) / "run.json"
+    of_run = read_json(path).get("settings", {}) if path.exists() else {}
+    for name in ("max_length", "supervise"):
+        if getattr(settings, name) is None:
+            setattr(settings, name, of_run.get(name, getattr(Config, name)))
 
 
 # ----- the questions ------------------------------------------------------------------------------
@@ -280,6 +293,7 @@ def run_evaluation(settings) -> dict:
     """Measure what `settings` say -> the content of FILE.json. Raises UserError."""
     # ----- what is asked -----
     settings.device, settings.dtype = choose_device(settings.device, settings.dtype)
+    take_settings_of_run(settings)
     folder = dataset.find_dataset(settings.data)
     task = read_task(folder, settings.metric, settings.labels)
     questions = read_questions(folder / "test.jsonl", task, settings.limit)
@@ -402,7 +416,7 @@ def read_answers(path: Path, task: Task) -> dict[int, dict]:
         check(rows, [ANSWER | JUDGED.get(task.metric, {})], "its rows")
     except ValueError as e:                     # UserError is one
         raise UserError(f"{path} is damaged ({e}); delete it and {path.with_suffix('.json').name} "
-                        "to begin again") from None
+                        "to start over") from None
     if lines != data:
         with replacing(path) as part:
             part.write_bytes(lines)
@@ -495,11 +509,12 @@ def format_result(result: dict) -> dict[str, str]:
 
 
 def format_share(result: dict, key: str) -> str:
-    """A share p of n answers with its standard error, sqrt(p (1 - p) / n), in percent."""
+    """A share of n answers and its standard deviation (see the top), in percent."""
     if key not in result:
         return ""
-    p, n = result[key], result["n"]
-    return f"{100 * p:.1f} ± {100 * math.sqrt(p * (1 - p) / n):.1f} %"
+    share, n = result[key], result["n"]
+    p = (share * n + 1) / (n + 2)
+    return f"{100 * share:.1f} ± {100 * math.sqrt(p * (1 - p) / (n + 3)):.1f} %"
 
 
 def format_confusion(labels: list[str], counts: list[list[int]], how: str) -> str:
@@ -510,7 +525,7 @@ def format_confusion(labels: list[str], counts: list[list[int]], how: str) -> st
 
 
 def print_result(result: dict):
-    print("\n" + format_results([result]))
+    print_markdown("\n" + format_results([result]))
     for key, how in (("confusion", "written"), ("confusion_by_likelihood", "likeliest")):
         if key in result:
             print("\n" + format_confusion(result["labels"], result[key], how))
@@ -540,7 +555,7 @@ def main(argv=None):
         if settings.out and Path(settings.out).suffix != ".jsonl":
             raise UserError(f"--out {settings.out}: its name must end in .jsonl")
         if settings.table:
-            print(format_results(read_finished_results(settings.table)))
+            print_markdown(format_results(read_finished_results(settings.table)))
         else:
             print_result(run_evaluation(settings))
 

@@ -56,7 +56,8 @@ def merge_to_checkpoint(settings: Settings):
     adapter = open_adapter(settings.adapter)
     if adapter.method.unmergeable:
         raise UserError(f"{settings.adapter}: {adapter.method.name} cannot be merged into W: "
-                        f"{adapter.method.unmergeable}")
+                        f"{adapter.method.unmergeable}; sample.py and evaluate.py take it as "
+                        "--adapter")
     base_name = settings.model or base_of(settings.adapter)
     model = load_base(base_name, DTYPES.get(settings.dtype), nf4=settings.nf4)
     for name, layer in list(model.named_modules()):     # all: the checkpoint has plain weights

@@ -96,6 +96,11 @@ class AdaptedLinear(nn.Module):
     def bias(self):
         return self.base.bias
 
+    @property
+    def device(self):
+        """Where W is. In four bits the base has no parameters, but its buffers are there."""
+        return next(iter(self.base.state_dict().values())).device
+
 
 class LoRALinear(AdaptedLinear):
     """h = base(x) + s B A x.
@@ -113,9 +118,8 @@ class LoRALinear(AdaptedLinear):
         # Drawn on the CPU, so that a seed gives the same A on every device.
         A = torch.empty(rank, base.in_features, device="cpu")
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
-        device = next(iter(base.state_dict().values())).device
-        B = torch.zeros(base.out_features, rank, device=device)
-        self.lora_A = nn.Parameter(A.to(device))                            # (r, in)
+        B = torch.zeros(base.out_features, rank, device=self.device)
+        self.lora_A = nn.Parameter(A.to(self.device))                       # (r, in)
         self.lora_B = nn.Parameter(B)                                       # (out, r)
 
     def adapted(self, x):
@@ -238,7 +242,7 @@ def find_targets(module, targets) -> list[str]:
     for target in targets:
         fits = [name for name in linear if f".{name}".endswith(f".{target}")]
         if not fits:
-            kinds = ", ".join(sorted({last_name(name) for name in linear}))
+            kinds = ", ".join(sorted({last_name(name) for name in linear} - {"lm_head"}))
             raise UserError(f"target {target!r} fits no linear layer of this model; it has {kinds} "
                             "(or all-linear, attention, mlp)")
         chosen.update(fits)
@@ -347,14 +351,20 @@ def set_adapter(module, adapter: dict[str, Factors] | None, merge=True):
     unmerge_lora(module)
     remove_lora(module)
     module.requires_grad_(False)
-    for name, f in adapter.items():
-        layer = wrap_layer(module, name, lambda base, f=f: LoRALinear(
-            base, f.rank, f.alpha, f.dropout, f.rslora))
-        layer.lora_A.data.copy_(f.A)
-        layer.lora_B.data.copy_(f.B)
+    attach_factors(module, adapter, lambda base, f: LoRALinear(
+        base, f.rank, f.alpha, f.dropout, f.rslora))
     if merge:
         merge_lora(module)
     return module
+
+
+@torch.no_grad()
+def attach_factors(module, adapter: dict[str, Factors], wrap):
+    """Put wrap(layer, factors) in the place of each layer of `adapter`, with its A and B."""
+    for name, f in adapter.items():
+        layer = wrap_layer(module, name, lambda base, f=f: wrap(base, f))
+        layer.lora_A.copy_(f.A)
+        layer.lora_B.copy_(f.B)
 
 
 def check_fit(module, adapter, source):
@@ -381,9 +391,12 @@ def check_fit(module, adapter, source):
 #     adapter_config.json             r, lora_alpha, target_modules ...
 #     adapter_model.safetensors       A and B of each layer, under the names of `peft_name`
 
+PREFIX = "base_model.model."         # of all names of tensors
+
+
 def peft_name(layer: str, factor: str) -> str:
     """The name of A or B: base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"""
-    return f"base_model.model.{layer}.lora_{factor}.weight"
+    return f"{PREFIX}{layer}.lora_{factor}.weight"
 
 
 def save_adapter(module, folder, base_model: str = ""):
@@ -398,7 +411,8 @@ def save_adapter(module, folder, base_model: str = ""):
     if any(type(layer) is not LoRALinear for layer in layers.values()):
         raise UserError("this is a relative of LoRA, and A and B do not say what it computes; its "
                         "file in methods/ saves it")
-    write_adapter(folder, factor_tensors(layers), peft_config(module, layers, base_model))
+    write_adapter(folder, factor_tensors(layers),
+                  base_entries(module, base_model) | lora_entries(module, layers))
 
 
 def factor_tensors(layers: dict[str, LoRALinear]) -> dict[str, torch.Tensor]:
@@ -419,15 +433,18 @@ def write_adapter(folder, tensors: dict[str, torch.Tensor], config: dict):
     write_json(folder / "adapter_config.json", config)
 
 
-def peft_config(module, layers: dict[str, LoRALinear], base_model: str) -> dict:
-    """The content of adapter_config.json. The patterns name what differs from the first layer."""
+def lora_entries(module, layers: dict[str, LoRALinear]) -> dict:
+    """What adapter_config.json says of A and B.
+
+    The patterns name the layers that differ from the first one.
+    """
     first = next(iter(layers.values()))
     # The last names, "q_proj", say which layers are wrapped, unless a layer of that name is not:
     # then each is named in full. linear_layers has only those that are not wrapped.
     targets = {last_name(name) for name in layers}
     if any(last_name(name) in targets for name in linear_layers(module)):
         targets = layers
-    return base_entries(module, base_model) | {
+    return {
         "peft_type": "LORA", "r": first.rank, "lora_alpha": first.alpha,
         "lora_dropout": first.dropout.p, "use_rslora": first.rslora,
         "target_modules": sorted(targets), "bias": "none", "fan_in_fan_out": False,
@@ -482,7 +499,7 @@ def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
     missing or left over, and if they do not have the ranks that it says.
     """
     check(config, PEFT_CONFIG, Path(folder) / "adapter_config.json")
-    names = [key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+    names = [key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
              for key in tensors if key.endswith(".lora_A.weight")]
     expected = {peft_name(name, factor) for name in names for factor in "AB"}
     if not names or set(tensors) != expected:

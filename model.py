@@ -35,9 +35,12 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from plumbing.checkpoint import read_weights, write_checkpoint
+from plumbing.device import multiplies_bfloat16
 from plumbing.errors import UserError
 from plumbing.fields import Number, check, whole
 from plumbing.files import check_weight, read_json, resolve
+from plumbing.processes import is_shard
+from plumbing.shards import shard_like
 
 # MKL computes torch's matrix products on Intel processors. By default the order in which it adds
 # depends on the number of threads, and so does the rounding. This asks for one order, so that a run
@@ -174,9 +177,42 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        h = x.float()
-        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * h.to(x.dtype)
+        return Normalise.apply(x, self.weight, self.eps)
+
+
+class Normalise(torch.autograd.Function):
+    """RMSNorm's arithmetic: x (..., size), w (size,) -> y (..., size).
+
+    With h = x / rms, y = w h. In each row, g = w dy is the gradient that arrives at h, and
+
+        dw = sum over rows of dy h          dx = (g - h mean(g h)) / rms
+
+    because h does not change where x is stretched: dx has no part along h.
+
+    For this backward pass autograd would keep x in float32 and, where w is trained, what w
+    multiplies. Here it is x as it came and one number per row, and h is computed again. That is
+    half the memory, except for a frozen w in float32, where it is the same.
+    """
+
+    @staticmethod
+    def forward(ctx, x, w, eps):
+        x32 = x.float()
+        inverse_rms = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, w, inverse_rms)
+        return w * (x32 * inverse_rms).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w, inverse_rms = ctx.saved_tensors
+        need_x, need_w, _ = ctx.needs_input_grad
+        h = x.float() * inverse_rms
+        dx = dw = None
+        if need_w:
+            dw = (dy * h.to(x.dtype)).flatten(0, -2).sum(0)
+        if need_x:
+            g = (dy * w).float()
+            dx = ((g - h * (g * h).mean(-1, keepdim=True)) * inverse_rms).to(x.dtype)
+        return dx, dw, None
 
 
 # Rotary position embedding, RoPE (arXiv 2104.09864). The coordinates of q and k are taken in pairs,
@@ -266,16 +302,55 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(B, T, -1, self.hd)                          # (B, T, nh, hd)
         k = self.k_proj(x).view(B, T, -1, self.hd)                          # (B, T, nk, hd)
         v = self.v_proj(x).view(B, T, -1, self.hd).transpose(1, 2)          # (B, nk, T, hd)
-        q = rotate(self.q_norm(q).transpose(1, 2), cos, sin)                # (B, nh, T, hd)
-        k = rotate(self.k_norm(k).transpose(1, 2), cos, sin)                # (B, nk, T, hd)
+        # under autocast cos and sin are float32, and so is what they multiply
+        q = rotate(self.q_norm(q).transpose(1, 2), cos, sin).to(v.dtype)    # (B, nh, T, hd)
+        k = rotate(self.k_norm(k).transpose(1, 2), cos, sin).to(v.dtype)    # (B, nk, T, hd)
         if cache is not None:
             k, v = cache.append(self, k, v)                                 # (B, nk, S, hd)
         # A single token after a filled cache sees everything in it. Several tokens there need
         # `mask`, because is_causal would let the first see one column.
         causal = mask is None and (cache is None or cache.used == 0)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal,
-                                           enable_gqa=True)                 # (B, nh, T, hd)
+        plain = plain_is_faster(q.device.type, q.dtype, k.shape[2])
+        attend = plain_attention if plain else F.scaled_dot_product_attention
+        y = attend(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)  # (B, nh, T, hd)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))             # (B, T, C)
+
+
+def plain_attention(q, k, v, attn_mask=None, is_causal=False, enable_gqa=True):
+    """torch's scaled_dot_product_attention as two products and a softmax, in q's dtype.
+
+    The nh / nk query heads that share a key head are laid one below the other, so that each product
+    is one of (nh / nk * T, hd) with (hd, S), and no key is repeated.
+    """
+    B, nh, T, hd = q.shape
+    nk, S = k.shape[1:3]
+    q = (q * hd ** -0.5).reshape(B, nk, -1, hd)                         # (B, nk, nh / nk * T, hd)
+    scores = (q @ k.mT).view(B, nk, -1, T, S)                           # (B, nk, nh / nk, T, S)
+    if is_causal:
+        attn_mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
+    if attn_mask is not None:
+        unseen = torch.zeros(attn_mask.shape, dtype=q.dtype, device=q.device)
+        scores += unseen.masked_fill_(~attn_mask, -math.inf).unsqueeze(-3)
+    p = scores.softmax(-1).view(B, nk, -1, S)                           # (B, nk, nh / nk * T, S)
+    return (p @ v).view(B, nh, T, hd)
+
+
+def plain_is_faster(device: str, dtype: torch.dtype, keys: int) -> bool:
+    """Whether `plain_attention` beats torch's own.
+
+    torch's is FlashAttention (arXiv 2205.14135), which never holds the T x S scores. Its kernel for
+    CPUs does not use the processor's products of bfloat16, except AMX's, and above all backwards it
+    is slow. Both ways, 4 samples with 9 query and 3 key heads, on two cores of an AMD EPYC with
+    AVX512-BF16: at T = 150 it takes 16 ms and the plain products 4 ms; at 250, 22 and 10; at 512
+    both 70; at 1,024 147 and 265. In float32 the two are equal up to 250.
+
+    Without a backward pass torch's stays, which rounds as transformers does.
+    """
+    return (torch.is_grad_enabled() and device == "cpu" and dtype == torch.bfloat16
+            and keys <= PLAIN_UP_TO and multiplies_bfloat16() == "avx512")
+
+
+PLAIN_UP_TO = 384
 
 
 class MLP(nn.Module):
@@ -292,7 +367,27 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(I, C, bias=bias)
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(Gate.apply(self.gate_proj(x), self.up_proj(x)))
+
+
+class Gate(torch.autograd.Function):
+    """silu(gate) * up. Autograd would keep gate, up and silu(gate); here silu is computed again.
+
+    The three are what a layer keeps most of: see plan.py.
+    """
+
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, dy):
+        gate, up = ctx.saved_tensors
+        need_gate, need_up = ctx.needs_input_grad
+        dgate = torch.ops.aten.silu_backward(dy * up, gate) if need_gate else None
+        dup = F.silu(gate).mul_(dy) if need_up else None
+        return dgate, dup
 
 
 class Layer(nn.Module):
@@ -628,39 +723,45 @@ class Transformer(nn.Module):
         dtype None keeps the file's. The model is made on the meta device, without storage. Then one
         tensor after the other is read, cast and put in its place, so there is never a second copy.
         each(model, module_name), if given, is called after each tensor with the name of the module
-        that received it: this is where engine.load_quantized quantizes a layer, before the next
-        weight is read. Raises UserError for files that are missing, damaged or do not fit the
-        config.
+        that received it, and before the first with "": this is where engine.load_quantized
+        quantizes a layer, before the next weight is read. Raises UserError for files that are
+        missing, damaged or do not fit the config.
         """
         folder = resolve(name_or_path)
         model = cls.empty(ModelConfig.from_pretrained(folder))
-        wanted = {name: p.shape for name, p in model.named_parameters()}
+        wanted = [name for name, _ in model.named_parameters()]
+        if each is not None:
+            each(model, "")
         for file, name, tensor in read_weights(folder):
             if name in wanted:
-                check_weight(file, name, tensor)
-                tensor = tensor.to(device=device, dtype=dtype, copy=True)
-                model.put(name, tensor, wanted.pop(name), file)
+                wanted.remove(name)
+                model.put(name, tensor, file, dtype, device)
                 if each is not None:
                     each(model, name.rpartition(".")[0])
             # some checkpoints also hold the tied unembedding, or RoPE's constants
             elif name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq"):
                 raise UserError(f"{file}: {name} belongs to no model that config.json describes")
         if wanted:
-            raise UserError(f"{folder}: the weights lack {next(iter(wanted))} and "
+            raise UserError(f"{folder}: the weights lack {wanted[0]} and "
                             f"{len(wanted) - 1} more that config.json asks for")
         model.tie_weights()     # put() replaced the embedding; the unembedding is still on meta
         return model
 
-    def put(self, name: str, tensor, shape, file):
-        """Make `tensor`, read from `file`, the parameter called `name`.
+    def put(self, name: str, tensor, file, dtype=None, device=None):
+        """Make a copy of `tensor`, read from `file`, the parameter called `name`.
 
-        Raises UserError if it does not have the `shape` that the config gives it.
+        Raises UserError if it does not have the shape that the config gives it, or is no weight.
         """
-        if tensor.shape != shape:
+        path, _, leaf = name.rpartition(".")
+        module = self.get_submodule(path)
+        empty = getattr(module, leaf)               # on the meta device, perhaps cut into shards
+        if tensor.shape != empty.shape:
             raise UserError(f"{file}: {name} has shape {tuple(tensor.shape)}, config.json asks for "
-                            f"{tuple(shape)}")
-        module, _, leaf = name.rpartition(".")
-        setattr(self.get_submodule(module), leaf, nn.Parameter(tensor))
+                            f"{tuple(empty.shape)}")
+        own = shard_like(tensor, empty)             # `tensor` itself, or a copy of some rows
+        check_weight(file, name, own.to_local() if is_shard(own) else own)
+        own = own.to(device=device, dtype=dtype, copy=own is tensor)
+        setattr(module, leaf, nn.Parameter(own))
 
     def save_pretrained(self, folder, stop_ids=()):
         """Write config.json and model.safetensors as transformers, vLLM and llama.cpp read them.

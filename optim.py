@@ -38,6 +38,7 @@ from functools import partial
 import torch
 from torch.optim.adamw import adamw
 
+from plumbing.shards import shard_like
 from quant import dequantize_dynamic, dynamic_code, quantize_dynamic
 
 BUCKET = 2 ** 24        # parameters updated together: 128 MB of moments keep a bus busy
@@ -204,6 +205,7 @@ def state_tensors(trained: dict, optimizer) -> dict:
 def restore_tensor(trained: dict, optimizer, key: str, tensor):
     """Put back one tensor of `state_tensors`: a weight in place, a moment where it is kept."""
     name, what = key.rsplit("/", 1)
+    tensor = shard_like(tensor, trained[name])
     if what == "weight":
         trained[name].data.copy_(tensor)
     else:

@@ -3,8 +3,9 @@
     python plan.py --model Qwen/Qwen2.5-0.5B-Instruct --method lora --rank 64 --max_length 512
     python plan.py --model config.json --method full --dtype bfloat16 --plot plan.png
     python plan.py --model nano --data nano --measure       # compare with two real steps
+    python plan.py --model Qwen/Qwen2.5-7B --gpus 1,8,64 --fsdp     # what each GPU holds and sends
 
-A run uses one device, so everything below must fit on it. In GB of 10^9 bytes, with AdamW, 4 x 512
+On one device all of a run must fit. In GB of 10^9 bytes, with AdamW, 4 x 512
 tokens per micro-batch and rank 64 on all linear layers:
 
                    Llama-3.2-1B (1.24e9 parameters)      Qwen2.5-7B (7.62e9 parameters)
@@ -14,9 +15,9 @@ tokens per micro-batch and rank 64 on all linear layers:
     adapters       0.00    0.18    0.18    0.18          0.00    0.65    0.65    0.65
     optimizer      9.89    0.36    0.36    0.36         60.92    1.29    1.29    1.29
     gradients      4.94    0.18    0.18    0.18         30.46    0.65    0.65    0.65
-    activations    6.88    6.37    3.55    3.55         25.08   23.48   12.89   12.89
+    activations    5.26    5.30    2.74    2.74         19.06   19.14    9.89    9.89
     temporary      2.40    0.82    0.94    0.94          4.73    0.99    1.12    1.12
-    peak          29.05   12.86    7.68    6.23        151.66   57.52   31.82   22.14
+    peak          27.43   11.78    6.87    5.43        145.64   53.17   28.83   19.14
 
 Weights, gradients, optimizer: full fine-tuning in float32 takes 16 bytes per parameter, 4 for the
 weight, 4 for its gradient, 8 for AdamW's two moments. LoRA freezes the weights. What is frozen has
@@ -25,10 +26,10 @@ byte in the layers' linear maps; embeddings stay in 16 bits, which is why 1.24e9
 0.62 GB but 1.03.
 
 Activations: what the forward pass keeps for the backward pass. They grow with the tokens, not with
-what is trained. They hardly shrink under LoRA (6.88 -> 6.37), because the gradient of an adapter
+what is trained. They do not shrink under LoRA (5.26 -> 5.30), because the gradient of an adapter
 must flow through all frozen layers above it, and because each adapter keeps its input x for dA as
 the full map kept it for dW. What helps is 16 bits, and gradient checkpointing, which keeps only the
-layers' inputs (0.15 instead of 3.55) and computes the rest a second time.
+layers' inputs (0.14 instead of 2.74) and computes the rest a second time.
 
 Temporary: logits of a chunk of tokens, gradients of one layer's activations. Only the largest
 counts.
@@ -36,9 +37,12 @@ counts.
 Symbols: B sequences of T tokens per micro-batch, N = B T; C hidden size, I width of the MLP, Q and
 K widths of queries and keys, V vocabulary, L layers, hd size of a head; P parameters, W those of
 the layers' linear maps, a those of the adapters, r rank; s bytes per number of the computation, 4
-or 2; t per number of the residual stream, 4 in full fine-tuning, else s.
+or 2; w per weight of the linear maps; t per number of the residual stream, 4 in full fine-tuning,
+else s; n GPUs over which --fsdp cuts every weight, else 1; E parameters outside the layers.
 """
 import bisect
+import contextlib
+import io
 import math
 import multiprocessing
 import os
@@ -52,15 +56,17 @@ from typing import NamedTuple
 import torch
 
 import train
+from communication import gathered_bytes, passes, sent_per_step
 from dataset import find_dataset, load_split
 from lora import TARGETS
-from methods import Shapes, find_method, setup_of
-from model import LinearNLL, ModelConfig, Transformer
+from methods import Shapes, Target, find_method, setup_of
+from model import LinearNLL, ModelConfig, Transformer, plain_is_faster
 from optim import BUCKET
 from plumbing.cli import add_flags, make_parser, run_command
 from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, is_out_of_memory
 from plumbing.files import replacing, resolve
+from plumbing.text import print_fitted
 from quant import quantize_layer
 from rates import lora_rate_multiple
 from settings import RELATIVES, Config, check_config, settled
@@ -142,10 +148,15 @@ def method_parameters(c: ModelConfig, config: Config) -> int:
     return method.count(Shapes(maps, c.hidden_size, c.num_hidden_layers), setup_of(config))
 
 
-class Sizes:
-    """The symbols of the formulas, for the model `c` and the run of `config`."""
+def first_line(function) -> str:
+    """Of its docstring: where a method's file has the formula."""
+    return function.__doc__.partition("\n")[0].rstrip(".")
 
-    def __init__(self, c: ModelConfig, config: Config):
+
+class Sizes:
+    """The symbols of the formulas: of the model `c`, the run `config` and the number of GPUs."""
+
+    def __init__(self, c: ModelConfig, config: Config, gpus: int = 1):
         self.c, self.config = c, config
         self.shapes = linear_shapes(c)
         self.full = config.method == "full"
@@ -163,29 +174,42 @@ class Sizes:
         self.L = c.num_hidden_layers                    # layers
         self.P = count_parameters(c)                    # all parameters
         self.W = linear_parameters(c)                   # those of the layers' linear maps
+        tables = 1 if c.tie_word_embeddings else 2
+        self.E = tables * self.V * self.C + self.C      # those in no layer
 
         # what is trained
         self.r = config.rank                            # rank of the adapters
         self.a = 0                                      # parameters of the adapters
+        self.virtual = 0                                # tokens in front of each sample
         self.trained, self.trained_maps = self.P, list(self.shapes)
         if not self.full:
+            self.method, self.setup = find_method(config.adapter_method), setup_of(config)
             self.a = self.trained = method_parameters(c, config)
-            self.trained_maps = targeted_maps(config.targets)
+            self.trained_maps = list(self.method.behind)
+            if "targets" not in self.method.ignores:
+                self.trained_maps = targeted_maps(config.targets)
+            self.virtual = config.rank if self.method.virtual else 0
         self.dW = 4 * self.V * self.C if self.full else 0       # bytes of one embedding's gradient
 
         # a micro-batch: tokens, and bytes per number
-        self.T = config.max_length                      # of a sample
+        self.T = config.max_length + self.virtual       # of a sample
         self.N = config.micro_bs * self.T               # of all samples
-        self.predicted = self.N - config.micro_bs       # all but the first of each sample
+        self.predicted = config.micro_bs * (config.max_length - 1)      # of the text, but its first
         self.m = min(self.predicted, LinearNLL.CHUNK)   # of a chunk of the loss
         self.s = DTYPES[config.dtype].itemsize          # of the computation
         self.t = 4 if self.full else self.s             # of the residual stream
+        self.w = NF4_BYTES if config.four_bits else self.s      # of a weight of the linear maps
+
+        # several GPUs
+        self.n = gpus if config.fsdp else 1             # shards of each weight
+        self.passes = passes(config.grad_accum, gpus)   # micro-batches of each GPU in a step
 
 
 class Term(NamedTuple):
     """One item of memory, and when it is held:
 
     throughout              from the first step to the last
+    gathered                from a forward pass to the end of its backward pass
     gradients, embedding    from the backward pass to the update; the embedding's come last
     kept                    from a layer's forward pass to its backward pass
     loss, layer, end, step  at that moment alone
@@ -211,15 +235,28 @@ def term_of_weights(z: Sizes) -> Term:
     if z.full:
         held, formula, source = 4 * z.P, "4 P: kept in float32", "arXiv 1710.03740"
     if z.config.four_bits:
-        held = NF4_BYTES * z.W + z.s * (z.P - z.W)
+        held = z.w * z.W + z.s * (z.P - z.W)
         formula, source = "4.127 / 8 W + s (P - W)", "arXiv 2305.14314"
-    return Term("throughout", "weights", held, formula, source)
+    return Term("throughout", "weights", held / z.n, formula, source)
+
+
+def term_of_gathered(z: Sizes) -> Term:
+    """With --fsdp, what is whole in a step: E, the layer that computes and the one that arrives.
+
+    s E + 2 s (P - E) / L = 0.332 GB.
+    """
+    layers, rest = gathered_bytes(z)
+    held = rest + 2 * layers / z.L if z.n > 1 else 0
+    return Term("gathered", "gathered weights", held, "E and two layers", "fully_shard")
 
 
 def term_of_adapters(z: Sizes) -> Term:
-    """A (r, in) and B (out, r) of each adapted map, in float32: 4 a = 0.141 GB."""
-    return Term("throughout", "adapters", 4 * z.a, "4 a, a = r (in + out) per map: float32",
-                "arXiv 2106.09685")
+    """What the method trains, in float32, and what else it holds: A and B, 4 a = 0.141 GB."""
+    per_number, formula = 4, ""
+    if not z.full:
+        per_number = 4 * (1 + z.method.buffers)
+        formula = f"{per_number:g} a, a = {first_line(z.method.count)}: float32"
+    return Term("throughout", "adapters", per_number * z.a, formula, "methods/")
 
 
 def term_of_moments(z: Sizes) -> Term:
@@ -228,6 +265,8 @@ def term_of_moments(z: Sizes) -> Term:
     Paged moments stay in the host's memory. On a CPU that is the device's memory.
     """
     held = 0 if z.paged else z.moment_bytes * z.trained
+    if z.full:
+        held /= z.n
     formula = f"{z.moment_bytes:g} " + ("P" if z.full else "a")
     return Term("throughout", "optimizer", held, formula, "arXiv 1412.6980")
 
@@ -243,8 +282,9 @@ def terms_of_gradients(z: Sizes) -> list[Term]:
     """
     own, own_formula = (z.dW, "4 V C") if z.c.tie_word_embeddings else (2 * z.dW, "4 V C, twice")
     formula, source = "4 P less these" if z.full else "4 a", "as what is trained"
-    return [Term("gradients", "gradients", 4 * z.trained - own, formula, source),
-            Term("embedding", "  of embeddings", own, own_formula, source)]
+    shards = z.n if z.full else 1
+    return [Term("gradients", "gradients", (4 * z.trained - own) / shards, formula, source),
+            Term("embedding", "  of embeddings", own / shards, own_formula, source)]
 
 
 # ----- activations: what one layer keeps from its forward to its backward pass --------------------
@@ -262,12 +302,13 @@ def tensors_needing_gradient(z: Sizes, lowest: bool) -> set[str]:
 
         x -> q, k, v -> attention -> o;  middle = x + o -> gate, up -> product -> down
 
-    A tensor needs one if something trained lies before it. In full fine-tuning and in all layers
-    but the lowest that is every tensor. In the lowest layer of LoRA with adapters on gate_proj and
-    up_proj alone, x to middle need none: no gradient has anywhere to go there.
+    A tensor needs one if something trained lies before it. In full fine-tuning, behind virtual
+    tokens and in all layers but the lowest that is every tensor. In the lowest layer of LoRA with
+    adapters on gate_proj and up_proj alone, x to middle need none: no gradient has anywhere to go
+    there.
     """
     needing = {name.removesuffix("_proj") for name in z.trained_maps}
-    if z.full or not lowest:
+    if z.full or z.virtual or not lowest:
         needing |= {"x", "q", "k", "v"}
     if needing & {"q", "k", "v"}:
         needing |= {"attention", "o"}
@@ -278,27 +319,22 @@ def tensors_needing_gradient(z: Sizes, lowest: bool) -> set[str]:
     return needing
 
 
-def norm_keeps(z: Sizes, width: int, heads: int = 1, out: int = 4) -> int:
-    """RMSNorm of `width` numbers per token, in `heads` parts: 4 N (C + 1) = 7.3 MB for width C.
+def norm_keeps(z: Sizes, width: int, x_bytes: int, heads: int = 1) -> int:
+    """RMSNorm of `width` numbers per token, in `heads` parts: t N C + 4 N = 3.7 MB for width C.
 
-    x in float32 and 1 / rms of each part, for dx. To train w, also what w multiplies, `out` bytes
-    per number.
+    x, in `x_bytes` per number, and 1 / rms of each part in float32.
     """
-    per_token = 4 * width + 4 * heads
-    if z.full:
-        per_token += out * width
-    return z.N * per_token
+    return z.N * (x_bytes * width + 4 * heads)
 
 
 def layer_norms(z: Sizes, needing: set[str]) -> Term:
-    """The two norms of the residual stream: 8 N (C + 1) = 14.7 MB. Qwen3 also norms q and k."""
-    norms = {"x": norm_keeps(z, z.C, out=z.t), "middle": norm_keeps(z, z.C, out=z.t)}
+    """The two norms of the residual stream: 2 t N C + 8 N = 7.4 MB. Qwen3 also norms q and k."""
+    norms = dict.fromkeys(("x", "middle"), norm_keeps(z, z.C, z.t))
     if z.c.qk_norm:
-        norms["q"] = norm_keeps(z, z.Q, z.c.num_attention_heads, out=z.s)
-        norms["k"] = norm_keeps(z, z.K, z.c.num_key_value_heads, out=z.s)
+        norms["q"] = norm_keeps(z, z.Q, z.s, z.c.num_attention_heads)
+        norms["k"] = norm_keeps(z, z.K, z.s, z.c.num_key_value_heads)
     held = sum(norms[tensor] for tensor in norms.keys() & needing)
-    formula = "4 N (C + 1) each, t N C for dw" if z.full else "4 N (C + 1) each"
-    return Term("kept", "  norms", held, formula, "RMSNorm")
+    return Term("kept", "  norms", held, "t N C + 4 N each", "RMSNorm")
 
 
 def layer_inputs(z: Sizes, needing: set[str]) -> Term:
@@ -307,71 +343,73 @@ def layer_inputs(z: Sizes, needing: set[str]) -> Term:
     q, k and v share their input, and so do gate and up. Only autocast casts it for each again.
     """
     widths = {}             # maps that share an input have one entry
-    for name in z.trained_maps:
+    for name in z.trained_maps if z.full or z.method.keeps_x else ():
         kept_as = name if z.mixed else INPUT_OF[name]
         widths[kept_as] = z.shapes[name][0]
     formula = f"s N in, for {'dW' if z.full else 'dA'}; q, k, v share, gate, up too"
     return Term("kept", "  inputs of maps", z.s * z.N * sum(widths.values()), formula, "autograd")
 
 
-def layer_u(z: Sizes, needing: set[str]) -> Term:
-    """u = A x of each adapted map, for dB: s N r each, and for seven maps 14 N r = 1.8 MB."""
-    held = 0 if z.full else len(z.trained_maps) * z.s * z.N * z.r
-    return Term("kept", "  u = A x", held, "s N r per map, for dB", "autograd")
+def layer_adapters(z: Sizes, needing: set[str]) -> Term:
+    """What the method keeps besides the inputs: its file's `keeps`, summed over the maps.
+
+    Of LoRA on seven maps 14 N r + 2 a / L = 4.8 MB: u = A x for dB, and 16-bit copies of A and B
+    for dx and du.
+    """
+    held, formula = 0, ""
+    if not z.full and z.method.keeps:
+        formula = first_line(z.method.keeps)
+        for name in z.trained_maps:
+            target = Target(*z.shapes[name], z.N, z.s, dx=INPUT_OF[name] in needing)
+            held += z.method.keeps(target, z.setup)
+    return Term("kept", "  next to the maps", held, formula, "methods/")
 
 
 def layer_attention(z: Sizes, needing: set[str]) -> Term:
     """q, k, v, the output, and the log-sum-exp of each row of scores.
 
     2 s N (Q + K) + 4 N heads = 8.5 MB. The T x T scores are not kept: FlashAttention computes them
-    again in the backward pass.
+    again in the backward pass. Where model.plain_attention is faster, their softmax is kept.
     """
-    held = 0
-    if "attention" in needing:
-        held = 2 * z.s * z.N * (z.Q + z.K) + 4 * z.N * z.c.num_attention_heads
+    held, heads = 0, z.c.num_attention_heads
     formula = "2 s N (Q + K) + 4 N heads: q, k, v, output, lse"
+    if "attention" in needing:
+        held = 2 * z.s * z.N * (z.Q + z.K) + 4 * z.N * heads
+    if held and plain_is_faster(z.config.device, DTYPES[z.config.dtype], z.T):
+        # each factor of a product is kept if the other needs a gradient
+        partners = {"q": z.K, "k": z.Q, "v": 0}
+        numbers = sum(partners[tensor] for tensor in partners.keys() & needing)
+        numbers += z.K if needing & {"q", "k"} else 0
+        held = z.s * z.N * (numbers + heads * z.T)
+        formula = "s N (Q + 2 K + heads T): q, k, v, softmax"
     return Term("kept", "  attention", held, formula, "arXiv 2307.08691")
 
 
 def layer_swiglu(z: Sizes, needing: set[str]) -> Term:
-    """silu(gate) * up: 3 s N I = 59.8 MB, the largest item of most models.
+    """silu(gate) * up: 2 s N I = 39.8 MB, the largest item of most models.
 
-    The product keeps up for the gradient of gate, and silu(gate) for that of up; silu keeps gate.
+    model.Gate keeps both, and computes silu again.
     """
-    tensors = 0
-    if "gate" in needing:
-        tensors += 2
-    if "up" in needing:
-        tensors += 1
-    return Term("kept", "  SwiGLU", tensors * z.s * z.N * z.I, "3 s N I: gate, silu(gate), up",
-                "arXiv 2002.05202")
+    held = 2 * z.s * z.N * z.I if needing & {"gate", "up"} else 0
+    return Term("kept", "  SwiGLU", held, "2 s N I: gate, up", "arXiv 2002.05202")
 
 
 def layer_copies(z: Sizes, needing: set[str]) -> Term:
-    """16-bit copies of the float32 weights that are trained: 2 a / L = 2.9 MB.
+    """16-bit copies of the float32 weights in full fine-tuning: 2 W / L = 29.8 MB.
 
-    Of W in full fine-tuning; of B, for du; of A, for dx, if that is needed. None in float32.
+    Not if they are gathered in 16 bits (--fsdp).
     """
-    numbers = 0
-    for name in z.trained_maps:
-        size_in, size_out = z.shapes[name]
-        if z.full:
-            numbers += size_in * size_out
-        else:
-            numbers += z.r * size_out
-            if INPUT_OF[name] in needing:
-                numbers += z.r * size_in
-    held = 2 * numbers if z.s == 2 else 0
-    formula, source = ("2 W", "autocast") if z.full else ("2 a", "LoRALinear")
-    return Term("kept", "  16-bit copies", held, formula, source)
+    held = 2 * z.W // z.L if z.mixed and z.n == 1 else 0
+    return Term("kept", "  16-bit copies", held, "2 W", "autocast")
 
 
-# All take `needing`, although layer_inputs and layer_u ignore it, so that one loop can call them.
-LAYER_TERMS = (layer_norms, layer_inputs, layer_u, layer_attention, layer_swiglu, layer_copies)
+# All take `needing`, although some ignore it, so that one loop can call them.
+LAYER_TERMS = (
+    layer_norms, layer_inputs, layer_adapters, layer_attention, layer_swiglu, layer_copies)
 
 
 def activations(z: Sizes) -> list[Term]:
-    """What all layers keep, and the last norm: 2.848 GB, or 0.095 GB with checkpointing."""
+    """What all layers keep, and the last norm: 2.193 GB, or 0.092 GB with checkpointing."""
     terms = []
     for layer_term in LAYER_TERMS:
         lowest = layer_term(z, tensors_needing_gradient(z, lowest=True))
@@ -380,7 +418,8 @@ def activations(z: Sizes) -> list[Term]:
         if not z.config.gradient_checkpointing:
             held = lowest.bytes + (z.L - 1) * other.bytes
         if layer_term == layer_norms:
-            held += norm_keeps(z, z.C, out=z.t)         # the last norm
+            # the last norm is of the text alone, and keeps a view of all
+            held += norm_keeps(z, z.C, z.t) - 4 * z.config.micro_bs * z.virtual
         terms.append(other._replace(bytes=held))
 
     starts = z.t * z.N * z.C * z.L if z.config.gradient_checkpointing else 0
@@ -388,6 +427,9 @@ def activations(z: Sizes) -> list[Term]:
     if z.full:
         positions += 8 * z.N                            # ids, for the embedding's gradient
         formula += "; 8 N"
+    if z.virtual:
+        positions += 9 * z.N                            # which ids are virtual, and their rows of P
+        formula += "; 9 N"
     return [Term("kept", "  layers' inputs", starts, "t N C L", "arXiv 1604.06174"), *terms,
             Term("kept", "  positions, ids", positions, formula, "Transformer")]
 
@@ -449,23 +491,26 @@ def term_of_logits(z: Sizes) -> Term:
     held = max(softmax_bytes(z), next_softmax_bytes(z), dW_product_bytes(z)) + z.t * z.N * z.C
     if z.mixed:
         held += 2 * z.V * z.C       # autocast keeps 16-bit weights until the forward pass is over
-        if z.config.gradient_checkpointing:
+        if z.config.gradient_checkpointing and z.n == 1:
             held += 2 * z.W
     formula = f"8 x {z.m} V and more; uncut 4 N V = {4 * z.N * z.V / 1e9:.2f}"
     return Term("loss", "~ logits", held, formula, "LinearNLL")
 
 
 def term_of_layer_backwards(z: Sizes) -> Term:
-    """The gradients of silu(gate) and of up: 2 s N I = 39.8 MB, and what is held next to them:
+    """The gradients of gate and of up: 2 s N I = 39.8 MB, and what is held next to them:
 
     dNLL/dW in full fine-tuning, one dequantized weight in QLoRA, and with checkpointing the layer's
     activations.
     """
-    held, formula = 2 * z.s * z.N * z.I, "2 s N I: d silu, d up"
+    held, formula = 2 * z.s * z.N * z.I, "2 s N I: d gate, d up"
     if z.full:
         formula += ", 4 V C"
-        if z.c.tie_word_embeddings or z.config.grad_accum == 1:
-            held += z.dW            # dNLL/dW waits for the embedding's half, or is .grad already
+        # dNLL/dW waits for the embedding's half, or is .grad already, or waits to be cut
+        if z.c.tie_word_embeddings or z.passes == 1 or z.n > 1:
+            held += z.dW
+        if z.n > 1:             # the layer's gradients are whole, next to a float32 copy to be sent
+            held += (z.s + 4) * (z.P - z.E) / z.L
     if z.config.four_bits:
         # one dequantized weight: 2 bytes of indices or 16-bit form next to 4 of float32
         held += 6 * max(size_in * size_out for size_in, size_out in z.shapes.values())
@@ -484,8 +529,10 @@ def term_of_embedding_backwards(z: Sizes) -> Term:
     becomes .grad itself, so with one micro-batch there is one less.
     """
     copies = 2 if z.c.tie_word_embeddings else 1
-    if z.config.grad_accum == 1:
+    if z.passes == 1:
         copies -= 1
+    if z.n > 1:
+        copies = 2          # the unembedding's is whole, too, until this one is there
     return Term("end", "~ embedding's gradient", copies * z.dW,
                 "4 V C, next to dNLL/dW where tied", "nn.Embedding")
 
@@ -510,31 +557,35 @@ def term_of_update(z: Sizes) -> Term:
 
 # ----- the peak -----------------------------------------------------------------------------------
 
-def memory(c: ModelConfig, config: Config) -> list[Term]:
-    """What an optimizer step of `config` holds. Not all of it at once: see `at_peak`."""
-    z = Sizes(c, config)
-    return [term_of_weights(z), term_of_adapters(z), term_of_moments(z),
+def memory(c: ModelConfig, config: Config, gpus: int = 1) -> list[Term]:
+    """What an optimizer step of `config` holds on each of `gpus` GPUs.
+
+    Not all of it at once: see `at_peak`.
+    """
+    z = Sizes(c, config, gpus)
+    return [term_of_weights(z), term_of_gathered(z), term_of_adapters(z), term_of_moments(z),
             *terms_of_gradients(z), *activations(z),
             term_of_loss_gradients(z), term_of_logits(z), term_of_layer_backwards(z),
             term_of_embedding_backwards(z), term_of_update(z)]
 
 
-def at_peak(c: ModelConfig, config: Config) -> tuple[str, dict[str, float]]:
+def at_peak(c: ModelConfig, config: Config, gpus: int = 1) -> tuple[str, dict[str, float]]:
     """-> (the moment at which most is held, {kind: bytes then}). The bytes' sum is the peak.
 
     With one micro-batch per step no gradients exist before the backward pass, which frees
     activations as it makes gradients. With several, the earlier ones' gradients are there.
     """
-    terms, total = memory(c, config), Counter()
+    terms, total = memory(c, config, gpus), Counter()
     for term in terms:
         total[term.when] += term.bytes
     gradients = total["gradients"] + total["embedding"]
-    before = gradients if config.grad_accum > 1 else 0
+    before = gradients if passes(config.grad_accum, gpus) > 1 else 0
+    whole = total["gathered"]
     moments = {             # gradients, activations, temporary
-        "the loss": (before, total["kept"], total["loss"]),
-        "a layer's backward pass": (before, total["kept"], total["layer"]),
-        "the lowest layer's backward pass": (total["gradients"], 0, total["layer"]),
-        "the embedding's gradient": (gradients, 0, total["end"]),
+        "the loss": (before, total["kept"], total["loss"] + whole),
+        "a layer's backward pass": (before, total["kept"], total["layer"] + whole),
+        "the lowest layer's backward pass": (total["gradients"], 0, total["layer"] + whole),
+        "the embedding's gradient": (gradients, 0, total["end"] + whole),
         "the optimizer's step": (gradients, 0, total["step"])}
     moment = max(moments, key=lambda name: sum(moments[name]))
     held = {term.name: term.bytes for term in terms if term.when == "throughout"}
@@ -542,8 +593,8 @@ def at_peak(c: ModelConfig, config: Config) -> tuple[str, dict[str, float]]:
     return moment, held
 
 
-def peak_bytes(c: ModelConfig, config: Config) -> float:
-    return sum(at_peak(c, config)[1].values())
+def peak_bytes(c: ModelConfig, config: Config, gpus: int = 1) -> float:
+    return sum(at_peak(c, config, gpus)[1].values())
 
 
 def largest_micro_bs(c: ModelConfig, config: Config, size: float) -> int:
@@ -644,16 +695,16 @@ def make_stepper(c: ModelConfig, config: Config):
     model = Transformer.empty(c)
     # one weight at a time, as from_pretrained puts them and load_quantized quantizes them
     for name, p in list(model.named_parameters()):
-        model.put(name, torch.empty(p.shape, dtype=dtype, device=device).normal_(std=0.02),
-                  p.shape, "")
+        model.put(name, torch.empty(p.shape, dtype=dtype, device=device).normal_(std=0.02), "")
         if config.four_bits:
             quantize_layer(model, name.rpartition(".")[0])
     model.tie_weights()
     made = train.set_up(config, None, model)
     ids = torch.randint(c.vocab_size, (config.micro_bs, config.max_length))
     micro_batches = [(ids, ids)] * min(2, config.grad_accum)   # a third holds what the second holds
-    return lambda: train.optimizer_step(model, made.optimizer, made.scaler, micro_batches,
-                                        made.autocast, lr=1e-4, grad_clip=1.0)
+    return lambda: train.optimizer_step(
+        model, made.optimizer, made.scaler, micro_batches, made.autocast, lr=1e-4, grad_clip=1.0,
+        **train.method_hooks(made))
 
 
 def measure_two_steps(c: ModelConfig, config: Config) -> tuple[float, float]:
@@ -712,17 +763,23 @@ def gb(n: float, width: int = 0) -> str:
 
 
 def show_summary(c: ModelConfig, config: Config, on_gpu: Config):
-    """The three answers that most come for. The tables after it say how they come about."""
+    """The answers that most come for. The tables after it say how they come about."""
     checkpointed = replace(config, gradient_checkpointing=True)
     fits = [card for card in CARDS if largest_micro_bs(c, on_gpu, card * 1e9) >= config.micro_bs]
-    card = f"fits a GPU of {fits[0]} GB" if fits else f"fits no GPU of {CARDS[-1]} GB"
+    card = f"a card of {fits[0]} GB is enough" if fits else f"too much for {CARDS[-1]} GB"
     rate = config.lr            # what the method's file says, if it is none of the three
     if config.method in ("full", "lora", "qlora"):
         rate = starting_rate(c, config.method, config.max_steps, config.rank)
-    print(f"memory at the peak: {name_bytes(peak_bytes(c, config))} on {config.device}, "
-          f"{name_bytes(peak_bytes(c, checkpointed))} with --gradient_checkpointing\n"
-          f"in {on_gpu.dtype} it takes {name_bytes(peak_bytes(c, on_gpu))} and {card}\n"
-          f"a rate to begin with: --lr {rate:.1e}\n")
+    peak, less = peak_bytes(c, config), peak_bytes(c, checkpointed)
+    of_process = ""
+    if config.device == "cpu":
+        low, high = (name_bytes(BASELINE + n * peak) for n in (1, 2))
+        of_process = (f"RAM of the process: {low} with its libraries, up to {high} where freed "
+                      "memory stays as holes\n")
+    print(f"memory at the peak: {name_bytes(peak)} on {config.device}, {name_bytes(less)} with "
+          f"--gradient_checkpointing\n{of_process}"
+          f"on a GPU, in {on_gpu.dtype}: {name_bytes(peak_bytes(c, on_gpu))}; {card}\n"
+          f"a rate to start with: --lr {rate:.1e}; when it matters, also half and twice that\n")
 
 
 def name_bytes(n: float) -> str:
@@ -759,8 +816,9 @@ def show_memory(c: ModelConfig, config: Config):
     peak, peak_less = sum(held.values()), sum(held_less.values())
     print(f"  {'peak':<23}{peak / unit:8.3f}{peak_less / unit:10.3f}  "
           f"at {when}; checkpointed at {when_less}")
-    if config.method not in ("full", "qlora", "lora", "rslora", "loraplus"):
-        print("  what is trained is counted, the rest as LoRA's at this rank and on these targets")
+    z = Sizes(c, config)
+    if z.trained_maps and not z.full and not z.method.keeps:
+        print(f"  methods/{z.method.name}.py does not say what is kept next to the maps")
     # weight + gradient + moments. The 8 P often added for activations are a guess, because these
     # grow with the tokens and not with the parameters.
     P = count_parameters(c)
@@ -773,18 +831,31 @@ def show_methods(c: ModelConfig, config: Config):
     print(f"\ntrained parameters at --rank {config.rank}, --targets {config.targets}")
     for name in ("full", *RELATIVES):
         run = replace(config, method=name, nf4=False, options="")
-        formula = "P" if name == "full" else (
-            find_method(name).count.__doc__.partition("\n")[0].rstrip("."))
+        formula = "P" if name == "full" else first_line(find_method(name).count)
         print(f"  {name:<20}{method_parameters(c, run):>15,}  {formula}")
 
 
 def show_cards(c: ModelConfig, config: Config):
-    print(f"\n{'on a GPU, in ' + config.dtype:<27}{f'peak at {config.micro_bs}':>14}"
-          + "".join(f"{card:>9} GB" for card in CARDS) + "\n  the largest micro_bs that fits")
+    print(f"\n{'on a GPU, in ' + config.dtype:<23}{f'peak at {config.micro_bs}':>12}"
+          + "".join(f"{card:>6} GB" for card in CARDS) + "\n  the largest micro_bs that fits")
     for name, variant in each_method(config).items():
         fits = [largest_micro_bs(c, variant, card * 1e9) or "-" for card in CARDS]
-        print(f"  {name:<25}{gb(peak_bytes(c, variant), 11)} GB"
-              + "".join(f"{micro_bs:>12}" for micro_bs in fits))
+        print(f"  {name:<21}{gb(peak_bytes(c, variant), 9)} GB"
+              + "".join(f"{micro_bs:>9}" for micro_bs in fits))
+
+
+def show_gpus(c: ModelConfig, config: Config, numbers: list[int]):
+    """What each of several GPUs holds at the peak, and what it sends in a step."""
+    how = "shards (--fsdp)" if config.fsdp else "data parallel"
+    print(f"\n{how}, in {config.dtype}: GB on each GPU, and GB that it sends per step of "
+          f"{config.grad_accum} x {config.micro_bs} x {config.max_length} tokens\n" + " " * 25
+          + "".join(f"{n:>16} GPU" + ("s" if n > 1 else " ") for n in numbers))
+    for name, variant in each_method(config).items():
+        line = f"  {name:<23}"
+        for n in numbers:
+            sent = sum(sent_per_step(Sizes(c, variant, n), n).values())
+            line += f"{peak_bytes(c, variant, n) / 1e9:12.2f}{sent / 1e9:9.2f}"
+        print(line)
 
 
 def show_computation(c: ModelConfig, config: Config):
@@ -864,7 +935,7 @@ def draw_memory(c: ModelConfig, config: Config, path: Path):
         bars = ax.bar(list(held), heights, 0.6, tops, color=colour, label=kind, edgecolor="white",
                       linewidth=0.5)
         tops = [top + height for top, height in zip(tops, heights)]
-    ax.bar_label(bars, [f"{top:.3g}" for top in tops], padding=2)
+    ax.bar_label(bars, [f"{top:#.3g}".rstrip(".") for top in tops], padding=2)
     for card in CARDS:
         if card < 1.5 * max(tops):
             ax.axhline(card, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
@@ -883,11 +954,12 @@ def draw_memory(c: ModelConfig, config: Config, path: Path):
 # ----- the command --------------------------------------------------------------------------------
 
 TRAIN_FLAGS = ["model", "data", "supervise", "method", "nf4", "options", "rank", "targets",
-               "optimizer", "micro_bs", "grad_accum", "max_length", "max_steps", "dtype", "device"]
+               "optimizer", "micro_bs", "grad_accum", "max_length", "max_steps", "dtype", "device",
+               "fsdp"]
 
 
-def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool]:
-    """-> (the run, --plot, --measure). The run's data is None if no rank is to be planned.
+def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool, list[int]]:
+    """-> (the run, --plot, --measure, --gpus). Its data is None if no rank is to be planned.
 
     Raises UserError for a --plot that cannot be drawn.
     """
@@ -903,30 +975,39 @@ def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool]:
                         help="draw the memory of each method, without and with checkpointing")
     parser.add_argument("--measure", action="store_true",
                         help="make two of train.py's steps on random weights, and compare")
+    parser.add_argument("--gpus", metavar="N,N,N", default="", help=(
+        "what each of N GPUs holds and sends, data parallel or with --fsdp in shards"))
     flags = vars(parser.parse_args(argv))
     picture, measuring = flags.pop("plot"), flags.pop("measure")
+    gpus = [n for n in flags.pop("gpus").split(",") if n]
+    if not all(n.isdecimal() and 1 <= int(n) <= 2 ** 20 for n in gpus):
+        raise UserError(f"--gpus {','.join(gpus)}: it must be numbers of GPUs, such as 8 or 1,8,64")
     if picture and picture.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--plot {picture}: its name must end in .png, .svg or .pdf")
     if picture and not picture.parent.is_dir():
         raise UserError(f"--plot {picture}: there is no folder {picture.parent}")
-    return Config(**flags), picture, measuring
+    return Config(**flags), picture, measuring, [int(n) for n in gpus]
 
 
 def print_plan(argv=None):
-    asked, picture, measuring = parse_plan_flags(argv)
+    asked, picture, measuring, gpus = parse_plan_flags(argv)
     check_config(asked)
     config = settled(asked, n_train=1)
     dtype = "bfloat16" if asked.dtype == "auto" else config.dtype
     on_gpu = replace(config, device="cuda", dtype=dtype)
     c = ModelConfig.from_pretrained(config.model, quantized=config.four_bits)
     supervised = count_supervised_tokens(config) if config.data else None
-    show_summary(c, config, on_gpu)
-    show_sizes(c, config)
-    show_memory(c, config)
-    show_methods(c, config)
-    show_cards(c, on_gpu)
-    show_computation(c, config)
-    show_start(c, config, supervised)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        show_summary(c, config, on_gpu)
+        show_sizes(c, config)
+        show_memory(c, config)
+        show_methods(c, config)
+        show_cards(c, replace(on_gpu, fsdp=False))
+        if gpus:
+            show_gpus(c, on_gpu, gpus)
+        show_computation(c, config)
+        show_start(c, config, supervised)
+    print_fitted(printed.getvalue().rstrip("\n"))
     if measuring:
         show_measurement(c, config)
     if picture:

@@ -20,9 +20,9 @@ only those are in the curve. Where none does, it says "at the edge", and all are
 learning rate every run is drawn, and a point is the mean of the seeds that were run there.
 
 There, a ring marks the lowest mean that was measured. A triangle on the axis marks the best rate of
-one seed, from a parabola through its lowest point and the two neighbours, because the grid of rates
-is coarse. A seed with its best rate at the edge of its grid has no triangle. A cross near the top
-marks a rate at which a run diverged.
+one seed, by a parabola fit: through its lowest point and the two neighbours, because the grid of
+rates is coarse. The legend has the mean of the triangles. A seed with its best rate at the edge of
+its grid has none. A cross near the top marks a rate at which a run diverged.
 
 Where theory says something, thin grey lines show it: how the best rate goes with the rank, and when
 a rank has seen more than it can hold.
@@ -42,9 +42,10 @@ from plumbing.cli import flag, parse_flags, run_command
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import make_folder, read_json, replacing
 from plumbing.records import RUN, read_rows
+from plumbing.text import print_markdown
 from rates import find_best_rate
-from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, format_rate_multiple,
-                      format_rates, judge_claim, verdict_table)
+from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, geometric_mean,
+                      judge_claim, rate_multiples, verdict_table)
 
 # Importing matplotlib takes half a second, so only new_figure and draw_figures do it: --help and
 # --table answer at once.
@@ -55,7 +56,8 @@ from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, format
 # Each means the same in every figure, whatever else was run, and so does each marker. Arms that
 # differ in another setting (schedule ...) have one colour and marker, and lines of their own.
 
-BLACK, PLACES = "#000000", {"attention": "#D55E00", "mlp": "#CC79A7"}
+BLACK, GREY = "#000000", "#888888"
+PLACES = {"attention": ("#D55E00", "p"), "mlp": ("#CC79A7", "*")}
 # of rank 1, 2, 4 ... 256; other ranks have those of the nearest, and 512 begins again
 RANKS = (("#009E73", "^"), ("#F0E442", "P"), ("#999999", "v"), ("#56B4E9", "D"), ("#E69F00", "s"),
          ("#8C6D31", "<"), ("#0072B2", "o"), ("#332288", ">"), ("#882255", "h"))
@@ -68,8 +70,10 @@ LINES = ("--", ":")
 STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9.5,
          "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
          "legend.frameon": False, "legend.handlelength": 3.2, "lines.linewidth": 1.8,
-         "lines.markersize": 5, "figure.constrained_layout.use": True, "svg.hashsalt": "nanoLoRA",
+         "lines.markersize": 5, "figure.titlesize": 13, "figure.constrained_layout.use": True,
+         "figure.constrained_layout.wspace": 0.06, "svg.hashsalt": "nanoLoRA",
          "text.parse_math": False}          # a $ in a model's name is a $
+WIDTH, PANEL_HEIGHT, ROW_HEIGHT = 10, 4.6, 0.21     # inches: of a figure, its panels, a legend row
 
 
 def style_of(arm, name: str = "", **more) -> dict:
@@ -79,17 +83,13 @@ def style_of(arm, name: str = "", **more) -> dict:
     place. The line says with which other settings. The label says of how many rates the best was
     taken, and which seeds count: "r = 1 (3 to 5 rates, 2 of 3 seeds count)".
     """
-    details = arm.describe_rates()
-    if arm.describe_seeds():
-        details += f", {arm.describe_seeds()}"
-    if arm.n_diverged:
-        details += f", {arm.n_diverged} of {arm.n_runs} runs diverged"
-    style = {"label": f"{name or arm} ({details})", "markeredgecolor": "#333333",
+    style = {"label": f"{name or arm} ({arm.describe_grid()})", "markeredgecolor": "#333333",
              "markeredgewidth": 0.6}
     if arm.method == "full":
         style |= {"color": BLACK, "marker": "x", "markeredgecolor": BLACK, "markeredgewidth": 1.8}
     elif arm.targets in PLACES:
-        style |= {"color": PLACES[arm.targets], "marker": "p"}
+        style["color"], style["marker"] = PLACES[arm.targets]
+        style["markersize"] = 7
     else:
         style["color"], style["marker"] = RANKS[round(math.log2(arm.rank)) % len(RANKS)]
     if arm.variant:
@@ -99,14 +99,11 @@ def style_of(arm, name: str = "", **more) -> dict:
 
 # ----- what the figures are made of ---------------------------------------------------------------
 
-def new_figure(head: str, sweep, arms, panels=2, bands=True):
+def new_figure(head: str, sweep, arms, panels=2):
     """-> the figure and its axes, one for each panel. The title counts the runs of `arms`."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(12.5, 6))
-    title = f"{head}: {sweep.describe(arms)}"
-    if bands and any(arm.has_seed.sum() > 1 for arm in arms):
-        title += " (bands: from the smallest to the largest)"
-    figure.suptitle(title, fontsize=13)
+    figure = Figure(figsize=(WIDTH, PANEL_HEIGHT))
+    figure.suptitle(f"{head}: {sweep.describe(arms)}")
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 
@@ -126,53 +123,120 @@ def draw_curve(ax, x, values: np.ndarray, **style):
                         linewidth=0)
 
 
+def key_line(label: str, **style):
+    """A grey entry of a legend: what a line or a mark means, whatever its colour."""
+    from matplotlib.lines import Line2D
+    return Line2D([], [], **{"color": GREY, "linestyle": "", "label": label} | style)
+
+
+def key_area(label: str, alpha: float):
+    """The same for an area."""
+    from matplotlib.patches import Patch
+    return Patch(facecolor=BLACK, alpha=alpha, label=label)
+
+
+def keys_of_bands(arms) -> list:
+    """What the bands are, if there are any."""
+    if any(arm.has_seed.sum() > 1 for arm in arms):
+        return [key_area("from the lowest seed to the highest", 0.15)]
+    return []
+
+
+def add_legend(figure, handles: list, keys=()):
+    """The legend below all panels, where it hides nothing: arms, then what marks mean.
+
+    The figure grows by its rows, so that the panels keep their height.
+    """
+    handles = [*handles, *keys]
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = 3 if longest < 39 and len(handles) > 4 else 2
+    figure.set_figheight(PANEL_HEIGHT + ROW_HEIGHT * math.ceil(len(handles) / columns))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def labelled(*panels) -> list:
+    """What a legend shows: the lines of all panels that have a label, each label once."""
+    lines = {line.get_label(): line for ax in panels for line in ax.get_lines()}
+    return [line for label, line in lines.items() if not label.startswith("_")]
+
+
+def label_ticks(axis, sign: str = ""):
+    """Ticks at round numbers, all with two decimals or, where they are closer, more.
+
+    sign: "+" to write it also before a number above zero.
+    """
+    axis.get_major_locator().set_params(nbins=7, steps=[1, 2, 5, 10])
+
+    def write(y, _):
+        step = float(np.diff(axis.get_majorticklocs()).min())
+        decimals = max(2, -math.floor(math.log10(step) + 1e-6))
+        if abs(y) < step / 2:
+            return f"{0:.{decimals}f}"
+        return f"{y:{sign}.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+    axis.set_major_formatter(write)
+
+
 def scale_nll_axis(ax, label: str = "test NLL, nats per token"):
     """Label the axis, and make it logarithmic if it covers more than a factor of two."""
-    low, high = ax.dataLim.intervaly
-    if 0 < 2 * low < high:      # a label at 1, 1.5, 2, 3 ... of each decade
-        ax.set_yscale("log")
-        ax.yaxis.get_major_locator().set_params(subs=(1, 1.5, 2, 3, 4, 5, 6, 7, 8))
-        ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-        ax.yaxis.set_minor_formatter("")
     ax.set_ylabel(label)
+    low, high = ax.dataLim.intervaly
+    if not 0 < 2 * low < high:
+        label_ticks(ax.yaxis)
+        return
+    # labels at 1, 1.5, 2, 3 ... of each decade; at fewer where these would be too close
+    subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if high < 5 * low else (1, 1.5, 2, 3, 5, 7)
+    ax.set_yscale("log")
+    ax.yaxis.get_major_locator().set_params(subs=subs if high < 20 * low else (1, 2, 5))
+    ax.yaxis.set_major_formatter(lambda y, _: f"{y:.2f}")
+    ax.yaxis.set_minor_formatter("")
 
 
-def draw_best(ax, sweep, styles: dict[Arm, dict], note: str):
-    """Best of sweep against steps. The legend stands below both panels, where it hides nothing."""
+def scale_steps_axis(ax, label: str = "steps"):
+    ax.xaxis.get_major_locator().set_params(nbins=5, steps=[1, 2, 5, 10], integer=True)
+    ax.set_xlabel(label)
+
+
+def draw_best(ax, sweep, styles: dict[Arm, dict]):
+    """Best of sweep against steps."""
     for arm, style in styles.items():
         draw_curve(ax, sweep.steps[1:], arm.curves[:, 1:], **style)
-    every = math.ceil(len(sweep.steps[1:]) / 12)        # at most twelve labels on the axis
-    ax.set(xlabel=f"steps ({note})", title="best of sweep", xticks=sweep.steps[1::every])
+    base = np.nanmean([arm.curves[:, 0] for arm in styles])
+    scale_steps_axis(ax, f"steps (step 0 is not drawn: {base:.2f})")
+    ax.set_title("best of sweep")
     scale_nll_axis(ax)
-    longest = max(len(style["label"]) for style in styles.values())
-    columns = 2 if len(styles) <= 4 or longest > 45 else 3
-    ax.figure.legend(loc="outside lower center", ncols=columns)
 
 
-def finish_gap_axis(ax, **labels):
+def finish_gap_axis(ax):
     """The axis of gaps to full fine-tuning: its line at 0, and signs."""
     ax.axhline(0, color=BLACK, linewidth=1.8)
-    ax.yaxis.set_major_formatter(lambda y, _: f"{y:+g}" if y else "0")
-    ax.set(ylabel="nats per token above full fine-tuning", **labels)
+    label_ticks(ax.yaxis, "+")
+    ax.set_ylabel("nats per token above full fine-tuning")
 
 
-def curves_figure(head: str, sweep, arms: list[Arm], choose_style=style_of):
-    """Left: best of sweep against steps. Right: how far it lies above full fine-tuning."""
+def curves_figure(head: str, sweep, arms: list[Arm], choose_style=style_of, mark=None):
+    """Left: best of sweep against steps. Right: how far it lies above full fine-tuning.
+
+    mark(ax): draws what else is to be seen on the right -> the legend's keys for it.
+    """
     full = sweep.full_arm()
     styles = {arm: choose_style(arm) for arm in (full, *arms) if arm}
-    figure, (left, right) = new_figure(head, sweep, styles)
-    base = np.nanmean([arm.curves[:, 0] for arm in arms])
-    draw_best(left, sweep, styles, f"the base, at step 0: {base:.3f}")
-    if not full:
-        right.set_axis_off()
-        return figure
-    for arm in arms:
-        style = styles[arm] | {"label": None}       # the legend has it from the left panel
-        draw_curve(right, sweep.steps[1:], (arm.curves - full.curves)[:, 1:], **style)
-    margin = MARGIN * sweep.full_gain()
-    right.axhspan(-margin, margin, color=BLACK, alpha=0.08, linewidth=0)
-    finish_gap_axis(right, xlabel="steps", xticks=left.get_xticks(),
-                    title=f"the same, less full fine-tuning (grey: {MARGIN:.0%} of its gain)")
+    figure, panels = new_figure(head, sweep, styles, panels=2 if full else 1)
+    keys = keys_of_bands(styles)
+    draw_best(panels[0], sweep, styles)
+    if full:
+        right = panels[1]
+        for arm in arms:
+            style = styles[arm] | {"label": None}       # the legend has it from the left panel
+            draw_curve(right, sweep.steps[1:], (arm.curves - full.curves)[:, 1:], **style)
+        margin = MARGIN * sweep.full_gain()
+        right.axhspan(-margin, margin, color=BLACK, alpha=0.08, linewidth=0)
+        keys.append(key_area(f"within {MARGIN:.0%} of full fine-tuning's gain", 0.08))
+        finish_gap_axis(right)
+        scale_steps_axis(right)
+        right.set_title("minus full fine-tuning")
+        keys += mark(right) if mark else []
+    add_legend(figure, labelled(panels[0]), keys)
     return figure
 
 
@@ -187,25 +251,55 @@ def rates_figure(head: str, sweep, panels: dict[str, list[Arm]]):
         ax.sharey(axes[0])
         for i, arm in enumerate(arms):
             draw_rates(ax, arm, full, cross_height=0.97 - 0.035 * i)
-        scale_nll_axis(ax, f"test NLL after {sweep.steps[-1]:g} steps, nats per token")
-        ax.set(xscale="log", title=title, xlabel="learning rate (ring: the lowest; cross: diverged;"
-               "\ntriangles: each seed's best by a parabola, and in the legend their mean)")
-        ax.set_ymargin(0.25)        # room for the crosses
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2 // len(panels))
+        finish_rates_axis(ax, sweep)
+        ax.set_title(title)
+    add_legend(figure, labelled(*axes), [*keys_of_rates(shown), *keys_of_bands(shown)])
     return figure
 
 
-def draw_rates(ax, arm, full: Arm | None, cross_height: float, **style):
-    """One arm: its curve over the rates, ring, triangles and crosses.
+def finish_rates_axis(ax, sweep):
+    scale_nll_axis(ax, f"test NLL after {sweep.end}, nats per token")
+    ax.set_ymargin(0.25)        # room for the crosses
+    ax.set_xlabel("learning rate")
+    make_logarithmic(ax, write_power)
+
+
+def make_logarithmic(ax, write):
+    """Make x logarithmic, with a label write(x) at each power of ten, or at 1, 2, 5, 10, 20 ..."""
+    low, high = ax.dataLim.intervalx
+    ax.set_xscale("log")
+    ax.xaxis.get_major_locator().set_params(subs=(1,) if high > 50 * low else (1, 2, 5))
+    ax.xaxis.set_major_formatter(lambda x, _: write(x))
+    ax.xaxis.set_minor_formatter("")
+
+
+def write_power(x: float) -> str:
+    """0.0002 -> 2 x 10^-4, as matplotlib sets it."""
+    digit, _, power = f"{x:.0e}".partition("e")
+    factor = "" if digit == "1" else rf"{digit}\times"
+    return f"${factor}10^{{{int(power)}}}$"
+
+
+def keys_of_rates(arms) -> list:
+    """What draw_rates marks; crosses only where a run diverged."""
+    keys = [key_line("lowest mean", marker="o", markersize=11, markerfacecolor="none"),
+            key_line("best rate of a seed, parabola fit", marker="^", markersize=9)]
+    if any(arm.n_diverged for arm in arms):
+        keys.append(key_line("a run diverged", marker="X", markersize=9))
+    return keys
+
+
+def draw_rates(ax, arm, full: Arm | None, cross_height: float, name: str = "", **style):
+    """One arm: its curve over the rates, ring, triangles and crosses. name: else the arm's own.
 
     Arms may diverge at the same rate, so each has a `cross_height` of its own, from 0 to 1.
     """
-    label = f"{arm}: best {format_rates(arm.best.vertex[arm.shown])}"
+    label = f"{name or arm}: best {geometric_mean(arm.best.vertex[arm.shown]):.1e}"
     if arm.describe_seeds():
         label += f", {arm.describe_seeds()}"
-    multiple = format_rate_multiple(arm, full)
-    if multiple:
-        label += f", {multiple} x full's"
+    multiples = rate_multiples(arm, full)
+    if len(multiples):
+        label += f", {geometric_mean(multiples):.1f} x full's"
     last = arm.nll[:, :, -1]                                                # (S, R)
     style = style_of(arm, label=label, **style)
     color = style["color"]
@@ -226,13 +320,22 @@ def draw_rates(ax, arm, full: Arm | None, cross_height: float, **style):
 def plot_rank(sweeps):
     """LoRA on all layers at every rank. A high rank should stay in the grey, a low one above it."""
     arms = sweeps.usual.lora_arms()
-    return curves_figure("Finding 1, rank", sweeps.usual, arms) if arms else None
+    if not is_finding(sweeps, arms):
+        return None
+    return curves_figure("Finding 1, rank", sweeps.usual, arms)
+
+
+def is_finding(sweeps, arms: list[Arm]) -> bool:
+    """Whether there is something to compare: full fine-tuning with a rank, or two ranks."""
+    return len(arms) > (0 if sweeps.usual.full_arm() else 1)
 
 
 def plot_rates(sweeps):
     """A U for each rank with three rates or more. How far right of full fine-tuning is it?"""
     arms = [arm for arm in sweeps.usual.lora_arms() if len(arm.lrs) > 2]
-    return rates_figure("Finding 2, learning rate", sweeps.usual, {"": arms}) if arms else None
+    if not is_finding(sweeps, arms):
+        return None
+    return rates_figure("Finding 2, learning rate", sweeps.usual, {"": arms})
 
 
 def plot_batch_sizes(sweeps):
@@ -246,13 +349,15 @@ def plot_batch_sizes(sweeps):
         return None
     sweep = compared[0]
     shown = [arm for pair in sweep.pairs_by_batch().values() for arm in pair]
-    figure, axes = new_figure("Finding 3, batch size", sweep, shown, len(compared), bands=False)
+    figure, axes = new_figure("Finding 3, batch size", sweep, shown, len(compared))
     for ax, sweep in zip(axes, compared):
         ax.sharey(axes[0])
         draw_gaps(ax, sweep)
-    figure.supxlabel("small points: seeds; bars: where the gap lies by the rule of verdicts.py, "
-                     "thick for the seeds, thin with what the grid of rates leaves open",
-                     fontsize=11)
+    add_legend(figure, [
+        key_line("mean over the seeds", marker="o", markersize=7),
+        key_line("a seed", marker="."),
+        key_line("where the gap lies, by the seeds", linestyle="-", linewidth=7, alpha=0.4),
+        key_line("and with what the rates leave open", linestyle="-")])
     return figure
 
 
@@ -273,8 +378,8 @@ def draw_gaps(ax, sweep):
             ends = [[mean - verdict.low], [verdict.high - mean]]
             ax.errorbar([batch], [mean], ends, capsize=5, **style)
     note = f" (no bracketed rate at {', '.join(at_edge)})" if at_edge else ""
-    title = f"{lora} less full fine-tuning, after {sweep.end} each"
-    finish_gap_axis(ax, xlabel=f"batch, samples{note}", title=title)
+    finish_gap_axis(ax)
+    ax.set(title=f"{lora}, after {sweep.end}", xlabel=f"batch, samples{note}")
     ax.set_xscale("log", base=2)
     ax.set_xticks(list(pairs), [f"{batch:g}" for batch in pairs])
 
@@ -318,42 +423,48 @@ def plot_rank_rates(sweeps):
     """
     sweep, panels = sweeps.usual, {}
     for arms, name, powers in (
-            (sweep.fixed_alpha_arms(), "alpha fixed", {"theory, all alike: no change": 0.0,
-                                                       "theory, random signs: r^(1/2)": 0.5}),
-            (sweep.lora_arms(), "alpha = r", {"theory, all alike: 1 / r": -1.0,
-                                              "theory, random signs: r^(-1/2)": -0.5})):
+            (sweep.fixed_alpha_arms(), "alpha fixed", (0.0, 0.5)),
+            (sweep.lora_arms(), "alpha = r", (-1.0, -0.5))):
         arms = [arm for arm in arms if arm.counts.any()]
         if len(arms) > 1:
             panels[name] = arms, powers
     if not panels:
         return None
     shown = {arm for arms, _ in panels.values() for arm in arms}
-    figure, axes = new_figure("Best rate against rank", sweep, shown, len(panels), bands=False)
+    figure, axes = new_figure("Best rate against rank", sweep, shown, len(panels))
     for ax, (name, (arms, powers)) in zip(axes, panels.items()):
         ax.sharey(axes[0])
         draw_rank_rates(ax, arms, powers)
-        ax.set(title=name, xlabel="rank (triangles: seeds; bars: what the grid of rates leaves "
-               "open;\ngrey: theory, drawn through the lowest rank)", ylabel="best rate")
+        ax.set(title=name, xlabel="rank", ylabel="best learning rate")
+    add_legend(figure, [
+        key_line("a seed, parabola fit", marker="^", markersize=7),
+        key_line("what the grid of rates leaves open", linestyle="-"),
+        key_line("theory, terms alike: no change, or 1 / r", linestyle=LINES[0], linewidth=1),
+        key_line("theory, random signs: r^(±1/2)", linestyle=LINES[1], linewidth=1)])
     return figure
 
 
-def draw_rank_rates(ax, arms: list[Arm], powers: dict[str, float]):
-    """powers: {what is assumed: the power of the rank that the best rate then goes with}."""
+def draw_rank_rates(ax, arms: list[Arm], powers: tuple[float, float]):
+    """powers: of the rank that the best rate goes with if the terms are alike, if they are random.
+
+    Both lines begin at the lowest rank.
+    """
     ranks = np.array([arm.rank for arm in arms])
     for arm in arms:
         best, style = arm.best, style_of(arm, label=None, marker="^", linestyle="")
         vertices = best.vertex[arm.counts]
-        mean, error = math.exp(np.log(vertices).mean()), math.exp(best.error[arm.counts].max())
+        mean, error = geometric_mean(vertices), math.exp(best.error[arm.counts].max())
         ax.plot([arm.rank] * len(vertices), vertices, **style)
         ax.vlines(arm.rank, mean / error, mean * error, color=style["color"])
-    first = math.exp(np.log(arms[0].best.vertex[arms[0].counts]).mean())
-    for line, (text, power) in zip(LINES, powers.items()):
-        ax.plot(ranks, first * (ranks / ranks[0]) ** power, line, color="#888888", linewidth=1,
-                label=text)
-    ax.legend()
+    first = geometric_mean(arms[0].best.vertex[arms[0].counts])
+    for line, power in zip(LINES, powers):
+        ax.plot(ranks, first * (ranks / ranks[0]) ** power, line, color=GREY, linewidth=1)
     ax.set(xscale="log", yscale="log")
     ax.set_xticks(ranks, [f"{rank:g}" for rank in ranks], minor=False)
     ax.set_xticks([], minor=True)
+    ax.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+    ax.yaxis.set_major_formatter(lambda y, _: f"{y:.6f}".rstrip("0"))
+    ax.yaxis.set_minor_formatter("")
 
 
 def plot_capacity(sweeps, supervised: float = 1.0):
@@ -371,22 +482,23 @@ def plot_capacity(sweeps, supervised: float = 1.0):
     arms = long.lora_arms() if long else []
     if not arms or not long.full_arm():
         return None
-    figure = curves_figure("Capacity", long, arms)
-    right, lines = figure.axes[1], []
-    for arm in arms:
-        color = style_of(arm)["color"]
-        step = np.nanmean(long.leaving_steps(arm))
-        if step < long.steps[-1]:
-            lines.append(right.axvline(step, color=color, linestyle=":",
-                                       label=f"{arm} leaves at step {step:.0f}"))
-        bits_seen, bits_held = supervised * arm.tokens, 2 * arm.trainable
-        if bits_seen[-1] > bits_held:
-            step = np.interp(bits_held, bits_seen, long.steps)
-            lines.append(right.axvline(step, color=color, linestyle="--", linewidth=1,
-                                       label=f"{arm} is full at step {step:.0f}, in theory"))
-    if lines:
-        right.legend(handles=lines, frameon=True)
-    return figure
+
+    def mark(ax) -> list:
+        lines = []
+        for arm in arms:
+            color = style_of(arm)["color"]
+            step = np.nanmean(long.leaving_steps(arm))
+            if step < long.steps[-1]:
+                lines.append(ax.axvline(step, color=color, linestyle=":",
+                                        label=f"{arm} leaves at step {step:.0f}"))
+            bits_seen, bits_held = supervised * arm.tokens, 2 * arm.trainable
+            if bits_seen[-1] > bits_held:
+                step = np.interp(bits_held, bits_seen, long.steps)
+                lines.append(ax.axvline(step, color=color, linestyle="--", linewidth=1,
+                                        label=f"{arm} is full at step {step:.0f}, in theory"))
+        return lines
+
+    return curves_figure("Capacity", long, arms, mark=mark)
 
 
 def plot_methods(sweeps):
@@ -400,15 +512,15 @@ def plot_methods(sweeps):
         series = {"lora": loras} | series
     arms = [arm for some in series.values() for arm in some]
     figure, (left, right) = new_figure("Methods", sweep, [full, *arms] if full else arms)
-    draw_sizes(left, sweep, series)
+    keys = draw_sizes(left, sweep, series)
     for i, some in enumerate(series.values()):
         color, marker = SERIES[i % len(SERIES)]
         for j, arm in enumerate(some):
-            draw_rates(right, arm, None, 0.97 - 0.03 * i, color=color, marker=marker,
+            name = f"lora, {arm}" if arm.method == "lora" else ""
+            draw_rates(right, arm, None, 0.97 - 0.03 * i, name, color=color, marker=marker,
                        alpha=1 - 0.25 * j / len(some))
-    right.set(xscale="log", xlabel="learning rate (ring: the lowest; triangles: seeds)")
-    scale_nll_axis(right, f"test NLL after {sweep.end}, nats per token")
-    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, fontsize=8)
+    finish_rates_axis(right, sweep)
+    add_legend(figure, labelled(right), [*keys, *keys_of_rates(arms), *keys_of_bands(arms)])
     return figure
 
 
@@ -424,19 +536,17 @@ def plot_arms(sweeps):
     arms = sorted((arm for arm in sweep.arms if arm.batch == sweep.batch), key=str)
     looks = {arm: {"color": color, "marker": marker}
              for arm, (color, marker) in zip(arms, itertools.cycle(SERIES))}
-    return arms_figure("Arms", sweep, looks) if len(arms) > 1 else None
+    return arms_figure("Arms", sweep, looks) if sum(arm.n_runs for arm in arms) > 1 else None
 
 
 def arms_figure(head: str, sweep, looks: dict[Arm, dict]):
     """Left: best of sweep. Right: against the rate. looks: {arm: what its style has instead}."""
     figure, (left, right) = new_figure(head, sweep, looks)
-    base = np.nanmean([arm.curves[:, 0] for arm in looks])
-    draw_best(left, sweep, {arm: style_of(arm, **look) for arm, look in looks.items()},
-              f"the base, at step 0: {base:.3f}")
+    draw_best(left, sweep, {arm: style_of(arm, **look) for arm, look in looks.items()})
     for i, (arm, look) in enumerate(looks.items()):
         draw_rates(right, arm, None, cross_height=0.97 - 0.03 * i, **look)
-    right.set(xscale="log", xlabel="learning rate (ring: the lowest; triangles: seeds)")
-    scale_nll_axis(right, f"test NLL after {sweep.end}, nats per token")
+    finish_rates_axis(right, sweep)
+    add_legend(figure, labelled(right), [*keys_of_rates(looks), *keys_of_bands(looks)])
     return figure
 
 
@@ -448,30 +558,38 @@ def plot_targets(sweeps):
         return None
     arms = [arm for some in series.values() for arm in some]
     figure, (left, right) = new_figure("Targets", sweep, arms)
-    draw_sizes(left, sweep, series)
+    keys = draw_sizes(left, sweep, series)
     draw_sizes(right, sweep, series, lambda arm: arm.rank, "rank")
-    left.get_legend().remove()
+    ranks = sorted({arm.rank for arm in arms})
+    right.set_xticks(ranks, [f"{rank:g}" for rank in ranks])
+    right.set_xticks([], minor=True)
+    add_legend(figure, left.containers, keys)
     return figure
 
 
 def draw_sizes(ax, sweep, series: dict[str, list[Arm]], size=lambda arm: arm.trainable,
-               label: str = "trained parameters"):
-    """Test NLL at the best rate against size(arm): a line for each of `series`, full below."""
+               label: str = "trained parameters") -> list:
+    """Test NLL at the best rate against size(arm): a line for each of `series`, full below.
+
+    -> the legend's keys for the bars and for full.
+    """
+    keys = []
     for (name, arms), (color, marker) in zip(series.items(), itertools.cycle(SERIES)):
         nll = [drop_nan(arm.best.nll[arm.shown]) for arm in arms]
         mean = np.array([some.mean() for some in nll])
         ends = [mean - [some.min() for some in nll], [some.max() for some in nll] - mean]
+        ends = np.maximum(ends, 0)          # rounding can take a mean past the smallest
         edge = "" if all(arm.counts.any() for arm in arms) else " (a best rate at the edge)"
         ax.errorbar([size(arm) for arm in arms], mean, ends, color=color, marker=marker, capsize=3,
                     linewidth=1.2, label=f"{name}{edge}")
     full = sweep.full_arm()
     if full:
-        ax.axhline(np.nanmean(full.best.nll[full.shown]), color=BLACK, linestyle="--",
-                   linewidth=1.2, label="full")
-    ax.set(xscale="log", xlabel=f"{label} (bars: from the smallest seed to the largest)",
-           title=f"at the best rate, after {sweep.end}")
+        keys.append(ax.axhline(np.nanmean(full.best.nll[full.shown]), color=BLACK, linestyle="--",
+                               linewidth=1.2, label="full fine-tuning"))
+    ax.set(xlabel=label, title=f"at the best rate, after {sweep.end}")
+    make_logarithmic(ax, format_parameters)
     scale_nll_axis(ax)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, fontsize=8)
+    return keys
 
 
 FIGURES = {"finding1": plot_rank, "finding2": plot_rates, "finding3": plot_batch_sizes,
@@ -527,12 +645,13 @@ def main(argv=None):
     # If both arms of a gap diverged it is inf - inf. That is nan, as it should be.
     with errors_in_one_line(), np.errstate(invalid="ignore"):
         args = parse_flags(Settings, "plot.py", __doc__, argv)
-        is_run = [(folder / "log.csv").exists() for folder in args.folders]
+        is_run = [(folder / "log.csv").exists() or (folder / "run.json").exists()
+                  for folder in args.folders]
         if all(is_run) and not args.table:
             plot_runs(args)
         elif len(args.folders) > 1 or args.watch:
             other = args.folders[is_run.index(False)] if False in is_run else args.folders[0]
-            raise UserError(f"{other} is no run of train.py (it has no log.csv): several folders, "
+            raise UserError(f"{other} is no run of train.py (it has no run.json): several folders, "
                             "and --watch, are for runs")
         else:
             plot_sweep(args)
@@ -541,14 +660,17 @@ def main(argv=None):
 def plot_runs(args):
     """Draw the curves of train.py's runs; --watch: until all have ended."""
     folders = args.folders
-    out = make_folder(args.out or (folders[0] if len(folders) == 1 else folders[0].parent))
+    out = make_folder(args.out or common_place(folders))
     path, drawn = out / curves.FILE, None
     if args.watch:
         with replacing(out / "watch.html") as part:
             part.write_text(WATCH_PAGE, encoding="utf-8")
         print(f"open {out / 'watch.html'} in a browser; Ctrl-C stops")
     while True:
-        last = [read_rows(folder / "log.csv")[-1] for folder in folders]
+        waits = [folder for folder in folders if not (folder / "log.csv").exists()]
+        if waits and not args.watch:
+            raise UserError(f"{waits[0]} has no evaluation yet; --watch waits for it")
+        last = drawn if waits else [read_rows(folder / "log.csv")[-1] for folder in folders]
         if last != drawn:
             curves.draw_runs(folders, path)
             print(f"{path}: step {', '.join(str(row['step']) for row in last)}", flush=True)
@@ -556,6 +678,15 @@ def plot_runs(args):
         if not args.watch or all(has_ended(folder) for folder in folders):
             return
         time.sleep(2)
+
+
+def common_place(runs: list[Path]) -> Path:
+    """The folder of one run, or the one that all of several lie in."""
+    if len(runs) == 1:
+        return runs[0]
+    if len({run.resolve().parent for run in runs}) > 1:
+        raise UserError("the runs lie in different folders; --out says where their figure goes")
+    return runs[0].parent
 
 
 WATCH_PAGE = ('<meta http-equiv="refresh" content="3"><title>nanoLoRA</title>'
@@ -575,14 +706,14 @@ def plot_sweep(args):
     for sweeps in selected:
         model, data = sweeps.usual.model, sweeps.usual.data
         if args.table:
-            print(verdict_table(sweeps))
+            print_markdown(verdict_table(sweeps))
             continue
         prefix = f"{Path(model).name}_{Path(data).name}_" if len(selected) > 1 else ""
         paths = draw_figures(sweeps, args.out or folder, prefix, args.supervised)
         if not paths:
             raise UserError(f"{folder} has {count_noun(len(runs), 'run')} of {model} on {data}, "
-                            "but none that make one of the figures: LoRA at one rank or more on "
-                            "all layers, with several learning rates each (sweep.py), does")
+                            "and a figure compares two or more: other rates or ranks (sweep.py). "
+                            "--table shows what there is")
         for path in paths:
             print(f"{path} (and .svg)")
 

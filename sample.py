@@ -30,7 +30,7 @@ from methods import open_adapter, switch_adapter
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.device import DTYPES
 from plumbing.errors import UserError, errors_in_one_line, interruption
-from plumbing.files import NANO_BASE, replacing, resolve
+from plumbing.files import NANO_BASE, read_json, replacing, resolve
 from plumbing.text import escape_markdown, replace_control, terminal_table, wrap_text
 
 CHAT_HELP = """/reset          forget the conversation
@@ -111,8 +111,13 @@ def check_sampling(settings):
         raise UserError(f"--markdown {settings.markdown}: there is no such folder")
     if settings.markdown and Path(settings.markdown).is_dir():
         raise UserError(f"--markdown {settings.markdown} is a folder; give the name of a file")
+    # what is missing shows now, before a model is loaded and answers
+    for folder in settings.adapter.values():
+        read_json(Path(folder) / "adapter_config.json")
     for folder in settings.against.values():
-        resolve(folder)                 # say what is missing before the others have answered
+        resolve(folder)
+    if settings.data:
+        dataset.find_dataset(settings.data)
 
 
 # ----- how tokens are chosen ----------------------------------------------------------------------
@@ -164,7 +169,7 @@ def run_chat(settings, model, tokenizer, adapters: dict, system: list[dict]):
                 active = answer_with(model, adapters, name, active, merge=not settings.nf4)
             elif command == "/reset":
                 messages = [*system]
-                print_note("the conversation begins again")
+                print_note("the conversation starts over")
             elif command == "/help":
                 print_note(CHAT_HELP.format(", ".join(adapters)))
             elif command in ("/quit", "/exit"):

@@ -31,6 +31,7 @@ OPTIMIZER_NAMES = ("adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 SUPERVISE = ("last", "all")
 SCHEDULES = ("constant", "cosine", "linear")
+FULL_LR = 2e-5      # of full fine-tuning, if --lr is not given; the others' are in their files
 LESS_MEMORY = ("lower --micro_bs (and raise --grad_accum as much), or --max_length, or add "
                "--gradient_checkpointing")
 
@@ -63,7 +64,8 @@ class Config:
         "remedy for over-fitting; of lora and qlora alone", at_least=0, at_most=0.9)
     lr: float = flag(
         None, "learning rate; default: 2e-4 for lora and qlora (a start for r near 64 with "
-        "alpha = r; lower ranks want more), 2e-5 for full, and what a relative's file says",
+        "alpha = r; lower ranks want more), 2e-5 for full. The others want other rates, some of "
+        "them 10 times LoRA's: leave --lr out at first, and their own is taken and printed",
         above=0, group="optimization")
     schedule: str = flag("constant", "of the learning rate, after warm-up", choices=SCHEDULES)
     warmup_ratio: float = flag(
@@ -102,12 +104,15 @@ class Config:
     gradient_checkpointing: bool = flag(
         False, "keep only the layers' inputs and compute the rest again: much less memory, for up "
         "to a third more computation, with LoRA up to a half")
+    fsdp: bool = flag(
+        False, "each of torchrun's N processes keeps 1 / N of every weight instead of all of it: "
+        "for models that do not fit on one GPU; much more is sent in each step")
     keep: str = flag(
         "last", "which weights are saved: of the last step, or of the lowest test NLL",
         choices=("last", "best"), group="files")
     out: str = flag(None, "folder of the run; default: out/<run>")
     resume: bool = flag(False, "go on where the run in --out stopped; begin if there is none")
-    overwrite: bool = flag(False, "delete the run that is in --out, and begin again")
+    overwrite: bool = flag(False, "delete the run that is in --out, and start over")
 
     @property
     def batch_eff(self) -> int:
@@ -129,9 +134,10 @@ class Config:
         """The settings that decide the result of a settled run: what its name is a hash of.
 
         Left out is what should not change a result beyond rounding: how a batch is cut into
-        micro-batches, the device, compilation, checkpointing, where the optimizer's moments are
-        kept. How often and on how much is evaluated is in it, because that decides the rows of
-        log.csv. A setting that is not in it has its default, or the method does not have it.
+        micro-batches, the device, compilation, checkpointing, where weights and the optimizer's
+        moments are kept. How often and on how much is evaluated is in it, because that decides the
+        rows of log.csv. A setting that is not in it has its default, or the method does not have
+        it.
         """
         named = {name: getattr(self, name) for name in HASHED} | {"batch_eff": self.batch_eff}
         named["optimizer"] = self.optimizer.removeprefix("paged_")
@@ -177,8 +183,8 @@ class Config:
 HASHED = ("model", "data", "method", "rank", "alpha", "targets", "lr", "schedule", "warmup_ratio",
           "optimizer", "weight_decay", "grad_clip", "max_steps", "eval_steps", "eval_samples",
           "max_length", "seed", "dtype")
-NOT_HASHED = ("micro_bs", "grad_accum", "device", "compile", "gradient_checkpointing", "out",
-              "resume", "overwrite", "epochs")
+NOT_HASHED = ("micro_bs", "grad_accum", "device", "compile", "gradient_checkpointing", "fsdp",
+              "out", "resume", "overwrite", "epochs")
 
 
 def parse(argv=None, doc: str = "") -> Config:
@@ -202,6 +208,9 @@ def check_config(config: Config):
     if config.dropout and config.adapter_method != "lora":
         raise UserError(f"--dropout is of LoRA's input, and --method {config.method} does not have "
                         "it; leave it out, or take --method lora")
+    if config.fsdp and config.method == "full" and config.optimizer != "adamw":
+        raise UserError(f"--optimizer {config.optimizer} does not go with --fsdp --method full, "
+                        "because it keeps blocks of moments that shards would cut; take adamw")
     if config.resume and config.overwrite:
         raise UserError("--resume and --overwrite contradict each other; give one of them")
 
@@ -216,11 +225,14 @@ def settled(config: Config, n_train: int) -> Config:
     """
     from plumbing.device import choose_device       # here, because they load torch
     if config.method == "full":
-        lr, options = 2e-5, {}
+        lr, options = FULL_LR, {}
     else:
         from methods import find_method, parse_options
         method = find_method(config.adapter_method)
         lr, options = method.lr, parse_options(method, config.options)
+        if config.fsdp and method.reads_base:
+            raise UserError(f"--fsdp does not go with --method {config.method}, which begins from "
+                            "whole weights of the base, and no process has them")
         options = {name: value for name, value in options.items() if value != method.options[name]}
         for name in method.ignores:
             default = getattr(Config, name)

@@ -69,13 +69,13 @@ import train
 from arms import NO_ARM, name_values
 from lora import find_targets
 from model import ModelConfig, Transformer
-from plumbing.cli import add_flags, flag, make_parser, run_command, suggest_flag
+from plumbing.cli import add_flags, flag, make_parser, nearest, run_command, suggest_flag
 from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
 from plumbing.fields import check, check_ranges, shape_of_flag
 from plumbing.files import make_folder, replacing, write_json
 from plumbing.records import read_rows, write_rows
-from plumbing.workers import BUSY, claim_file, do_jobs, rank_and_world
+from plumbing.workers import BUSY, claim_file, do_jobs, local_rank, rank_and_world
 from rates import best_tried, diverged, extend_grid, plan_rates
 from settings import LESS_MEMORY, Config, check_config, settled
 
@@ -138,18 +138,20 @@ TUTORIAL_GRIDS = {
 # they leave open about a third of what rates a factor of three apart do (rates.fit_errors). With
 # alpha = r the best rate falls as the rank grows, so each rank has rates of its own.
 NANO_RATES = [
-    {"method": "full", "lr": [2e-5, 4e-5, 5.6e-5, 8e-5, 1.13e-4, 1.6e-4]},
-    {"method": "lora", "rank": 1, "lr": [2e-3, 4e-3, 8e-3, 1.6e-2]},
+    {"method": "full", "lr": [4e-5, 5.6e-5, 8e-5, 1.13e-4, 1.6e-4]},
+    {"method": "lora", "rank": 1, "lr": [2.8e-3, 4e-3, 5.6e-3, 8e-3]},
     {"method": "lora", "rank": 8, "lr": [8e-4, 1.13e-3, 1.6e-3, 2.26e-3, 3.2e-3]},
     {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4, 8e-4]}]
 NANO_LONG = {"max_steps": 400, "eval_steps": 20}        # long runs want lower rates
-NANO_BATCHES = [        # of 4 to 128 samples; all are evaluated at step 40 and after 640 samples
-    {"grad_accum": 1, "max_steps": 160, "eval_steps": 40},
-    {"grad_accum": 2, "max_steps": 80, "eval_steps": 20},
-    {"grad_accum": 4, "max_steps": 40, "eval_steps": 10},
-    {"grad_accum": 8, "max_steps": 40, "eval_steps": 10},
-    {"grad_accum": 16, "max_steps": 40, "eval_steps": 10},
-    {"grad_accum": 32, "max_steps": 40, "eval_steps": 5}]
+# Batches of 4 to 128 samples. All are evaluated at step 40 and after 640 samples. The number before
+# each multiplies the rates, because larger batches want higher ones.
+NANO_BATCHES = [
+    (1, {"grad_accum": 1, "max_steps": 160, "eval_steps": 40}),
+    (1, {"grad_accum": 2, "max_steps": 80, "eval_steps": 20}),
+    (2, {"grad_accum": 4, "max_steps": 40, "eval_steps": 10}),
+    (2, {"grad_accum": 8, "max_steps": 40, "eval_steps": 10}),
+    (2, {"grad_accum": 16, "max_steps": 40, "eval_steps": 10}),
+    (4, {"grad_accum": 32, "max_steps": 40, "eval_steps": 5})]
 NANO_GRIDS = {
     "finding1": NANO_RATES,
     "finding2": NANO_RATES,
@@ -160,15 +162,15 @@ NANO_GRIDS = {
         {"method": "full", "lr": [4e-5, 8e-5, 1.6e-4], "grad_accum": 8},
         {"method": "lora", "rank": 64, "lr": [2e-4, 4e-4, 8e-4], "grad_accum": 8}],
     "finding4": [
-        {"method": "lora", "targets": ["all-linear", "attention", "mlp"], "rank": 64,
-         "lr": [1e-4, 2e-4, 4e-4, 8e-4]},
+        NANO_RATES[-1],
+        {"method": "lora", "targets": ["attention", "mlp"], "rank": 64, "lr": [2e-4, 4e-4, 8e-4]},
         {"method": "lora", "lr": [2e-4, 4e-4, 8e-4, 1.6e-3],
          "match": {"attention": [32, 48, 64, 80, 96, 128], "mlp": [16, 24, 32, 48, 64, 80],
                    "all-linear": [16, 20, 24, 28, 30, 32, 40]}}],
     # the same question over batches of 4 to 128
-    "batches": [arm | batch for batch in NANO_BATCHES for arm in (
-        {"method": "full", "lr": [2e-5, 4e-5, 8e-5]},
-        {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4]})],
+    "batches": [arm | batch for times, batch in NANO_BATCHES for arm in (
+        {"method": "full", "lr": [2e-5 * times, 4e-5 * times, 8e-5 * times]},
+        {"method": "lora", "rank": 64, "lr": [1e-4 * times, 2e-4 * times, 4e-4 * times]})],
     "alpha": [
         *NANO_RATES,
         {"method": "lora", "rank": [1, 8, 64], "alpha": 32,
@@ -286,7 +288,11 @@ def typed_point(point: dict) -> dict:
             raise UserError(f"{name} in a grid is no setting of train.py; {remedy}")
         if name in NOT_IN_GRIDS:
             raise UserError(f"{name} in a grid: it {NOT_IN_GRIDS[name]}")
-        check(value, shape_of_flag(fields[name]), "a grid", name)
+        try:
+            check(value, shape_of_flag(fields[name]), "a grid", name)
+        except UserError as e:
+            close = nearest(str(value), fields[name].metadata.get("choices", ()))
+            raise UserError(f"{e}; write {close}" if close else e) from None
         typed[name] = fields[name].type(value)
     return typed
 
@@ -569,7 +575,7 @@ def make_missing_runs(board: Board, data, jobs: int, may_grow=False):
 
     start, finished_before = time.perf_counter(), board.count_samples(finished=True)
     work = functools.partial(attempt_run, data=data, out=board.out)
-    first_gpu = board.rank * jobs       # the ranks before this one use `jobs` GPUs each
+    first_gpu = local_rank() * jobs     # this machine's ranks before this one use `jobs` GPUs each
     if not may_grow:
         jobs = min(jobs, len(board.waiting))    # a process without a run would only take threads
     threads = max(1, torch.get_num_threads() // jobs)
@@ -745,7 +751,8 @@ def refuse_grid_settings(settings, common: Config, plain: Config):
     common and plain: the settings with and without the flags of the command line. A flag that
     repeats its default cannot be told from none, and passes.
     """
-    reasons = dict.fromkeys(("epochs", "resume", "overwrite"), "a sweep does not have this flag")
+    reasons = dict.fromkeys(("epochs", "fsdp", "resume", "overwrite"),
+                            "a sweep does not have this flag")
     in_grid, where = {"rank", "targets", "alpha"}, "at the top of sweep.py"
     if settings.grid:
         where = f"in {settings.grid}"
@@ -774,7 +781,7 @@ def default_jobs(config, world: int) -> int:
     """One process per GPU. Without GPUs one process, which uses all cores.
 
     nano's matrices are too small to be divided among cores, so it gets one process per core. A rank
-    of torchrun is a process already.
+    of torchrun or srun is a process already.
     """
     if world > 1:
         return 1
@@ -790,7 +797,7 @@ def sweep(argv=None) -> int:
     settings, common = parse_sweep(argv)
     rank, world = rank_and_world()
     if common.device in ("auto", "cuda"):
-        take_gpu(rank)                      # from here on "cuda" is this rank's own GPU
+        take_gpu(local_rank())              # from here on "cuda" is this rank's own GPU
     ModelConfig.from_pretrained(common.model)   # a missing model shows here, also in a dry run
     arms = list_arms(settings.arms, common)
     if rank == 0:

@@ -11,8 +11,9 @@ the run goes on there is also state/, which is what --resume needs.
 The file reads as the run goes: read the data, load the model, choose what is trained, look where
 the run stands, show what is about to happen, loop over steps, save, show what was learned. `train`,
 at the end, calls these parts in this order. A run uses one device, or with torchrun several: each
-process has the whole model and computes its share of a step's micro-batches. Where that matters it
-says "all processes" (plumbing/processes.py has what they say to each other).
+process has the whole model, or with --fsdp its shard of each weight, and computes its share of a
+step's micro-batches. Where that matters it says "all processes" (plumbing/processes.py and
+plumbing/shards.py have what they say to each other).
 
 The first command makes 200 steps of 4 x 4 samples, 0.43 epochs of nano's 7,470 samples. All losses
 are NLLs in nats per supervised token. A model that gives each of V tokens the same probability has
@@ -41,11 +42,12 @@ from tqdm import tqdm
 import curves
 import dataset
 from curves import draw_runs, lowest_row
-from engine import generate_answers, load_base, mean_nll
-from methods import Method, find_method, put_on, setup_of
+from engine import generate_answers, load_base, load_shards, mean_nll
+from lora import adapted_layers
+from methods import Method, find_method, kept_buffers, put_on, setup_of
 from model import Transformer
 from optim import OPTIMIZERS, restore_tensor, state_tensors
-from plumbing import processes, records
+from plumbing import processes, records, shards
 from plumbing.checkpoint import weight_files
 from plumbing.cli import run_command
 from plumbing.device import DTYPES, peak_gb
@@ -53,9 +55,10 @@ from plumbing.errors import UserError, errors_in_one_line, interruption
 from plumbing.fields import whole
 from plumbing.files import hash_file, make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
-from plumbing.workers import claim_or_stop, rank_and_world
+from plumbing.text import print_fitted, stack_cells, text_width
+from plumbing.workers import claim_or_stop
 from quant import NF4Tensor, quantize_model
-from settings import LESS_MEMORY, Config, check_config, parse, settled
+from settings import FULL_LR, LESS_MEMORY, Config, check_config, parse, settled
 from tokenizer import TOKENIZER_FILES, Tokenizer, stop_ids
 
 # ----- 1. read the data ---------------------------------------------------------------------------
@@ -110,6 +113,8 @@ def model_for(config: Config, base: Transformer | None = None) -> Transformer:
     each run starts from the same weights.
     """
     device, dtype = torch.device(config.device), weight_dtype(config)
+    if config.fsdp and processes.world() > 1:
+        return load_shards(config.model, dtype, device, config.four_bits, DTYPES[config.dtype])
     if base is None:
         return load_base(config.model, dtype, device, nf4=config.four_bits)
     model = copy.deepcopy(base).to(device, dtype)
@@ -156,16 +161,15 @@ def set_up(config: Config, data: Data, model: Transformer) -> Run:
 
     # LoRA: freeze the base and put A and B next to its layers. The seed decides A; B is zero, so
     # the first evaluation is the base's own, whatever the rank. Its relatives do as their files in
-    # methods/ say.
+    # methods/ say, and begin as the base, too. Virtual tokens are an exception.
     method = None
     if config.method != "full":
         method = find_method(config.adapter_method)
         torch.manual_seed(config.seed)
         put_on(model, method, setup_of(config))
         if not isinstance(model.lm_head, torch.nn.Linear):
-            raise UserError("lm_head cannot be trained with LoRA here: the loss reads its weight, "
-                            "and would make W + s B A, (V, C), for each micro-batch; leave it out "
-                            "of the targets")
+            raise UserError("lm_head cannot be a target here: the loss reads its weight, and would "
+                            "make W + dW, (V, C), for each micro-batch; leave it out")
     model.eval()        # dropout is off but in a step: see make_step
     model.gradient_checkpointing = config.gradient_checkpointing
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -215,17 +219,21 @@ def make_optimizer(config: Config, trained: dict, method: Method | None = None
 # Weights, AdamW's moments and the progress are enough. No random state is kept, because all that is
 # random after the first step follows from the seed and the step: the order of the samples, and what
 # --dropout sets to zero (make_step).
-# A method that keeps more, as AdaLoRA its averages, says so itself (`kept`).
+# What a method keeps in buffers, as AdaLoRA its averages, is kept, too.
 
 RESULT_FILES = ["adapter_config.json", "adapter_model.safetensors", "config.json",
                 "model.safetensors", *TOKENIZER_FILES]      # what save_result writes
 
 
-def begin_or_resume(run: Run, out: Path, question: list[dict]) -> str:
-    """Go on from the state in `out` if there is one, else begin -> the base's answer to `question`.
+def goes_on(config: Config, out: Path) -> bool:
+    """Whether `out` has a state from which the run will go on."""
+    return (out / records.STATE).exists() and not config.overwrite
 
-    The base must answer before the first step, because training changes it. run.json keeps the
-    answer for a run that goes on.
+
+def begin_or_resume(run: Run, out: Path, base_answer: str) -> str:
+    """Go on from the state in `out` if there is one, else begin -> the base's answer.
+
+    It is `base_answer`, or what run.json has kept for a run that goes on.
     """
     state = out / records.STATE
     if processes.rank() == 0:
@@ -237,7 +245,6 @@ def begin_or_resume(run: Run, out: Path, question: list[dict]) -> str:
     processes.wait_for_all()            # what is written from here on neither
     if processes.rank() > 0:
         return ""
-    base_answer = answer_question(run, question)
     make_folder(state.parent)
     records.write_run(run.config, out, base_answer, finished=False,
                       samples=len(run.data.train_set))
@@ -270,7 +277,11 @@ def restorer(run: Run) -> tuple[list[str], Callable]:
 
 
 def keep_state(run: Run, state: Path):
-    """Write the file `state`. It replaces the one before when it is whole."""
+    """Write the file `state`. It replaces the one before when it is whole.
+
+    All processes call it. The first one writes what it has, or what all give it of their shards. So
+    a run goes on with any number of processes, and with or without --fsdp.
+    """
     run.progress.scaler = run.scaler.state_dict()
     tensors = state_tensors(run.trained, run.optimizer) | kept_tensors(run)
     save_state(state, tensors, dataclasses.asdict(run.progress))
@@ -296,8 +307,7 @@ def take_best(run: Run, best: Path) -> int:
 
 def kept_tensors(run: Run) -> dict:
     """What the method keeps besides weights and moments: {"NAME/kept": tensor}."""
-    kept = run.method.kept(run.model) if run.method else {}
-    return {f"{name}/kept": tensor for name, tensor in kept.items()}
+    return {f"{name}/kept": tensor for name, tensor in kept_buffers(run.model).items()}
 
 
 def hash_samples(data: Data) -> str:
@@ -306,51 +316,63 @@ def hash_samples(data: Data) -> str:
     return hashlib.sha256(json.dumps(samples).encode()).hexdigest()
 
 
-def answer_question(run: Run, messages: list[dict]) -> str:
+def answer_question(model, tokenizer, messages: list[dict], autocast=contextlib.nullcontext) -> str:
     """The model's own answer, greedily. messages: a test sample, answer included."""
-    prompt = run.data.tokenizer.encode(dataset.prompt_of(messages[:-1], run.data.tokenizer))
+    if shards.is_cut(model):
+        return "(not asked: with --fsdp each token would gather the whole model)"
+    prompt = tokenizer.encode(dataset.prompt_of(messages[:-1], tokenizer))
     # --compile is for the steps. Each length of the cache would be compiled again, and after eight
     # times torch stops compiling that layer, also for training.
-    with run.autocast(), torch.compiler.set_stance("force_eager"):
-        return generate_answers(run.model, run.data.tokenizer, [prompt], 160)[0].text
+    with autocast(), torch.compiler.set_stance("force_eager"):
+        return generate_answers(model, tokenizer, [prompt], 160)[0].text
 
 
 # ----- 5. show what is about to happen ------------------------------------------------------------
-# A wrong template, a cut answer or a factor alpha / r of 0.01 shows here, before it costs an hour.
+# A wrong template, a cut answer or a factor of 0.01 in front of B A shows here, before it costs an
+# hour.
 
 def show_settings(run: Run):
     config, data = run.config, run.data
     shown = dataclasses.asdict(config)
-    for name in ("out", "resume", "overwrite", *(() if config.options else ("options",))):
+    # --epochs is already in max_steps, and in the number of passes below
+    for name in ("out", "resume", "overwrite", "epochs", *(() if config.options else ("options",))):
         del shown[name]
     ignored = run.method.ignores if run.method else ("rank", "alpha", "targets")
     if not config.dropout:
         ignored += ("dropout",)
     for name in ignored:
         del shown[name]
-    if "alpha" not in ignored:
-        shown["alpha / r"] = config.alpha / config.rank
+    usual_lr = run.method.lr if run.method else FULL_LR
+    if config.lr < usual_lr / 8:
+        shown["lr"] = f"{config.lr:g}, low: {config.method} usually wants about {usual_lr:g}"
+    for layer in adapted_layers(run.model).values():
+        if hasattr(layer, "scale"):         # alpha / r, or what the method makes of alpha
+            shown["factor of dW"] = layer.scale
     steps_per_pass = math.ceil(len(data.train_set) / config.batch_eff)      # the last is smaller
     passes = config.max_steps / steps_per_pass
     shown["passes"] = f"{passes:.3g} over the training samples"
-    shown["samples"] = (
-        f"{len(data.train_set):,} for training ({data.dropped} dropped: nothing supervised within "
-        f"--max_length), {len(data.test_set):,} for testing ({data.test_dropped} dropped)")
+    shown["samples"] = f"{len(data.train_set):,} for training, {len(data.test_set):,} for testing"
+    if data.dropped or data.test_dropped:
+        shown["dropped samples"] = (f"{data.dropped} and {data.test_dropped}: nothing supervised "
+                                    "within --max_length")
     trainable = sum(p.numel() for p in run.trained.values())
-    total = sum(p.numel() for p in run.model.parameters())
+    total = sum(p.numel() for p in run.model.parameters() if p.is_floating_point())
     quantized = [m for m in run.model.modules() if isinstance(m, NF4Tensor)]
-    if quantized:           # these are buffers, and not among the parameters
+    if quantized:           # these are bytes, and not among the numbers that were just counted
         n, nbytes = sum(w.numel() for w in quantized), sum(w.nbytes for w in quantized)
         total += n
         shown["quantized to NF4"] = (f"{n:,} weights of the base, {nbytes / 1e9:.3f} GB: "
-                                     f"{8 * nbytes / n:.3f} bits each")
+                                     f"{8 * nbytes / n:.3f} bits each; step 0 is this base's")
+    if run.model.virtual_ids:
+        shown["virtual tokens"] = (f"{len(run.model.virtual_ids)} in front of each text; at step 0 "
+                                   "they are untrained, and the base without them may do better")
     shown["trainable parameters"] = f"{trainable:,} of {total:,} ({trainable / total:.2%})"
     if run.progress.step:
         shown["resumed after step"] = run.progress.step
     print(f"run {config.run} -> {config.out}")
     for name, value in shown.items():
         text = f"{value:g}" if isinstance(value, float) else value
-        print(f"  {name:<23}{text}")
+        print_fitted(f"  {name:<23}{text}")
 
 
 # ----- 6. the loop --------------------------------------------------------------------------------
@@ -420,7 +442,7 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 
     # Forward and backward. backward() adds to p.grad, so the micro-batches' gradients add up.
     # `total` stays on the device: .item() would wait for the GPU after each micro-batch.
-    for ids, labels in processes.take_share(micro_batches):
+    for ids, labels in processes.take_share(micro_batches, dataset.BLANK):
         with autocast():
             nll, _ = model.loss(ids.to(device), labels.to(device))
         scaler.scale(nll / batch_tokens).backward()
@@ -429,7 +451,8 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
         scaler.scale(penalty()).backward()
 
     # Over all processes gradients are summed, not averaged, because each has divided its own sum by
-    # the tokens of the whole batch already. From here on all of them do the same.
+    # the tokens of the whole batch already. (Those of shards are: backward() has summed them.) From
+    # here on all of them do the same.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     processes.sum_gradients(parameters)
 
@@ -546,8 +569,9 @@ def keep_training(run: Run, out: Path):
     first_process = processes.rank() == 0           # it alone writes
     with interruption() as asked:
         for evaluated in training_steps(run, None if first_process else True):
-            # all processes stop after the same step, or the others would wait for one for ever
-            interrupted = processes.sum_over_processes(len(asked))[0] > 0
+            # all processes stop and save after the same step, or they would wait for one another
+            late = evaluated and time.perf_counter() > save_after
+            interrupted, due = processes.sum_over_processes(len(asked), late)
             now = time.perf_counter() - began
             if first_process and now > line_after and not sys.stderr.isatty():      # a log file
                 done, line_after = run.progress.step - first, now + LINE_EVERY
@@ -557,18 +581,18 @@ def keep_training(run: Run, out: Path):
             if evaluated and first_process:
                 tqdm.write(records.row_line(run.progress.rows[-1]))
                 records.write_rows(out / "log.csv", run.progress.rows)
-                if run.config.keep == "best":
-                    keep_best(run, out / records.BEST)
                 if not warned and is_over_fitting(run.progress.rows):
                     warned = True
                     tqdm.write(OVER_FITTING.format(lowest_row(run.progress.rows)["step"]))
-            if first_process and (
-                    interrupted or (evaluated and time.perf_counter() > save_after)):
+            if evaluated and run.config.keep == "best":
+                keep_best(run, out / records.BEST)
+            if interrupted or due:
                 start = time.perf_counter()
                 keep_state(run, out / records.STATE)
                 end = time.perf_counter()
                 save_after = end + 20 * (end - start)
             if interrupted:
+                processes.wait_for_all()    # torchrun ends all when one leaves
                 break
     if interrupted and run.progress.step < run.config.max_steps:
         raise KeyboardInterrupt(f"stopped after step {run.progress.step}; {out} has all that is "
@@ -599,20 +623,25 @@ def save_result(run: Run, out: Path):
     These are the weights of the last step, or with --keep best those of the lowest test NLL.
     """
     if run.config.method == "full":
+        shards.let_go(run.model)
         run.model.save_pretrained(out, stop_ids(run.data.tokenizer))
-    else:
-        run.method.save(run.method, run.model, out, run.config.model, setup_of(run.config))
-    run.data.tokenizer.save_pretrained(out)
+    elif processes.rank() == 0:
+        run.method.save(run.model, out, run.config.model, setup_of(run.config))
+    if processes.rank() == 0:
+        run.data.tokenizer.save_pretrained(out)
 
 
-def show_answers(messages: list[dict], base_answer: str, tuned_answer: str):
+def show_answers(messages: list[dict], base_answer: str, tuned_answer: str, four_bits: bool):
     """A question of the test split, with what the base and the trained model answer to it."""
+    base = "base (nf4)" if four_bits else "base"
     texts = {"question": messages[-2]["content"], "reference": messages[-1]["content"],
-             "base": base_answer, "tuned": tuned_answer}
+             base: base_answer, "tuned": tuned_answer}
     print()
-    for name, text in texts.items():
-        indented = text.replace("\n", "\n" + " " * 11)
-        print(f"{name:<11}{indented}")
+    texts = {name: text.strip() for name, text in texts.items()}
+    columns = 11 + max(text_width(line) for text in texts.values() for line in text.split("\n"))
+    if sys.stdout.isatty():
+        columns = min(columns, shutil.get_terminal_size().columns)
+    print("\n".join(stack_cells(list(texts), list(texts.values()), columns, sys.maxsize)))
 
 
 # ----- the whole run ------------------------------------------------------------------------------
@@ -627,7 +656,7 @@ def train(config: Config) -> list[dict]:
     data = read_data(config)
     config = settled(config, len(data.train_set))
     if processes.world() > 1:
-        processes.refuse_differences("settings", (config.run, config.out, config.resume))
+        processes.refuse_differences("settings", dataclasses.asdict(config))
         processes.refuse_differences("data", hash_samples(data))
     out = Path(config.out)
     if out.resolve() in (resolve(config.model).resolve(), data.folder.resolve()):
@@ -645,16 +674,19 @@ def train_in(out: Path, config: Config, data: Data) -> list[dict]:
         processes.leave_processes()
         return rows
 
-    # 2 and 3. load the model, choose what is trained
-    model = model_for(config)
+    # 2. load the model. It answers a question now, because what comes next changes it
+    model = model_for(config).eval()
     data.tokenizer.check_vocabulary(model.config.vocab_size, config.model)
+    question = dataset.read_messages(data.folder / "test.jsonl")[0]
+    base_answer = ""
+    if processes.rank() == 0 and not goes_on(config, out):
+        base_answer = answer_question(model, data.tokenizer, question)
+
+    # 3 and 4. choose what is trained, look where it stands
     run = set_up(config, data, model)
     run.progress.origin = {"run": config.run, "data": hash_samples(data),
                            "weights": [*map(hash_file, weight_files(resolve(config.model)))]}
-
-    # 4. where it stands
-    question = dataset.read_messages(data.folder / "test.jsonl")[0]
-    base_answer = begin_or_resume(run, out, question)
+    base_answer = begin_or_resume(run, out, base_answer)
 
     # 5. show what is about to happen, and the first sample as the model will see it
     if processes.rank() == 0:
@@ -664,31 +696,36 @@ def train_in(out: Path, config: Config, data: Data) -> list[dict]:
 
     # 6. the loop
     keep_training(run, out)
-    processes.leave_processes()
-    if rank_and_world()[0] > 0:
-        return run.progress.rows            # the first one saves
 
     # 7. save, and show what was learned. The state goes last: killed before, the run can go on
     step = config.max_steps
     if config.keep == "best":
+        processes.wait_for_all()            # the first one may be writing yet
         step = take_best(run, out / records.BEST)
-        print(f"saved: the weights of step {step}, where the test NLL was lowest")
     save_result(run, out)
+    first_process = processes.rank() == 0
+    processes.leave_processes()
+    if not first_process:
+        return run.progress.rows
+    if config.keep == "best":
+        print(f"saved: the weights of step {step}, where the test NLL was lowest")
     draw_runs([out], out / curves.FILE)
     records.write_run(config, out, base_answer, finished=True, samples=len(data.train_set),
                       saved_step=step)
     shutil.rmtree((out / records.STATE).parent)
-    show_answers(question, base_answer, answer_question(run, question))
+    tuned_answer = answer_question(model, data.tokenizer, question, run.autocast)
+    show_answers(question, base_answer, tuned_answer, config.four_bits)
     how = "--model" if config.method == "full" else "--adapter"
     if config.four_bits:
         how = f"--nf4 {how}"
-    print(f"\n{out}: log.csv, run.json, {curves.FILE} and the trained weights; to talk to it: "
+    print(f"\n{out}: log.csv, run.json, {curves.FILE} and the trained weights; to talk to it:\n"
           f"python sample.py {how} {out}", flush=True)
     return run.progress.rows
 
 
 def main(argv=None):
-    with errors_in_one_line(LESS_MEMORY, no_space="make room, then add --resume to the command"):
+    no_space = "make room, then add --resume to the command"
+    with errors_in_one_line(LESS_MEMORY, no_space), processes.lost_process_in_one_line():
         train(parse(argv, __doc__))
 
 

@@ -435,15 +435,15 @@ def claim_capacity(long: Sweep) -> Iterator[Claim]:
 
 METHOD_HEADER = ("method", "trained", "compared with", "trained there", "above it", "verdict",
                  "why")
-ARM_HEADER = ("arm", "batch", "trainable", "rates", "diverged", "best rate, measured",
-              "by a parabola", "test NLL", "above full", "rate / full's")
+ARM_HEADER = ("arm", "trainable", "best rate measured", "parabola fit", "test NLL", "above full",
+              "rate / full's")
 CLAIM_HEADER = ("claim", "what was measured", "value", "verdict", "why")
 
 
 def verdict_table(sweeps: Sweeps) -> str:
-    """A row per claim, then a row per arm, in Markdown."""
+    """A row per claim, then a row per arm, in Markdown. What the runs do not allow is left out."""
     usual, long, *equal = sweeps
-    parts = [claim_table(sweeps)]
+    parts = [claim_table(sweeps)] if list_claims(sweeps) else []
     if usual.method_arms():
         parts.append(method_table(usual))
     if usual.twins():
@@ -516,7 +516,7 @@ def format_value(claim, verdict) -> str:
     values = drop_nan(claim.values)
     if len(values) == 0 or not np.isfinite(values).all():
         return "-"
-    mean = math.exp(np.log(values).mean()) if claim.ratio else values.mean()
+    mean = geometric_mean(values) if claim.ratio else values.mean()
     if math.isnan(verdict.low):
         return f"{mean:.3g}"
     return f"{mean:.3g} ({verdict.low:.3g} to {verdict.high:.3g})"
@@ -526,7 +526,11 @@ def arm_table(sweep, arms: list[Arm]) -> str:
     arms = sorted(arms, key=lambda arm: (
         arm.batch, arm.method != "full", arm.targets, arm.alpha != arm.rank, arm.rank,
         arm.variant))
-    rows = [arm_row(arm, sweep.full_arm(arm.batch, like=arm)) for arm in arms]
+    several = len({arm.batch for arm in arms}) > 1
+    rows = []
+    for arm in arms:
+        name = f"{arm}, batch {arm.batch:g}" if several else str(arm)
+        rows.append([name, *arm_cells(arm, sweep.full_arm(arm.batch, like=arm))])
     return "\n\n".join([
         f"## {sweep.describe(arms)}",
         f"Test NLL in nats per token after {sweep.end}, at the best rate. With several "
@@ -535,31 +539,29 @@ def arm_table(sweep, arms: list[Arm]) -> str:
         markdown_table(ARM_HEADER, rows, left=1)])
 
 
-def arm_row(arm, full: Arm | None) -> list[str]:
-    """The cells of ARM_HEADER. full: full fine-tuning at the same batch size."""
+def arm_cells(arm, full: Arm | None) -> list[str]:
+    """The cells of ARM_HEADER after the name. full: full fine-tuning at the same batch size."""
     best, shown = arm.best, arm.shown
-    measured_rate, fitted_rate = format_rates(best.lr[shown]), format_rates(best.vertex[shown])
-    if not arm.counts.any():
-        measured_rate, fitted_rate = f"{measured_rate} (edge)", "-"
-    elif arm.describe_seeds():
-        measured_rate += f" ({arm.describe_seeds()})"
+    measured = f"{format_rates(best.lr[shown])} of {arm.describe_grid()}"
+    fitted = format_rates(best.vertex[shown]) if arm.counts.any() else "-"
     above_full = multiple = ""
     if full and full is not arm:
         both = shown & full.shown
         above_full = format_spread((best.nll - full.best.nll)[both], "+.4f")
-        multiple = format_rate_multiple(arm, full) or "-"
-    return [str(arm), f"{arm.batch:g}", format_parameters(arm.trainable),
-            arm.describe_rates().partition(" rate")[0],
-            f"{arm.n_diverged} of {arm.n_runs}", measured_rate, fitted_rate,
+        multiple = format_rates(rate_multiples(arm, full), ".3g")
+    return [format_parameters(arm.trainable), measured, fitted,
             format_spread(best.nll[shown], ".4f"), above_full, multiple]
 
 
-def format_rate_multiple(arm, full: Arm | None) -> str:
-    """Best rate over that of full fine-tuning; "" if one of the two is unknown or at an edge."""
+def rate_multiples(arm, full: Arm | None) -> np.ndarray:
+    """Best rate over that of full fine-tuning, for each seed in which both are known."""
     if not full or full is arm:
-        return ""
-    both = arm.counts & full.counts
-    return format_rates((arm.best.vertex / full.best.vertex)[both], ".3g") if both.any() else ""
+        return np.array([])
+    return (arm.best.vertex / full.best.vertex)[arm.counts & full.counts]
+
+
+def geometric_mean(values) -> float:
+    return math.exp(np.log(values).mean())
 
 
 def format_spread(values, form: str) -> str:
@@ -578,7 +580,7 @@ def format_rates(values, form: str = ".1e") -> str:
     values = drop_nan(values)
     if len(values) == 0:
         return "-"
-    mean = format(math.exp(np.log(values).mean()), form)
+    mean = format(geometric_mean(values), form)
     low, high = format(values.min(), form), format(values.max(), form)
     return mean if low == high else f"{mean} ({low} to {high})"
 

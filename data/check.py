@@ -2,15 +2,15 @@
 
     python data/check.py my_folder --model HuggingFaceTB/SmolLM2-135M-Instruct --max_length 256
     python data/check.py my.jsonl --test my_test.jsonl
-    python data/check.py my.json --convert my_folder --test_share 0.1
+    python data/check.py my.csv --convert my_folder --test_share 0.1
 
 For each file it says which lines are wrong and why, how long the samples are, how many are cut, and
 which prompts occur twice. It also looks for test prompts in the training file, and shows one sample
 with the part that is learned marked. Exit code 2 if a line is wrong, else 0.
 
 --convert writes train.jsonl and test.jsonl in our form, from a file in ShareGPT's or Alpaca's form,
-from prompt / completion pairs (forms.py shows them), or from our own form. If there is no test
-split, it draws one.
+from prompt / completion or question / answer pairs (forms.py shows them), from a table with such
+columns, or from our own form. If there is no test split, it draws one.
 """
 import bisect
 import json
@@ -46,8 +46,8 @@ BAR = 40            # characters of the longest bar of a histogram
 @dataclass
 class Settings:
     data: str = flag(
-        None, "a .jsonl or .json file, a folder with train.jsonl and test.jsonl, or a name under "
-        "data/", positional=True)
+        None, "a .jsonl, .json or .csv file, a folder with train.jsonl and test.jsonl, or a name "
+        "under data/", positional=True)
     model: str = flag("nano", "whose tokenizer and chat template are used")
     max_length: int = flag(256, "tokens, as train.py cuts them", at_least=1)
     supervise: str = flag("last", "the answers that are learned, as in train.py", choices=SUPERVISE)
@@ -194,9 +194,10 @@ def show_first_sample(lines: list[Line], tokenizer, max_length: int):
 def refuse_other_form(path: Path, settings):
     """Raise UserError if train.py cannot read a file; it names the command that converts it."""
     form, one_list = find_form(path), is_list(path)
-    if form is None and path.suffix == ".json":
-        raise UserError(f"{path} is in none of the forms that are known here; data/forms.py lists "
-                        "them")
+    if form is None and path.suffix in (".json", ".csv"):
+        _, wrong = read_any_form(path)
+        raise UserError(f"{path}: " + (wrong[0] if wrong else "it is in none of the forms that "
+                                       "data/forms.py lists"))
     if form is None or (form == "our" and not one_list):
         return
     command = ["python", "data/check.py", settings.data, "--convert", "out_folder"]
@@ -264,7 +265,7 @@ def check_files(train: Path, test: Path | None, tokenizer, max_length: int, supe
 def find_files(settings) -> tuple[Path, Path | None]:
     """The training file, and the test file if there is one."""
     path = Path(settings.data)
-    if path.suffix in (".json", ".jsonl") and not path.is_dir():
+    if path.suffix in (".json", ".jsonl", ".csv") and not path.is_dir():
         return path, settings.test
     test = path / "test.jsonl"
     if settings.convert and path.is_dir():

@@ -4,10 +4,13 @@
     ShareGPT             {"conversations": [{"from": "human", "value": "..."}, ...]}; or gpt, system
     Alpaca               {"instruction": "...", "input": "...", "output": "..."}; input may be empty
     prompt / completion  {"prompt": "...", "completion": "..."}
+    question / answer    {"question": "...", "answer": "..."}
 
-A file holds one such object per line (.jsonl), or one list of them (.json). data/check.py --convert
-uses what is here.
+A file holds one such object per line (.jsonl), one list of them (.json), or a table whose first row
+has these names (.csv). data/check.py --convert uses what is here.
 """
+import csv
+import io
 import json
 import random
 from collections import defaultdict
@@ -18,10 +21,13 @@ from dataset import check_messages, load_row, numbered_lines
 from plumbing.errors import UserError
 from plumbing.fields import check
 
-SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant",
+                  "assistant": "assistant"}
+PAIRS = {"prompt / completion": ("prompt", "completion"),
+         "question / answer": ("question", "answer")}
 SHAPES = {"ShareGPT": {"conversations": [{"from": tuple(SHAREGPT_ROLES), "value": str}]},
           "Alpaca": {"instruction": str, "input?": (str, None), "output": str},
-          "prompt / completion": {"prompt": str, "completion": str}}
+          **{form: dict.fromkeys(names, str) for form, names in PAIRS.items()}}
 
 
 # ----- files --------------------------------------------------------------------------------------
@@ -34,16 +40,47 @@ def is_list(path: Path) -> bool:
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The number and the JSON of each sample, counted from 1: lines, or the entries of a list."""
-    if not is_list(path):
+    """The number and the JSON of each sample, counted from 1.
+
+    They are lines, the entries of a list, or the rows of a table below its first.
+    """
+    if path.suffix == ".csv":
+        rows = read_table(path)
+    elif is_list(path):
+        rows = read_list(path)
+    else:
         yield from numbered_lines(path)
         return
-    try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as e:       # ValueError: also for bytes that are not UTF-8
-        raise UserError(f"{path} is not valid JSON: {e}") from None
     for number, row in enumerate(rows, 1):
         yield number, json.dumps(row).encode()
+
+
+def read_list(path: Path) -> list:
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as e:       # ValueError: also for bytes that are not UTF-8
+        raise UserError(f"{path} is not valid JSON: {e}") from None
+
+
+def read_table(path: Path) -> list[dict]:
+    """The rows of a .csv file by the names in its first row, in lower case.
+
+    Spreadsheet programs write commas between the cells, or semicolons where a comma is the decimal
+    point, and some a byte order mark before the first name.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        first, _, _ = text.partition("\n")
+        between = ";" if first.count(";") > first.count(",") else ","
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=between))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8; save it as UTF-8 (spreadsheet programs call it CSV "
+                        "UTF-8)") from None
+    except csv.Error as e:
+        raise UserError(f"{path} is not a table: {e}") from None
+    return [{str(name).strip().lower(): cell for name, cell in row.items()} for row in rows]
 
 
 def find_form(path: Path) -> str | None:
@@ -61,7 +98,7 @@ def read_any_form(path: Path) -> tuple[list[dict], list[str]]:
 
     A row that is in our form stays whole, with its other keys.
     """
-    what = "entry" if is_list(path) else "line"
+    what = "row" if path.suffix == ".csv" else "entry" if is_list(path) else "line"
     rows, wrong = [], []
     for number, line in numbered_rows(path):
         try:
@@ -86,9 +123,7 @@ def form_of(row) -> str | None:
         return "ShareGPT"
     if {"instruction", "output"} <= keys:
         return "Alpaca"
-    if {"prompt", "completion"} <= keys:
-        return "prompt / completion"
-    return None
+    return next((form for form, names in PAIRS.items() if {*names} <= keys), None)
 
 
 def read_messages_of(row) -> list[dict]:
@@ -102,7 +137,7 @@ def read_messages_of(row) -> list[dict]:
     if form == "Alpaca":
         question, more, answer = row["instruction"], row.get("input") or "", row["output"]
     else:
-        question, more, answer = row["prompt"], "", row["completion"]
+        (question, answer), more = [row[name] for name in PAIRS[form]], ""
     if more.strip():
         question = f"{question}\n\n{more}"
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

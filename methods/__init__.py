@@ -49,31 +49,112 @@ class Shapes(NamedTuple):
     layers: int             # L
 
 
-# ----- the default files: all that is trained, under the names of this project --------------------
+class Target(NamedTuple):
+    """What `keeps` needs to know of one linear map and its forward pass."""
+    size_in: int
+    size_out: int
+    N: int                  # tokens
+    s: int                  # bytes per number of the computation: 4 or 2
+    dx: bool                # whether x needs a gradient; in the lowest layer it may need none
+
+    def casts(self, numbers: int) -> int:
+        """Bytes of float32 weights that are cast to 16 bits."""
+        return 2 * numbers if self.s == 2 else 0
+
+
+# ----- what a method says -------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+
+    # apply(model, setup): put it on `model`, freeze the rest. Raises UserError for what cannot be.
+    apply: Callable
+    # count(shapes, setup) -> the number of trained parameters
+    count: Callable
+
+    lr: float = 2e-4                # if --lr is not given; from short runs on nano, not swept
+    # of --options: {name: default}
+    options: dict = dataclasses.field(default_factory=dict)
+    # the settings that it does not have, of rank, alpha and targets
+    ignores: tuple = ()
+    # multiple(name of a parameter, setup) -> by which its learning rate is multiplied
+    multiple: Callable = lambda name, setup: 1.0
+    # penalty(model, setup): added to the loss of each step, () -> ()
+    penalty: Callable | None = None
+    # after_update(model, step, setup): step = 1, 2 ...; the gradients are still there
+    after_update: Callable | None = None
+
+    # pack(model, setup) -> (tensors, entries of adapter_config.json besides those of the base);
+    # None: every trained parameter, under the names of this project
+    pack: Callable | None = None
+    # unpack(model, config, tensors, folder): put on a bare model what `pack` gave
+    unpack: Callable | None = None
+    # reads(config): whether an adapter_config.json is this method's; None: by its peft_type
+    reads: Callable | None = None
+    # whether `apply` reads weights of the base, so that they must not be cut into shards
+    reads_base: bool = False
+    unmergeable: str = ""           # why it cannot become part of W; "": it can
+
+    # What plan.py counts. keeps(target, setup) -> bytes that autograd keeps for it, besides its x
+    keeps: Callable | None = None
+    keeps_x: bool = True            # whether the x of each target is kept
+    buffers: float = 0.0            # float32 numbers held per trained one, besides AdamW's
+    behind: tuple = ()              # the linear maps that it stands behind, if it has no targets
+    virtual: bool = False           # whether it puts --rank tokens in front of each text
+
+    def save(self, model, folder, base_model: str, setup: Setup):
+        """Write adapter_model.safetensors and adapter_config.json."""
+        tensors, entries = (self.pack or self.pack_trained)(model, setup)
+        write_adapter(folder, tensors, base_entries(model, base_model) | entries)
+
+    def load(self, model, config: dict, tensors: dict, folder):
+        """Put on a bare model what `save` wrote. Raises UserError for what does not fit."""
+        (self.unpack or self.unpack_trained)(model, config, tensors, folder)
+
+    def pack_trained(self, model, setup: Setup) -> tuple[dict, dict]:
+        return trained_parameters(model), {
+            "peft_type": self.name.upper(), "r": setup.rank, "lora_alpha": setup.alpha,
+            "target_modules": setup.targets, "options": setup.options}
+
+    def unpack_trained(self, model, config: dict, tensors: dict, folder):
+        check(config, SAVED, Path(folder) / "adapter_config.json")
+        text = ",".join(f"{name}={value}" for name, value in config["options"].items())
+        largest = max((tensor.numel() for tensor in tensors.values()), default=0)
+        if "rank" not in self.ignores and config["r"] > largest:
+            raise UserError(f"{folder}: r = {config['r']} is more than any of the adapter's "
+                            "tensors holds")
+        self.apply(model, Setup(config["r"], config["lora_alpha"], config["target_modules"],
+                                parse_options(self, text)))
+        fill_in(trained_parameters(model), tensors, folder)
+
+
+def find_method(name: str) -> Method:
+    """The METHOD of methods/NAME.py."""
+    return importlib.import_module(f"methods.{name}").METHOD
+
+
+def method_that_reads(config: dict, folder) -> Method:
+    """The method that an adapter_config.json belongs to. Raises UserError if there is none."""
+    for name in RELATIVES:
+        method = find_method(name)
+        if method.reads(config) if method.reads else config.get("peft_type") == name.upper():
+            return method
+    raise UserError(f"{folder}: no method here reads this adapter (peft_type "
+                    f"{config.get('peft_type')!r}); there are {', '.join(RELATIVES)}")
+
+
+# ----- tensors and files: what several methods need -----------------------------------------------
 
 def trained_parameters(model) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save_trained(method, model, folder, base_model: str, setup: Setup):
-    """Write adapter_config.json with `setup` in it, and every trained parameter."""
-    config = base_entries(model, base_model) | {
-        "peft_type": method.name.upper(), "r": setup.rank, "lora_alpha": setup.alpha,
-        "target_modules": setup.targets, "options": setup.options}
-    write_adapter(folder, trained_parameters(model), config)
-
-
-def load_trained(method, model, config: dict, tensors: dict, folder):
-    """Put the method on `model` as `config` says, and fill in `tensors`."""
-    check(config, SAVED, folder / "adapter_config.json")
-    text = ",".join(f"{name}={value}" for name, value in config["options"].items())
-    largest = max((tensor.numel() for tensor in tensors.values()), default=0)
-    if "rank" not in method.ignores and config["r"] > largest:
-        raise UserError(f"{folder}: r = {config['r']} is more than any of the adapter's tensors "
-                        "holds")
-    method.apply(model, Setup(config["r"], config["lora_alpha"], config["target_modules"],
-                              parse_options(method, text)))
-    fill_in(trained_parameters(model), tensors, folder)
+def kept_buffers(model) -> dict[str, torch.Tensor]:
+    """What --resume needs besides weights and AdamW's moments: the buffers of what was put on."""
+    return {f"{name}.{key}": buffer for name, module in model.named_modules()
+            if isinstance(module, AdaptedLinear | Wrapper)
+            for key, buffer in module.named_buffers(recurse=False)}
 
 
 SAVED = {           # of an adapter_config.json that `save_trained` wrote
@@ -94,56 +175,6 @@ def fill_in(parameters: dict[str, nn.Parameter], tensors: dict, folder):
 
 def describe_shape(tensor) -> str:
     return "missing" if tensor is None else str(tuple(tensor.shape))
-
-
-# ----- what a method says -------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Method:
-    name: str
-
-    # apply(model, setup): put it on `model`, freeze the rest. Raises UserError for what cannot be.
-    apply: Callable
-    # count(shapes, setup) -> the number of trained parameters
-    count: Callable
-
-    lr: float = 2e-4                # a learning rate to start with
-    # of --options: {name: default}
-    options: dict = dataclasses.field(default_factory=dict)
-    # multiple(name of a parameter, setup) -> by which its learning rate is multiplied
-    multiple: Callable = lambda name, setup: 1.0
-    # penalty(model, setup): added to the loss of each step, () -> ()
-    penalty: Callable | None = None
-    # after_update(model, step, setup): step = 1, 2 ...; the gradients are still there
-    after_update: Callable | None = None
-    # kept(model) -> {name: tensor}: what --resume needs besides weights and moments
-    kept: Callable = lambda model: {}
-
-    # save(method, model, folder, base_model, setup)
-    save: Callable = save_trained
-    # load(method, model, config, tensors, folder): put on a bare model what `save` wrote
-    load: Callable = load_trained
-    # reads(config): whether an adapter_config.json is this method's; default: by its peft_type
-    reads: Callable | None = None
-
-    # the settings that it does not have, of rank, alpha and targets
-    ignores: tuple = ()
-    unmergeable: str = ""           # why it cannot become part of W; "": it can
-
-
-def find_method(name: str) -> Method:
-    """The METHOD of methods/NAME.py."""
-    return importlib.import_module(f"methods.{name}").METHOD
-
-
-def method_that_reads(config: dict, folder) -> Method:
-    """The method that an adapter_config.json belongs to. Raises UserError if there is none."""
-    for name in RELATIVES:
-        method = find_method(name)
-        if method.reads(config) if method.reads else config.get("peft_type") == name.upper():
-            return method
-    raise UserError(f"{folder}: no method here reads this adapter (peft_type "
-                    f"{config.get('peft_type')!r}); there are {', '.join(RELATIVES)}")
 
 
 # ----- settings -----------------------------------------------------------------------------------
@@ -219,8 +250,7 @@ def switch_adapter(model, adapter: Adapter | None, merge=True):
     take_off(model)
     model.requires_grad_(False)
     if adapter is not None:
-        adapter.method.load(adapter.method, model, adapter.config, adapter.tensors,
-                            adapter.folder)
+        adapter.method.load(model, adapter.config, adapter.tensors, adapter.folder)
         if merge:
             merge_lora(model)
     return model

@@ -2,9 +2,9 @@ r"""AdaLoRA: a budget of ranks that moves to the layers that need it (Zhang et a
 
     dW = s P diag(l) Q                      equation 3: P (out, r), l (r,), Q (r, in)
 
-like an SVD. A triplet (column of P, number in l, row of Q) can be switched off by l_i = 0, alone
-and for good or until later, whereas a row of LoRA's A and a column of B cannot be told to be
-unimportant. Three parts:
+like an SVD. A triplet is a column of P, a number in l and a row of Q. l_i = 0 switches it off, and
+later it may be switched on again. LoRA's A and B have no such number: nothing says which of their r
+directions matters. Three parts:
 
 Orthogonality. To make l_i say how much a triplet does, P and Q are kept near orthonormal: to the
 loss is added `orth` times the mean over all P and Q of ||P^T P - I|| and ||Q Q^T - I||. (The paper
@@ -30,15 +30,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lora import (AdaptedLinear, adapted_layers, base_entries, find_targets, last_name,
-                  wrap_targets, write_adapter)
-from methods import Method, Setup, Shapes, fill_in, trained_parameters
+from lora import (PREFIX, AdaptedLinear, adapted_layers, find_targets, last_name,
+                  refuse_unwrappable, wrap_layer, wrap_targets)
+from methods import Method, Setup, Shapes, Target, fill_in, trained_parameters
 from plumbing.errors import UserError
 from plumbing.fields import Number, check, whole
 
 B1 = B2 = 0.85
-PREFIX = "base_model.model."
-PARTS = ("lora_B", "lora_E", "lora_A")      # PEFT's names of P, l and Q, here and in the files
+PARTS = {"P": "lora_B", "l": "lora_E", "Q": "lora_A"}       # PEFT's names of them
 
 
 class SVDLinear(AdaptedLinear):
@@ -47,22 +46,23 @@ class SVDLinear(AdaptedLinear):
     def __init__(self, base: nn.Module, rank: int, alpha: float, init_rank: int):
         super().__init__(base)
         self.scale = alpha / (init_rank + 1e-5)
-        device = next(iter(base.state_dict().values())).device
-        P = torch.empty(base.out_features, rank, device="cpu")
-        Q = torch.empty(rank, base.in_features, device="cpu")
-        starts = (nn.init.normal_(P, std=0.02), torch.zeros(rank, 1), nn.init.normal_(Q, std=0.02))
-        for name, start in zip(PARTS, starts):      # l = 0, so that the model begins as its base
-            self.register_parameter(name, nn.Parameter(start.to(device)))
-            self.register_buffer(f"I_{name}", torch.zeros_like(start, device=device), False)
-            self.register_buffer(f"U_{name}", torch.zeros_like(start, device=device), False)
-        self.register_buffer("on", torch.ones(rank, 1, dtype=torch.bool, device=device), False)
+        # l = 0, so that the model begins as its base. Drawn on the CPU, as LoRA's A.
+        P = 0.02 * torch.randn(base.out_features, rank, device="cpu")
+        l = torch.zeros(rank, 1)
+        Q = 0.02 * torch.randn(rank, base.in_features, device="cpu")
+        for name, start in (("P", P), ("l", l), ("Q", Q)):
+            p = nn.Parameter(start.to(self.device))
+            self.register_parameter(name, p)
+            self.register_buffer(f"I_{name}", torch.zeros_like(p), persistent=False)
+            self.register_buffer(f"U_{name}", torch.zeros_like(p), persistent=False)
+        self.register_buffer("on", torch.ones_like(self.l, dtype=torch.bool), persistent=False)
 
     def adapted(self, x):
-        u = F.linear(x, (self.lora_E * self.lora_A).to(x.dtype)) * self.scale       # (..., r)
-        return self.base(x) + F.linear(u, self.lora_B.to(x.dtype))
+        u = F.linear(x, (self.l * self.Q).to(x.dtype)) * self.scale         # (..., r)
+        return self.base(x) + F.linear(u, self.P.to(x.dtype))
 
     def delta(self):
-        return self.scale * self.lora_B @ (self.lora_E * self.lora_A)
+        return self.scale * self.P @ (self.l * self.Q)
 
     def observe(self):
         """Take this step's gradients into I' and U'."""
@@ -116,16 +116,15 @@ def after_update(model, step: int, setup: Setup):
                 layer.on.copy_((score > threshold)[:, None])
     if step > first:
         for layer in layers:
-            layer.lora_E.mul_(layer.on)
+            layer.l.mul_(layer.on)
 
 
 def penalty(model, setup: Setup):
     """orth times the mean of ||P^T P - I|| and ||Q Q^T - I|| over all layers: a number ()."""
     distances = []
     for layer in adapted_layers(model).values():
-        P, Q = layer.lora_B, layer.lora_A
-        one = torch.eye(len(Q), device=Q.device)
-        distances += [(P.T @ P - one).norm(), (Q @ Q.T - one).norm()]
+        one = torch.eye(len(layer.Q), device=layer.device)
+        distances += [(layer.P.T @ layer.P - one).norm(), (layer.Q @ layer.Q.T - one).norm()]
     return setup.options["orth"] * torch.stack(distances).mean()
 
 
@@ -136,7 +135,7 @@ def apply(model, setup: Setup):
     if start < setup.rank:
         raise UserError(f"--options init_rank={start}: it must be at least --rank {setup.rank}")
     if setup.steps and first >= last:
-        raise UserError(f"AdaLoRA needs at least 4 steps for its budget to fall, and not "
+        raise UserError(f"AdaLoRA needs at least 3 steps for its budget to fall, and not "
                         f"{setup.steps}; raise --max_steps")
     wrap_targets(model, setup.targets, lambda layer: SVDLinear(layer, start, setup.alpha, start))
 
@@ -146,43 +145,50 @@ def count(shapes: Shapes, setup: Setup) -> int:
     return shapes.layers * init_rank(setup) * sum(i + o + 1 for i, o in shapes.maps.values())
 
 
-def kept(model) -> dict:
-    """I', U' and what is on: what --resume needs."""
-    return {f"{name}.{key}": buffer for name, layer in adapted_layers(model).items()
-            for key, buffer in layer.named_buffers(recurse=False)}
+def keeps(t: Target, setup: Setup) -> int:
+    """s N r + s r in per map: u, diag(l) Q; in 16 bits 2 r out: P.
+
+    r is init_rank. u for dP, diag(l) Q for dx, the 16-bit copy of P for du.
+    """
+    r = init_rank(setup)
+    return t.s * t.N * r + t.dx * t.s * r * t.size_in + t.casts(r * t.size_out)
 
 
-def save(method, model, folder, base_model: str, setup: Setup):
+def pack(model, setup: Setup) -> tuple[dict, dict]:
+    """Without the triplets that are switched off."""
     tensors, pattern = {}, {}
     for name, layer in adapted_layers(model).items():
         on = layer.on[:, 0]
         pattern[f"{name}.lora_E"] = on.tolist()
-        kept_parts = (layer.lora_B[:, on], layer.lora_E[on], layer.lora_A[on])
-        tensors |= {f"{PREFIX}{name}.{part}": p for part, p in zip(PARTS, kept_parts)}
+        for part, p in (("P", layer.P[:, on]), ("l", layer.l[on]), ("Q", layer.Q[on])):
+            tensors[f"{PREFIX}{name}.{PARTS[part]}"] = p
     first, last = phases(setup.steps)
-    write_adapter(folder, tensors, base_entries(model, base_model) | {
+    return tensors, {
         "peft_type": "ADALORA", "target_r": setup.rank, "init_r": init_rank(setup),
         "lora_alpha": setup.alpha, "rank_pattern": pattern, "bias": "none",
         "target_modules": sorted({last_name(name) for name in adapted_layers(model)}),
         "total_step": setup.steps, "tinit": first, "tfinal": setup.steps - last,
-        "beta1": B1, "beta2": B2, "orth_reg_weight": setup.options["orth"]})
+        "beta1": B1, "beta2": B2, "orth_reg_weight": setup.options["orth"]}
 
 
-def load(method, model, config: dict, tensors: dict, folder):
+def unpack(model, config: dict, tensors: dict, folder):
     shape = {"init_r": whole(1), "lora_alpha": Number(above=0), "rank_pattern?": (dict, None)}
     check(config, shape, folder / "adapter_config.json")
     start, alpha = config["init_r"], config["lora_alpha"]
-    tensors = {key.removeprefix(PREFIX): tensor.float() for key, tensor in tensors.items()}
-    ranks = {key.removesuffix(".lora_A"): len(Q) for key, Q in tensors.items()
-             if key.endswith(".lora_A")}
+    ranks = {key.removeprefix(PREFIX).removesuffix(".lora_A"): len(Q)
+             for key, Q in tensors.items() if key.endswith(".lora_A")}
     pattern = config.get("rank_pattern") or {f"{name}.lora_E": [] for name in ranks}
     if not ranks or {f"{name}.lora_E" for name in ranks} != set(pattern):
         raise UserError(f"{folder}: the adapter's tensors are not those of its rank_pattern")
-    in_order = iter([ranks[name] for name in find_targets(model, list(ranks))])
-    wrap_targets(model, list(ranks), lambda layer: SVDLinear(layer, next(in_order), alpha, start))
-    fill_in(trained_parameters(model), tensors, folder)
+    names = find_targets(model, list(ranks))
+    refuse_unwrappable(model, names)
+    parameters = {}
+    for name in names:
+        layer = wrap_layer(model, name, lambda base: SVDLinear(base, ranks[name], alpha, start))
+        parameters |= {f"{PREFIX}{name}.{PARTS[part]}": getattr(layer, part) for part in PARTS}
+    fill_in(parameters, tensors, folder)
 
 
 METHOD = Method(
-    "adalora", apply, count, options={"init_rank": 0, "orth": 0.5}, penalty=penalty,
-    after_update=after_update, kept=kept, save=save, load=load)
+    "adalora", apply, count, lr=4e-3, options={"init_rank": 0, "orth": 0.5}, penalty=penalty,
+    after_update=after_update, pack=pack, unpack=unpack, keeps=keeps, buffers=2.0)

@@ -19,7 +19,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from methods import Method, Setup, Shapes, Wrapper, wrap_module
+from methods import Method, Setup, Shapes, Target, Wrapper, wrap_module
 
 
 class AdapterBlock(Wrapper):
@@ -55,7 +55,12 @@ def count(shapes: Shapes, setup: Setup) -> int:
     return 2 * shapes.layers * (2 * C * m + m + C)
 
 
+def keeps(t: Target, setup: Setup) -> int:
+    """s N (C + 2 m) per block: h, before and after gelu; in 16 bits 4 C m: both maps."""
+    C, m = t.size_out, setup.rank
+    return t.s * t.N * (C + 2 * m) + t.casts(C * m) + t.dx * t.casts(C * m)
+
+
 METHOD = Method(
-    "adapter", apply, count, lr=1e-3, ignores=("alpha", "targets"),
-    unmergeable="a nonlinearity stands between its two maps; sample.py and evaluate.py take it as "
-                "--adapter")
+    "adapter", apply, count, lr=2e-3, ignores=("alpha", "targets"), keeps=keeps, keeps_x=False,
+    behind=("o_proj", "down_proj"), unmergeable="a nonlinearity stands between its two maps")

@@ -7,7 +7,7 @@ Where a layer has none, b is 0, and db is a bias that the method adds. Each targ
 the default targets every linear map of a layer has a trained bias.
 
 A bias shifts what a layer puts out, by the same vector for every token. It cannot make a layer
-react to anything that it did not react to before.
+react to anything that it did not react to before. Its gradient is dy alone, so no x is kept.
 
 Trained: out per target, whatever --rank and --alpha are. Saved: db, under this project's names.
 Merges into b; where the architecture has no b, export.py has nowhere to write it.
@@ -16,14 +16,13 @@ import torch
 import torch.nn as nn
 
 from lora import AdaptedLinear, wrap_targets
-from methods import Method, Setup, Shapes
+from methods import Method, Setup, Shapes, Target
 
 
 class BiasLinear(AdaptedLinear):
     def __init__(self, base: nn.Module):
         super().__init__(base)
-        device = next(iter(base.state_dict().values())).device
-        self.db = nn.Parameter(torch.zeros(base.out_features, device=device))
+        self.db = nn.Parameter(torch.zeros(base.out_features, device=self.device))
 
     def adapted(self, x):
         return self.base(x) + self.db.to(x.dtype)
@@ -48,4 +47,10 @@ def count(shapes: Shapes, setup: Setup) -> int:
     return shapes.layers * sum(o for _, o in shapes.maps.values())
 
 
-METHOD = Method("bitfit", apply, count, lr=1e-3, ignores=("rank", "alpha"))
+def keeps(t: Target, setup: Setup) -> int:
+    """0: the gradient of db is dy."""
+    return 0
+
+
+METHOD = Method("bitfit", apply, count, lr=1e-2, ignores=("rank", "alpha"), keeps=keeps,
+                keeps_x=False)

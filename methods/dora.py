@@ -9,27 +9,25 @@ scales them. (The paper writes W as (in, out), and speaks of columns.)
 The norm counts as a constant in the gradient (section 4.3): dL/dW' reaches B A multiplied by
 m / ||W + s B A||. The exact gradient would also lose its part along the row; that is left out, to
 save memory. Even so the norm is computed again in every forward pass, from the whole W + s B A, and
-for a base in four bits W is dequantized once more. So DoRA costs more than LoRA's few percent.
+for a base in four bits W is dequantized once more. And dL/dm needs what the direction put out, so
+it is kept: s N out bytes per target that LoRA does not have.
 
 Trained: r (in + out) + out per target. Saved: A, B and m in PEFT's form, with "use_dora". Merges.
 """
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
-from lora import (LoRALinear, check_fit, factor_tensors, is_plain_lora, lora_layers, pair_factors,
-                  peft_config, wrap_layer, wrap_targets, write_adapter)
-from methods import Method, Setup, Shapes
-from plumbing.errors import UserError
-
-KEY = "base_model.model.{}.lora_magnitude_vector"       # PEFT's name of m
+from lora import (PREFIX, LoRALinear, attach_factors, check_fit, factor_tensors, is_plain_lora,
+                  lora_entries, lora_layers, pair_factors, wrap_targets)
+from methods import Method, Setup, Shapes, Target, fill_in
+from methods.lora import keeps as lora_keeps
 
 
 class DoRALinear(LoRALinear):
-    """h = c (W x + s B A x) + bias, with c = m / ||W + s B A||, (out,).
+    """h = c V x + bias, with V = W + s B A and c = m / ||V||, (out,).
 
-    Computed as base(x) + (c - 1) W x + c s B A x. c is near 1, where bfloat16 has steps of 0.8 %,
-    but c - 1 is near 0, where its steps are small.
+    Computed as LoRA's V x + bias, and (c - 1) V x more. c is near 1, where bfloat16 has steps of
+    0.8 %, but c - 1 is near 0, where its steps are small.
     """
 
     def __init__(self, base: nn.Module, rank: int, alpha: float, rslora=False):
@@ -38,17 +36,15 @@ class DoRALinear(LoRALinear):
 
     @torch.no_grad()
     def direction(self):
-        """W + s B A, (out, in), and the norm of each row, (out,), in float32."""
+        """V, (out, in), and the norm of each row, (out,), in float32."""
         V = self.base_weight().float() + super().delta()
         return V, V.norm(dim=1).clamp(min=1e-12)        # a row of zeros has no direction
 
     def adapted(self, x):
         c = self.magnitude / self.direction()[1]                            # (out,)
-        y = self.base(x)
-        Wx = y if self.bias is None else y - self.bias
-        u = F.linear(x, self.lora_A.to(x.dtype)) * self.scale               # (..., r)
-        BAx = F.linear(u, self.lora_B.to(x.dtype))
-        return y + (c - 1).to(x.dtype) * Wx + c.to(x.dtype) * BAx
+        h = super().adapted(x)                                              # V x + bias
+        Vx = h if self.bias is None else h - self.bias
+        return h + (c - 1).to(x.dtype) * Vx
 
     def delta(self):
         """dW = W' - W, (out, in), in float32."""
@@ -66,32 +62,38 @@ def count(shapes: Shapes, setup: Setup) -> int:
     return shapes.layers * sum(setup.rank * (i + o) + o for i, o in shapes.maps.values())
 
 
-def save(method, model, folder, base_model: str, setup: Setup):
+def keeps(t: Target, setup: Setup) -> int:
+    """s N (r + out) per map: u = A x and V x.
+
+    V x for dm, all else as in LoRA. The small ones are ||V|| and c - 1.
+    """
+    return lora_keeps(t, setup) + t.s * t.N * t.size_out + (4 + t.s) * t.size_out
+
+
+def magnitudes(model) -> dict[str, nn.Parameter]:
+    """m of each layer, under PEFT's names."""
+    return {f"{PREFIX}{name}.lora_magnitude_vector": layer.magnitude
+            for name, layer in lora_layers(model).items()}
+
+
+def pack(model, setup: Setup) -> tuple[dict, dict]:
     layers = lora_layers(model)
-    lengths = {KEY.format(name): layer.magnitude for name, layer in layers.items()}
-    write_adapter(folder, factor_tensors(layers) | lengths,
-                  peft_config(model, layers, base_model) | {"use_dora": True})
+    return (factor_tensors(layers) | magnitudes(model),
+            lora_entries(model, layers) | {"use_dora": True})
 
 
-@torch.no_grad()
-def load(method, model, config: dict, tensors: dict, folder):
-    factors = {key: t for key, t in tensors.items() if not key.endswith("magnitude_vector")}
+def unpack(model, config: dict, tensors: dict, folder):
+    lengths = {key: m for key, m in tensors.items() if key.endswith("magnitude_vector")}
+    factors = {key: tensor for key, tensor in tensors.items() if key not in lengths}
     adapter = pair_factors(config, factors, folder)
     check_fit(model, adapter, folder)
-    if tensors.keys() - factors.keys() != {KEY.format(name) for name in adapter}:
-        raise UserError(f"{folder}: lengths m are missing, or belong to no A and B")
-    for name, f in adapter.items():
-        m = tensors[KEY.format(name)]
-        if m.shape != f.B.shape[:1]:
-            raise UserError(f"{folder}: {name} has {tuple(m.shape)} lengths for {len(f.B)} rows")
-        layer = wrap_layer(model, name, lambda base, f=f: DoRALinear(
-            base, f.rank, f.alpha, f.rslora))
-        for p, tensor in ((layer.lora_A, f.A), (layer.lora_B, f.B), (layer.magnitude, m)):
-            p.copy_(tensor)
+    attach_factors(model, adapter, lambda base, f: DoRALinear(base, f.rank, f.alpha, f.rslora))
+    fill_in(magnitudes(model), lengths, folder)
 
 
 def reads(config: dict) -> bool:
     return bool(config.get("use_dora")) and is_plain_lora(config | {"use_dora": False})
 
 
-METHOD = Method("dora", apply, count, save=save, load=load, reads=reads)
+METHOD = Method("dora", apply, count, pack=pack, unpack=unpack, reads=reads, keeps=keeps,
+                reads_base=True)

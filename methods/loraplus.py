@@ -10,7 +10,7 @@ A's by a factor of the order of the width. It recommends 16 in practice, and lr 
 Trained and saved: as LoRA. The ratio is of training alone: the adapter is a plain one.
 """
 from methods import Method, Setup
-from methods.lora import apply, count, load, save
+from methods.lora import apply, count, keeps, pack, unpack
 
 
 def multiple(name: str, setup: Setup) -> float:
@@ -18,5 +18,6 @@ def multiple(name: str, setup: Setup) -> float:
 
 
 # reads: never, because the method lora reads its files
-METHOD = Method("loraplus", apply, count, lr=5e-5, options={"ratio": 16.0}, multiple=multiple,
-                save=save, load=load, reads=lambda config: False)
+METHOD = Method(
+    "loraplus", apply, count, lr=5e-5, options={"ratio": 16.0}, multiple=multiple, pack=pack,
+    unpack=unpack, reads=lambda config: False, keeps=keeps)

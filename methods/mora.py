@@ -28,7 +28,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lora import AdaptedLinear, wrap_targets
-from methods import Method, Setup, Shapes
+from methods import Method, Setup, Shapes, Target
 from plumbing.errors import UserError
 
 
@@ -39,13 +39,12 @@ class MoRALinear(AdaptedLinear):
         super().__init__(base)
         self.scale, self.form = alpha / rank, form
         k = square_size(base.in_features, base.out_features, rank, form)
-        device = next(iter(base.state_dict().values())).device
-        self.M = nn.Parameter(torch.zeros(k, k, device=device))
+        self.M = nn.Parameter(torch.zeros(k, k, device=self.device))
 
     def adapted(self, x):
-        return self.base(x) + self.scale * self.change(x, self.M.to(x.dtype))
+        return self.base(x) + self.change(x, (self.scale * self.M).to(x.dtype))
 
-    def change(self, x, M):
+    def change(self, x, M):         # s is in M, which is smaller than what comes out
         """decompress(M compress(x)): (..., in) -> (..., out)."""
         k, n = len(M), math.ceil(x.shape[-1] / len(M))
         x = F.pad(x, (0, n * k - x.shape[-1]))
@@ -59,7 +58,7 @@ class MoRALinear(AdaptedLinear):
     def delta(self):
         """dW (out, in): what the change does to each unit vector is a column of it."""
         units = torch.eye(self.base.in_features, device=self.M.device)
-        return self.scale * self.change(units, self.M).T
+        return self.change(units, self.scale * self.M).T
 
 
 def square_size(size_in: int, size_out: int, rank: int, form: str) -> int:
@@ -95,4 +94,16 @@ def count(shapes: Shapes, setup: Setup) -> int:
                                for i, o in shapes.maps.values())
 
 
-METHOD = Method("mora", apply, count, options={"form": "rotation"})
+def keeps(t: Target, setup: Setup) -> int:
+    """s N n k + s k^2 per map: turned x, s M; sharing: s N k + s k^2.
+
+    What M multiplies for dM, and s M for dx. x itself is not kept.
+    """
+    k = square_size(t.size_in, t.size_out, setup.rank, setup.options["form"])
+    width, angles = k, 0
+    if setup.options["form"] == "rotation":
+        width = angles = k * math.ceil(t.size_in / k)
+    return t.s * (t.N * width + t.dx * (angles + k * k))
+
+
+METHOD = Method("mora", apply, count, options={"form": "rotation"}, keeps=keeps, keeps_x=False)

@@ -29,10 +29,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lora import (LoRALinear, check_fit, is_plain_lora, lora_layers, pair_factors, peft_config,
-                  peft_name, wrap_layer, wrap_targets, write_adapter)
-from methods import Method, Setup
+from lora import (LoRALinear, attach_factors, check_fit, factor_tensors, is_plain_lora,
+                  lora_entries, lora_layers, pair_factors, wrap_targets)
+from methods import Method, Setup, Target
 from methods.lora import count
+from methods.lora import keeps as lora_keeps
 from plumbing.errors import UserError
 
 
@@ -50,6 +51,7 @@ class PiSSALinear(LoRALinear):
         root = (S / self.scale).sqrt()                                      # (r,)
         self.lora_A.copy_(root[:, None] * V.T)                              # (r, in)
         self.lora_B.copy_(U * root)                                         # (out, r)
+        # buffers, so that --resume has them: another processor's SVD would round in another way
         self.register_buffer("A0", self.lora_A.detach().clone(), persistent=False)
         self.register_buffer("B0", self.lora_B.detach().clone(), persistent=False)
 
@@ -61,6 +63,15 @@ class PiSSALinear(LoRALinear):
     def delta(self):
         """dW = s (B A - B0 A0), (out, in), in float32."""
         return self.scale * (self.lora_B @ self.lora_A - self.B0 @ self.A0)
+
+    @torch.no_grad()
+    def as_lora(self) -> LoRALinear:
+        """The plain LoRA of rank 2 r: s [B, -B0] [A; A0]."""
+        r = 2 * self.rank
+        layer = LoRALinear(self.base, r, r * self.scale)        # alpha / (2 r) is s then
+        layer.lora_A.copy_(torch.cat((self.lora_A, self.A0)))
+        layer.lora_B.copy_(torch.cat((self.lora_B, -self.B0), dim=1))
+        return layer
 
 
 def top_directions(W, r: int, niter: int):
@@ -76,38 +87,23 @@ def apply(model, setup: Setup):
         layer, setup.rank, setup.alpha, setup.options["niter"]))
 
 
-def kept(model) -> dict:
-    """A0 and B0: another processor's SVD would round them in another way."""
-    return {f"{name}.{key}": buffer for name, layer in lora_layers(model).items()
-            for key, buffer in layer.named_buffers(recurse=False)}
+def keeps(t: Target, setup: Setup) -> int:
+    """s N r per map: u = A x; in 16 bits 4 r (in + out): A, B, A0, B0."""
+    frozen = t.casts(setup.rank * (t.size_in + t.size_out))
+    return lora_keeps(t, setup) + t.dx * frozen
 
 
-def save(method, model, folder, base_model: str, setup: Setup):
-    """As a plain LoRA of rank 2 r. Its alpha is 2 r s, so that alpha / (2 r) is s."""
-    layers = lora_layers(model)
-    config, tensors = peft_config(model, layers, base_model), {}
-    for name, layer in layers.items():
-        tensors[peft_name(name, "A")] = torch.cat((layer.lora_A, layer.A0))
-        tensors[peft_name(name, "B")] = torch.cat((layer.lora_B, -layer.B0), dim=1)
-        if layer.rank != config["r"]:
-            config["rank_pattern"][re.escape(name)] = 2 * layer.rank
-        if layer.alpha != config["lora_alpha"]:
-            config["alpha_pattern"][re.escape(name)] = 2 * layer.rank * layer.scale
-    first = next(iter(layers.values()))
-    write_adapter(folder, tensors, config | {
-        "r": 2 * first.rank, "lora_alpha": 2 * first.rank * first.scale, "use_rslora": False})
+def pack(model, setup: Setup) -> tuple[dict, dict]:
+    layers = {name: layer.as_lora() for name, layer in lora_layers(model).items()}
+    return factor_tensors(layers), lora_entries(model, layers)
 
 
-@torch.no_grad()
-def load(method, model, config: dict, tensors: dict, folder):
+def unpack(model, config: dict, tensors: dict, folder):
     """PEFT's own form: A and B of W_res. By the exact SVD, because a randomized one differs."""
     adapter = pair_factors(config, tensors, folder)
     check_fit(model, adapter, folder)
-    for name, f in adapter.items():
-        layer = wrap_layer(model, name, lambda base, f=f: PiSSALinear(
-            base, f.rank, f.alpha, rslora=f.rslora))
-        layer.lora_A.copy_(f.A)
-        layer.lora_B.copy_(f.B)
+    attach_factors(model, adapter, lambda base, f: PiSSALinear(
+        base, f.rank, f.alpha, rslora=f.rslora))
 
 
 def reads(config: dict) -> bool:
@@ -116,5 +112,5 @@ def reads(config: dict) -> bool:
         config | {"init_lora_weights": True})
 
 
-METHOD = Method("pissa", apply, count, options={"niter": 0}, kept=kept, save=save, load=load,
-                reads=reads)
+METHOD = Method("pissa", apply, count, options={"niter": 0}, pack=pack, unpack=unpack, reads=reads,
+                keeps=keeps, buffers=1.0, reads_base=True)

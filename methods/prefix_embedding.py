@@ -16,10 +16,11 @@ predicted: labels and --max_length speak of the text alone.
 
 Trained and saved: l C, in PEFT's form (PROMPT_TUNING). There is no dW, so nothing merges into W.
 """
+import math
+
 import torch
 import torch.nn as nn
 
-from lora import base_entries, write_adapter
 from methods import Method, Setup, Shapes, Wrapper, fill_in, wrap_module
 from plumbing.errors import UserError
 
@@ -51,6 +52,10 @@ class PrefixEmbedding(Wrapper):
 
 
 def apply(model, setup: Setup):
+    context = model.config.hf.get("max_position_embeddings") or math.inf
+    if setup.rank >= context:
+        raise UserError(f"--rank {setup.rank}: so many virtual tokens leave no room for text in "
+                        f"the model's context of {context} tokens")
     model.requires_grad_(False)
     wrap_module(model, EMBEDDING, lambda base: PrefixEmbedding(base, setup.rank))
 
@@ -60,16 +65,15 @@ def count(shapes: Shapes, setup: Setup) -> int:
     return setup.rank * shapes.hidden
 
 
-def save(method, model, folder, base_model: str, setup: Setup):
-    P = model.get_submodule(EMBEDDING).P
-    c = model.config
-    write_adapter(folder, {KEY: P}, base_entries(model, base_model) | {
+def pack(model, setup: Setup) -> tuple[dict, dict]:
+    P, c = model.get_submodule(EMBEDDING).P, model.config
+    return {KEY: P}, {
         "peft_type": "PROMPT_TUNING", "num_virtual_tokens": len(P), "token_dim": P.shape[1],
         "num_transformer_submodules": 1, "num_attention_heads": c.num_attention_heads,
-        "num_layers": c.num_hidden_layers, "prompt_tuning_init": "RANDOM"})
+        "num_layers": c.num_hidden_layers, "prompt_tuning_init": "RANDOM"}
 
 
-def load(method, model, config: dict, tensors: dict, folder):
+def unpack(model, config: dict, tensors: dict, folder):
     if KEY not in tensors or tensors[KEY].dim() != 2 or not len(tensors[KEY]):
         raise UserError(f"{folder}: the adapter lacks {KEY}")
     apply(model, Setup(len(tensors[KEY]), 1.0, "", {}))
@@ -77,7 +81,7 @@ def load(method, model, config: dict, tensors: dict, folder):
 
 
 METHOD = Method(
-    "prefix_embedding", apply, count, lr=1e-2, ignores=("alpha", "targets"), save=save, load=load,
-    reads=lambda config: config.get("peft_type") == "PROMPT_TUNING",
-    unmergeable="its virtual tokens are input and no weights; sample.py and evaluate.py take it as "
-                "--adapter")
+    "prefix_embedding", apply, count, lr=3e-2, ignores=("alpha", "targets"), pack=pack,
+    unpack=unpack, reads=lambda config: config.get("peft_type") == "PROMPT_TUNING",
+    reads_base=True, keeps_x=False, virtual=True,
+    unmergeable="its virtual tokens are input and no weights")

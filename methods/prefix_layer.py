@@ -17,8 +17,7 @@ Trained and saved: L l C, under the names of this project; --rank is l. Nothing 
 import torch
 import torch.nn as nn
 
-from methods import Method, Setup, Shapes, Wrapper, wrap_module
-from methods.prefix_embedding import EMBEDDING, PrefixEmbedding
+from methods import Method, Setup, Shapes, Wrapper, prefix_embedding, wrap_module
 
 
 class PrefixLayer(Wrapper):
@@ -40,8 +39,7 @@ class PrefixLayer(Wrapper):
 
 @torch.no_grad()
 def apply(model, setup: Setup):
-    model.requires_grad_(False)
-    wrap_module(model, EMBEDDING, lambda base: PrefixEmbedding(base, setup.rank))
+    prefix_embedding.apply(model, setup)
     for k, start in enumerate(outputs_for_prefix(model)):
         wrap_module(model, f"model.layers.{k}", lambda base, P=start: PrefixLayer(base, P))
 
@@ -63,6 +61,5 @@ def count(shapes: Shapes, setup: Setup) -> int:
 
 
 METHOD = Method(
-    "prefix_layer", apply, count, lr=1e-2, ignores=("alpha", "targets"),
-    unmergeable="its virtual tokens are input and no weights; sample.py and evaluate.py take it as "
-                "--adapter")
+    "prefix_layer", apply, count, lr=3e-2, ignores=("alpha", "targets"), reads_base=True,
+    keeps_x=False, virtual=True, unmergeable="its virtual tokens are input and no weights")

@@ -13,7 +13,7 @@ lora reads too. Merges into W.
 """
 from lora import apply_lora
 from methods import Method, Setup
-from methods.lora import count, load, save
+from methods.lora import count, keeps, pack, unpack
 
 
 def apply(model, setup: Setup):
@@ -21,4 +21,5 @@ def apply(model, setup: Setup):
 
 
 # reads: never, because the method lora reads its files
-METHOD = Method("rslora", apply, count, save=save, load=load, reads=lambda config: False)
+METHOD = Method("rslora", apply, count, lr=5e-5, pack=pack, unpack=unpack,
+                reads=lambda config: False, keeps=keeps)

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from plumbing import processes, shards
 from plumbing.device import DTYPES, dtype_name
 from plumbing.errors import UserError
 from plumbing.fields import Number, check, whole
@@ -65,10 +66,16 @@ def read_parts(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def write_checkpoint(folder, tensors: dict[str, torch.Tensor], hf: dict):
-    """Write model.safetensors and config.json: `hf`, with the type that the embedding has."""
+    """Write model.safetensors and config.json: `hf`, with the type that the embedding has.
+
+    The first process writes; of shards all must call it (shards.gather).
+    """
     if any(".lora_" in name or ".base." in name for name in tensors):
         raise UserError("the model carries LoRA layers: save_adapter writes these; remove_lora "
                         "takes them off")
+    tensors = shards.gather(tensors)
+    if processes.rank() > 0:
+        return
     folder = make_folder(folder)
     dtype = dtype_name(tensors["model.embed_tokens.weight"].dtype)
     tensors = {name: t.detach().contiguous() for name, t in tensors.items()}

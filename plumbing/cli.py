@@ -3,7 +3,10 @@ import argparse
 import dataclasses
 import difflib
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 
 from plumbing.errors import fail
@@ -42,17 +45,30 @@ def flag(default, help: str, **how):
 
 def make_parser(script: str, doc: str, **more) -> argparse.ArgumentParser:
     """A parser that prints `doc` as its help, and ends a wrong command line with one line."""
+    columns = shutil.get_terminal_size((100, 24)).columns
     parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        **more)
+        description=fit_doc(doc, columns), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
     def end(message):
-        flags = [name for action in parser._actions for name in action.option_strings]
-        hint = suggest_flags(message, flags)
+        flags = {name: action for action in parser._actions for name in action.option_strings}
+        hint = suggest_flags(message, list(flags)) or suggest_choice(message, flags)
         fail(f"{message}{hint} (python {script} --help lists the settings)")
 
     parser.error = end
     return parser
+
+
+def fit_doc(doc: str, columns: int) -> str:
+    """`doc` with its paragraphs of prose in lines of at most `columns`. Indented ones stay."""
+    paragraphs = doc.split("\n\n")
+    for i, paragraph in enumerate(paragraphs):
+        if not paragraph.startswith(" "):
+            points = paragraph.replace("\n- ", "\n\n- ").split("\n\n")        # a list's, or one
+            paragraphs[i] = "\n".join(textwrap.fill(
+                " ".join(point.split()), min(columns, 100), break_on_hyphens=False,
+                subsequent_indent="  " * point.startswith("- ")) for point in points)
+    return "\n\n".join(paragraphs)
 
 
 def suggest_flags(message: str, flags: list[str]) -> str:
@@ -69,6 +85,23 @@ def suggest_flags(message: str, flags: list[str]) -> str:
         if word.startswith("-") and (ours := suggest_flag(word.lstrip("-"), flags)):
             hints += f"; for {word} write {ours}"
     return hints
+
+
+def suggest_choice(message: str, flags: dict) -> str:
+    """The choice that was probably meant, from argparse's message about one that does not exist.
+
+    "argument --method: invalid choice: 'DoRa' (choose from ..." -> "; write dora".
+    flags: {name: argparse's action}.
+    """
+    wrong = re.match(r"argument (--\w+): invalid choice: '(.*?)'", message)
+    close = nearest(wrong[2], flags[wrong[1]].choices) if wrong else ""
+    return f"; write {close}" if close else ""
+
+
+def nearest(word: str, known) -> str:
+    """The one of `known` that is spelt most like `word`; "" if none is."""
+    plain = word.lower().replace("-", "").replace(" ", "_")
+    return next(iter(difflib.get_close_matches(plain, known, n=1, cutoff=0.75)), "")
 
 
 def suggest_flag(name: str, flags: list[str]) -> str:
@@ -104,6 +137,9 @@ def add_flag(group, name: str, kind, default, help: str, **how):
         how["action"] = argparse.BooleanOptionalAction
     elif "action" not in how:
         how.setdefault("type", kind)
+    if len(str(how.get("choices", ""))) > 80:       # too many for a line
+        help += f"; one of {', '.join(how['choices'])}"
+        how["metavar"] = name.upper()
     positional = how.pop("positional", False) or how.get("nargs") == "?"
     name = name if positional else f"--{name}"
     group.add_argument(name, default=default, help=help.replace("%", "%%"), **how)

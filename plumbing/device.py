@@ -1,4 +1,5 @@
 """Which device and which number format: what this machine has, and the most memory used on it."""
+import functools
 import sys
 
 import torch
@@ -31,6 +32,18 @@ def choose_device(device: str, dtype: str) -> tuple[str, str]:
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if has_bfloat16 else "float16"
     return device, dtype
+
+
+@functools.cache
+def multiplies_bfloat16() -> str:
+    """The processor's instructions for products of bfloat16: "amx", "avx512", or "" for none.
+
+    Without them bfloat16 saves memory and costs time.
+    """
+    known = getattr(torch.cpu, "get_capabilities", dict)()       # torch 2.6 cannot tell
+    if known.get("amx_bf16"):
+        return "amx"
+    return "avx512" if known.get("avx512_bf16") else ""
 
 
 def take_gpu(number: int):

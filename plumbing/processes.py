@@ -3,34 +3,42 @@
     torchrun --nproc_per_node=2 train.py --rank 64 --lr 2e-4
 
 Each has the whole model and a share of each step's micro-batches. With one process, everything here
-does nothing.
+does nothing. (Shards of a model instead of the whole: plumbing/shards.py.)
 """
+import contextlib
 import datetime
+import os
 
 import torch
 import torch.distributed as dist
 
 from plumbing.device import take_gpu
 from plumbing.errors import UserError
-from plumbing.workers import rank_and_world, read_variable
+from plumbing.workers import local_rank, rank_and_world
 
 BUCKET = 2 ** 24        # numbers that are sent together: 64 MB of float32
 
 
 def join_processes(device: str):
-    """Meet the other processes, if torchrun started several. device: that of the command line.
+    """Meet the other processes, if several were started. device: that of the command line.
 
     On GPUs process i of a machine takes GPU i: "cuda" means that one from here on. Call it before
     anything touches a GPU. Raises UserError if they cannot meet.
     """
-    if rank_and_world()[1] == 1:
+    number, n = rank_and_world()
+    if n == 1:
         return
+    if "MASTER_ADDR" not in os.environ:         # torchrun sets it, srun does not
+        raise UserError(f"this is one of {n} tasks, and MASTER_ADDR and MASTER_PORT do not say "
+                        "where they meet; start torchrun in each node's only task, as "
+                        "examples/train.sbatch does, or set them")
     backend = "gloo"
     if device in ("auto", "cuda") and torch.cuda.is_available():
-        take_gpu(read_variable("LOCAL_RANK", 0))
+        take_gpu(local_rank())
         backend = "nccl"
     try:
-        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+        dist.init_process_group(backend, rank=number, world_size=n,
+                                timeout=datetime.timedelta(minutes=10))
     except (RuntimeError, ValueError) as e:         # a port that is taken, a machine out of reach
         raise UserError(f"the processes cannot meet ({str(e).splitlines()[0]}); is the port of "
                         "torchrun free, and can all machines reach it?") from None
@@ -39,6 +47,21 @@ def join_processes(device: str):
 def leave_processes():
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def lost_process_in_one_line():
+    """Raise UserError if another process is gone. Its own line, or the system's, says why."""
+    try:
+        yield
+    except RuntimeError as e:
+        if world() == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e)):
+            raise
+        raise UserError("another process of this run has ended, and so does this one; when what "
+                        "ended it is mended, --resume goes on") from None
+    finally:
+        if dist.is_initialized() and dist.get_backend() == "gloo":
+            leave_processes()           # its threads must end before Python does
 
 
 def rank() -> int:
@@ -56,9 +79,14 @@ def wait_for_all():
         dist.barrier()
 
 
-def take_share(items: list) -> list:
-    """This process's part. Sorted items, longest first, are dealt out like cards."""
-    return items[rank()::world()]
+def take_share(items: list, blank) -> list:
+    """This process's part. Sorted items, longest first, are dealt out like cards.
+
+    All get as many, because a model in shards computes only together: the last round is filled up
+    with `blank`.
+    """
+    missing = -len(items) % world()
+    return [*items, *[blank] * missing][rank()::world()]
 
 
 def sum_over_processes(*numbers: float) -> list[float]:
@@ -70,14 +98,17 @@ def sum_over_processes(*numbers: float) -> list[float]:
     return sums.tolist()
 
 
+def is_shard(tensor: torch.Tensor) -> bool:
+    """Whether it is a DTensor. Without loading what defines these."""
+    return hasattr(tensor, "full_tensor")
+
+
 def sum_gradients(parameters: list[torch.nn.Parameter]):
-    """Make each p.grad the sum over all processes. One without micro-batches has None: zeros."""
+    """Make each p.grad the sum over all processes. A shard's is that already: see plumbing/shards.
+    """
     if world() == 1:
         return
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    for grads in buckets_of([p.grad for p in parameters]):
+    for grads in buckets_of([p.grad for p in parameters if not is_shard(p)]):
         flat = torch.cat([grad.reshape(-1) for grad in grads])
         dist.all_reduce(flat)
         for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
@@ -86,9 +117,9 @@ def sum_gradients(parameters: list[torch.nn.Parameter]):
 
 def buckets_of(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
     """`tensors` in groups of at most BUCKET numbers, or of one tensor."""
-    buckets, size = [[]], 0
+    buckets, size = [], BUCKET      # as if one were full, so that the first tensor begins another
     for tensor in tensors:
-        if buckets[-1] and size + tensor.numel() > BUCKET:
+        if size + tensor.numel() > BUCKET:
             buckets.append([])
             size = 0
         buckets[-1].append(tensor)
@@ -98,10 +129,14 @@ def buckets_of(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
 
 @torch.no_grad()
 def copy_from_first(tensors: list[torch.Tensor]):
-    """Give all processes the first one's values: another processor may have rounded its own."""
+    """Give all processes the first one's values: another processor may have rounded its own.
+
+    Shards are of one file, and no process has another's.
+    """
     if world() > 1:
         for tensor in tensors:
-            dist.broadcast(tensor, 0)
+            if not is_shard(tensor):
+                dist.broadcast(tensor, 0)
 
 
 def refuse_differences(what: str, value):

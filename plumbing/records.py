@@ -87,6 +87,19 @@ def row_line(row: dict) -> str:
             f"{row['seconds']:7.1f} s  {row['peak_gb']:.2f} GB")
 
 
+def group_by(key: str, rows: list[dict]) -> dict:
+    """{value: the rows that have it in the column `key`}, in the order of their first."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return groups
+
+
+def mean_of(rows: list[dict], key: str) -> float:
+    """The mean of a column."""
+    return sum(row[key] for row in rows) / len(rows)
+
+
 # ----- run.json -----------------------------------------------------------------------------------
 
 def write_run(config, out: Path, base_answer: str, finished: bool, samples: int, **more):
@@ -124,7 +137,7 @@ def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
         if config.resume:
             return None
         raise UserError(f"{out} holds this run, unfinished; --resume goes on with it, --overwrite "
-                        "begins again")
+                        "starts over")
     shutil.rmtree(out / "state", ignore_errors=True)    # left by a kill after the last file
     if not (out / "log.csv").exists():
         raise UserError(f"{out} holds this run, finished, but its log.csv is gone; --overwrite "

@@ -7,12 +7,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from plumbing import processes, shards
 from plumbing.errors import UserError, is_out_of_memory
 from plumbing.fields import check
 from plumbing.files import replacing
 
 
 def save_state(path: Path, tensors: dict[str, torch.Tensor], progress: dict):
+    """The first process writes the file; of shards all must call it (shards.gather)."""
+    tensors = shards.gather(tensors)
+    if processes.rank() > 0:
+        return
     with replacing(path) as part:
         save_file(tensors, part, metadata={"progress": json.dumps(progress)})
 
@@ -35,4 +40,4 @@ def load_state(path: Path, needed, give_back: Callable[[str, torch.Tensor], None
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
         if is_out_of_memory(e):     # moments go to the device here: no reason to begin again
             raise
-        raise UserError(f"{path} is damaged ({e}); --overwrite begins again") from None
+        raise UserError(f"{path} is damaged ({e}); --overwrite starts over") from None

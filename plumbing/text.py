@@ -1,9 +1,19 @@
 """Tables: in Markdown, and in a terminal, where Chinese and accents have widths of their own."""
 import itertools
 import re
+import shutil
+import sys
+import textwrap
 import unicodedata
 
 NARROWEST = 20      # columns of a terminal that a column of a table needs to be readable
+
+
+def range_of(numbers) -> str:
+    """4, 4, 4 -> "4"; 8, 3, 4 -> "3 to 8" """
+    numbers = list(numbers)
+    low, high = min(numbers), max(numbers)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 # ----- Markdown -----------------------------------------------------------------------------------
@@ -125,3 +135,51 @@ def join_cells(cells: list[list[str]], widths: list[int], between: str) -> list[
 
 def cut_lines(lines: list[str], most: int) -> list[str]:
     return lines if len(lines) <= most else [*lines[:most - 1], "…"]
+
+
+# ----- what is as wide as it is, at a terminal that may be narrower -------------------------------
+
+def print_fitted(text: str):
+    """Print lines. At a terminal, those that are too long go on below, indented."""
+    if sys.stdout.isatty():
+        columns = shutil.get_terminal_size().columns
+        text = "\n".join(map(lambda line: hang_line(line, columns), text.split("\n")))
+    print(text, flush=True)
+
+
+def hang_line(line: str, columns: int) -> str:
+    """"  name  what it is" -> "  name  what\n      it is"."""
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(line, columns, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def print_markdown(text: str):
+    """Print Markdown. At a terminal that is too narrow for its tables it is made to fit."""
+    if sys.stdout.isatty():
+        text = fit_markdown(text, shutil.get_terminal_size().columns)
+    print(text)
+
+
+def fit_markdown(text: str, columns: int) -> str:
+    """`text` in lines of at most `columns`: of a table that is wider, each row becomes a block.
+
+        | arm   | best rate |           arm        r = 8
+        | ----- | --------- |           best rate  1.6e-03
+        | r = 8 | 1.6e-03   |
+    """
+    fitted = []
+    for in_table, lines in itertools.groupby(text.split("\n"), lambda line: line.startswith("|")):
+        lines = list(lines)
+        if not in_table:
+            fitted += [part for line in lines for part in wrap_text(line, columns)]
+        elif max(map(text_width, lines)) <= columns:
+            fitted += lines
+        else:
+            header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")]
+                                for line in lines]
+            blocks = []
+            for row in rows:
+                filled = [(name, cell) for name, cell in zip(header, row) if cell]
+                blocks.append("\n".join(stack_cells(*zip(*filled), columns, len(text))))
+            fitted.append("\n\n".join(blocks))
+    return "\n".join(fitted)

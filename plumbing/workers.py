@@ -2,7 +2,7 @@
 
     claim_file      makes sure that no two processes make the same file, also on many machines
     do_jobs         does one job after another, here or in several processes
-    rank_and_world  which of torchrun's processes this is, and of how many
+    rank_and_world  which of torchrun's or srun's processes this is, and of how many
 
 Nothing here knows what a job is. The caller hands in the function that does the work. No torch.
 """
@@ -29,16 +29,35 @@ BUSY = "busy"       # the answer to a job that another process has claimed: to b
 
 
 def rank_and_world() -> tuple[int, int]:
-    """torchrun starts `world` processes and tells each its rank, 0 to world - 1; else (0, 1)."""
-    return read_variable("RANK", 0), read_variable("WORLD_SIZE", 1)
+    """Which of `world` processes this is, 0 to world - 1, as torchrun or srun says; else (0, 1).
+
+    torchrun first, because it may itself be a task of srun's. The number of tasks is the one that
+    srun alone sets: SLURM_NTASKS is also set in a batch script and in a shell of salloc's, where
+    one process runs.
+    """
+    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if rank in os.environ and world in os.environ:
+            return read_variable(rank), read_variable(world)
+    return 0, 1
 
 
-def read_variable(name: str, default: int) -> int:
+def local_rank() -> int:
+    """Which of its machine's processes this is: the number of its own GPU.
+
+    RANK alone is set by hand, on one machine.
+    """
+    for name in ("LOCAL_RANK", "RANK", "SLURM_LOCALID"):
+        if name in os.environ:
+            return read_variable(name)
+    return 0
+
+
+def read_variable(name: str) -> int:
     """A whole number of the environment. Raises UserError if it is none."""
-    text = os.environ.get(name, str(default))
-    if not text.isdecimal():
-        raise UserError(f"the environment's {name} is {text!r}, and must be a whole number")
-    return int(text)
+    if not os.environ[name].isdecimal():
+        raise UserError(f"the environment's {name} is {os.environ[name]!r}, and must be a whole "
+                        "number")
+    return int(os.environ[name])
 
 
 # ----- claims -------------------------------------------------------------------------------------

@@ -120,6 +120,7 @@ def table_of(said, title):
     """The rows under the line `title` -> {name of the row: its cells}."""
     assert title in said
     rows = said.partition(f"{title}\n")[2].partition("\n\n")[0].splitlines()[1:]
+    rows = [row for row in rows if not row.startswith(" ")]     # a head of two lines
     return {row.split()[0]: re.findall(r"[\d.]+(?:e-\d+)?", row.partition(" ")[2]) for row in rows}
 
 
@@ -417,7 +418,11 @@ def test_what_the_figures_show(folder, tasks, drawn):
                 for kind in ("v_proj", "up_proj")]
     np.testing.assert_allclose(change["||dW|| / ||W||"], expected, rtol=1e-5)
     assert "||B|| / ||A||" in change
-    assert "||B|| / ||A||" not in images(figures["change_full.png"])
+    full = images(figures["change_full.png"])
+    expected = [[float(row["held_by_8"]) for row in rows
+                 if row["source"] == "full" and row["kind"] == kind] for kind in LINEARS]
+    np.testing.assert_allclose(full["share of ||dW||^2 in the top 8"], expected, rtol=1e-5)
+    assert "||B|| / ||A||" not in full and len(full) == len(change) == 4
 
 
 def test_how_low_the_rank_is(drawn, folder, tmp_path):
@@ -493,7 +498,8 @@ MISTAKES = {
     "an unknown setting": (["sums", "--rank", "4"], "unrecognized arguments: --rank 4"),
     "no such adapter": (["nowhere"], "nowhere: no such folder"),
     "another base": (["sums", "--model", "nano"], "sums: the adapter is for another base"),
-    "a relative of LoRA": (["sums", "dora"], "dora: only plain LoRA adapters are read"),
+    "a relative of LoRA": (["sums", "dora"], "dora: its method is dora, whose dW is not s B A; "
+                           "merge it (export.py)"),
     "a run that diverged": (["diverged"], "layers.0.mlp.down_proj.lora_A.weight holds a number"),
     "no base to draw": (["moved", "--out", "out"], "the base is unknown"),
     "two bases": (["sums", "nano_adapter", "--tuned", "tuned"], "different ones; give --model"),

@@ -175,7 +175,7 @@ def test_best_of_sweep_is_the_lowest_at_each_step_separately():
     arm = find_arm(sweep, R64)
     assert arm.curves.tolist() == [[3.0, 1.8, 1.6, 1.4]]
     assert (arm.best.lr, arm.best.nll, arm.best.edge) == ([2e-4], [1.4], [False])
-    assert verdicts.arm_row(arm, None)[3:5] == ["6", "3 of 6"]
+    assert verdicts.arm_cells(arm, None)[1] == "2.0e-04 of 6 rates, 3 of 6 runs diverged"
 
 
 @pytest.mark.parametrize(("nll", "lr", "lowest", "edge"), [
@@ -279,8 +279,8 @@ def test_differences_are_taken_within_a_seed():
     full, r64 = sweep.full_arm(), find_arm(sweep, R64)
     assert r64.best.nll - full.best.nll == pytest.approx([0.1, 0.1])
     assert r64.best.vertex / full.best.vertex == pytest.approx([10, 10])
-    assert verdicts.arm_row(r64, full)[5:] == [
-        "2.0e-04", "2.0e-04", "1.3500 ± 0.5000", "+0.1000 ± 0.0000", "10"]
+    assert verdicts.arm_cells(r64, full)[1:] == [
+        "2.0e-04 of 3 rates", "2.0e-04", "1.3500 ± 0.5000", "+0.1000 ± 0.0000", "10"]
 
 
 def test_the_gain_is_that_of_full_fine_tuning_even_if_lora_gains_more():

@@ -244,6 +244,23 @@ def test_another_form_is_named_and_converted_by_the_command_that_is_named(
     assert "prompts of test.jsonl that train.jsonl also has: 0" in check("out_folder")
 
 
+@pytest.mark.parametrize("between, bom", [(",", b""), (";", b"\xef\xbb\xbf")])
+def test_a_table_is_converted(tmp_path, check, check_fails, between, bom):
+    """As spreadsheet programs write it. A cell may hold commas, semicolons and ends of lines."""
+    answer = 'Từ 8, 9 hoặc 10 giờ; "đúng"\nHẹn gặp!'
+    quoted = '"' + answer.replace('"', '""') + '"'
+    rows = [between.join(("id", "Question", " Answer "))]
+    rows += [between.join((str(i), f"Mấy giờ {i}?", quoted)) for i in range(10)]
+    path = tmp_path / "shop.csv"
+    path.write_bytes(bom + "\r\n".join(rows).encode())
+    assert "shop.csv is in question / answer form; python data/check.py" in check_fails(path)[1]
+    assert "10 samples in question / answer form" in check(path, f"--convert={tmp_path / 'out'}")
+    written = read_lines(tmp_path / "out/train.jsonl") + read_lines(tmp_path / "out/test.jsonl")
+    assert sorted(row["messages"][0]["content"] for row in written) == [
+        f"Mấy giờ {i}?" for i in range(10)]
+    assert {row["messages"][1]["content"] for row in written} == {answer}
+
+
 def pairs(questions):
     return [{"prompt": question, "completion": str(i)} for i, question in enumerate(questions)]
 
@@ -380,7 +397,16 @@ def test_files_that_cannot_be_read_so_end_in_one_line(tmp_path, check_fails):
             ("broken.json", '[{"prompt": "A?"', "is not valid JSON"),
             ("other.json", '[{"text": "A?"}]', "is in none of the forms"),
             ("empty.json", "[]", "is in none of the forms"),
-            ("bytes.json", b'[{"prompt": "\xff"}]', "is not valid JSON")):
+            ("bytes.json", b'[{"prompt": "\xff"}]', "is not valid JSON"),
+            ("utf16.json", '[{"prompt": "A?"}]'.encode("utf-16"), "not UTF-8 but UTF-16"),
+            ("utf16.jsonl", '{"prompt": "A?"}\n'.encode("utf-16-le"), "wrong lines: 2"),
+            ("latin.csv", "question,answer\nQué?,x\n".encode("latin-1"), "call it CSV UTF-8"),
+            ("other.csv", "a,b\n1,2\n", "row 1: it is in none of the forms that data/forms.py "
+                                        "lists (it has a, b)"),
+            ("missing.csv", None, "missing.csv: no such file")):
+        if text is None:
+            assert words in check_fails(tmp_path / name)[1]
+            continue
         (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         assert words in check_fails(tmp_path / name)[1]
     for flags, words in (("--test_share=0", "--test_share 0.0: it must be above 0"),
@@ -419,13 +445,11 @@ def page_commands(script):
 
 
 def test_the_shop_from_its_table_to_transformers(checkpoint, tmp_path, monkeypatch, check, capsys):
-    """The page's first section: its Python examples and its commands, on a tiny model."""
+    """The page's first section: its commands and its Python example, on a tiny model."""
     rows = ["question,answer"] + [f'"{i} + 1, là?\u2028",{i + 1}' for i in range(200)]
     (tmp_path / "shop.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    examples = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    to_lines, in_transformers = examples
-    exec(to_lines, {})
+    in_transformers, = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     convert_shop, check_shop = page_commands("data/check.py")
     check(*convert_shop)
     train_set = dataset.read_messages(tmp_path / "shop/train.jsonl")

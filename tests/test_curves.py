@@ -61,7 +61,9 @@ class shutil_free:
 def test_the_curve_has_every_row_step_0_too(run, tmp_path, monkeypatch):
     rows, settings = read_run(run)
     ax = drawn([run], tmp_path, monkeypatch)
-    test, training, ring = ax.get_lines()
+    test, training, ring, key = ax.get_lines()
+    assert key.get_label() == "training, mean since the point before"
+    assert key.get_linestyle() == training.get_linestyle() == "--"
     assert test.get_xydata().tolist() == [[row["step"], row["test_nll"]] for row in rows]
     assert rows[0]["step"] == 0 and len(rows) == 11
     assert training.get_xydata().tolist() == [[row["step"], row["train_nll"]]
@@ -77,14 +79,15 @@ def test_the_curve_has_every_row_step_0_too(run, tmp_path, monkeypatch):
 def test_several_runs_are_named_by_what_differs(run, tmp_path, monkeypatch):
     other = shutil.copytree(run, tmp_path / "other")
     settings = read_json(other / "run.json")
-    settings["settings"] |= {"lr": 1e-3, "schedule": "cosine"}
+    settings["settings"] |= {"lr": 1e-3, "schedule": "cosine", "rank": 16, "alpha": 16.0,
+                             "epochs": 3.0}
     from plumbing.files import write_json
     write_json(other / "run.json", settings)
     assert name_runs([read_run(folder)[1] for folder in (run, other)]) == [
-        "lr 0.03, schedule constant", "lr 0.001, schedule cosine"]
+        "rank 8, lr 0.03, schedule constant", "rank 16, lr 0.001, schedule cosine"]
     ax = drawn([run, other], tmp_path, monkeypatch)
-    assert len(ax.get_lines()) == 6
-    assert ax.get_lines()[0].get_label().startswith("lr 0.03, schedule constant: lowest")
+    assert len(ax.get_lines()) == 2 * 3 + 1
+    assert ax.get_lines()[0].get_label().startswith("rank 8, lr 0.03, schedule constant: lowest")
 
 
 def test_the_command_draws_runs_and_says_what_is_none(run, tmp_path, capsys):
@@ -95,6 +98,19 @@ def test_the_command_draws_runs_and_says_what_is_none(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         plot.main([str(run), str(tmp_path)])
     assert "no run of train.py" in one_line(stop.value.code, capsys.readouterr().err)
+
+
+def test_runs_of_different_folders_need_a_place_for_their_figure(run, tmp_path, capsys):
+    other = shutil.copytree(run, tmp_path / "other")
+    with pytest.raises(SystemExit) as stop:
+        plot.main([str(run), str(other)])
+    error = one_line(stop.value.code, capsys.readouterr().err)
+    assert "the runs lie in different folders; --out says where" in error
+    assert plot.common_place([run]) == run and plot.common_place([run, run]) == run.parent
+    (other / "log.csv").unlink()            # a run before its first evaluation
+    with pytest.raises(SystemExit) as stop:
+        plot.main([str(other)])
+    assert "no evaluation yet; --watch" in one_line(stop.value.code, capsys.readouterr().err)
 
 
 def test_watching_ends_with_the_run(run, tmp_path, monkeypatch, capsys):

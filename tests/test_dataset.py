@@ -3,9 +3,7 @@ the seed alone decide the order?"""
 import itertools
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,9 +106,8 @@ def test_the_prompt_is_what_generation_sees(tokenizer, template, end, no_thought
             seen.extend(prompts)
             return prompts
 
-    run = SimpleNamespace(model=Model(), autocast=nullcontext, data=SimpleNamespace(tokenizer=t))
     for messages in CONVERSATIONS.values():
-        train.answer_question(run, messages)
+        train.answer_question(Model(), t, messages)
         sample = dataset.encode_sample(messages, t)
         assert sample.ids[:start_of(sample)] == seen[-1]
         prompt = t.apply_chat_template(messages[:-1], add_generation_prompt=True)

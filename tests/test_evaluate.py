@@ -257,7 +257,8 @@ def test_the_test_nll_is_the_one_that_train_logged(checkpoint, chat, trained, tm
 
 
 def test_the_test_nll_of_all_answers(checkpoint, tmp_path):
-    """A run with --supervise all logs it, and evaluate.py has it with the same flag."""
+    """A run with --supervise all logs it, and evaluate.py has it: with the same flag, or without
+    one from the run's own settings, as also its --max_length."""
     sums = [f"{a} + {a + 3} = {2 * a + 3}." for a in range(12)]
     conversations = [[{"role": role, "content": text} for text in texts for role in
                       ("user", "assistant")] for texts in zip(*[iter(sums)] * 3)]
@@ -271,6 +272,14 @@ def test_the_test_nll_of_all_answers(checkpoint, tmp_path):
     assert every["test_nll"] == pytest.approx(logged, abs=1e-5)
     assert abs(last["test_nll"] - logged) > 0.01
     assert every["settings"]["supervise"] == "all" and "supervise" not in last["settings"]
+    train.main(command(checkpoint(), tmp_path, tmp_path / "short", max_steps=1, supervise="all",
+                       max_length=115))
+    logged = read_rows(tmp_path / "short/log.csv")[-1]["test_nll"]
+    own = usual | {"adapter": tmp_path / "short"}
+    measured = [run(**own, **flags, out=tmp_path / f"{i}.jsonl")[0]["test_nll"]
+                for i, flags in enumerate(({}, {"max_length": 256}, {"supervise": "last"}))]
+    assert measured[0] == pytest.approx(logged, abs=1e-5)
+    assert min(abs(nll - logged) for nll in measured[1:]) > 1e-3
 
 
 def test_answers_without_a_metric_are_those_with_one(sums, tmp_path):
@@ -544,3 +553,17 @@ def test_out_of_memory_names_the_flag(sums, tmp_path, fails, monkeypatch):
 
     monkeypatch.setattr(evaluate, "answer_batch", run_out)
     assert "lower --batch" in fails(model="nano", data=sums, limit=2, out=tmp_path / "out.jsonl")
+
+
+@pytest.mark.parametrize("right, n, text", [
+    (4, 4, "100.0 ± 14.1 %"), (0, 4, "0.0 ± 14.1 %"), (80, 400, "20.0 ± 2.0 %"),
+    (1, 2, "50.0 ± 22.4 %")])
+def test_a_share_is_as_uncertain_as_its_answers_are_few(right, n, text):
+    """Against the distribution of the true share, on a fine grid. sqrt(p (1 - p) / n) says 0."""
+    import numpy as np
+    share = (np.arange(20_000) + 0.5) / 20_000
+    weight = share ** right * (1 - share) ** (n - right)
+    mean = (weight * share).sum() / weight.sum()
+    sd = ((weight * (share - mean) ** 2).sum() / weight.sum()) ** 0.5
+    assert text == f"{100 * right / n:.1f} ± {100 * sd:.1f} %"
+    assert evaluate.format_share({"accuracy": right / n, "n": n}, "accuracy") == text

@@ -208,6 +208,13 @@ def test_twice_is_refused(model):
         apply_lora(model, 1)
 
 
+def test_lm_head_is_not_offered_as_a_target(checkpoint):
+    """train.py refuses it, and where it is tied nobody can have it."""
+    with pytest.raises(UserError, match="it has down_proj, gate_proj, k_proj, o_proj, q_proj") as e:
+        apply_lora(Transformer.from_pretrained(checkpoint()), 2, targets="q")
+    assert "lm_head" not in str(e.value)
+
+
 def test_an_untied_lm_head_may_be_wrapped(checkpoint, ids):
     folder = checkpoint("qwen2", tie_word_embeddings=False)
     model = apply_lora(Transformer.from_pretrained(folder), 2, targets="lm_head")

@@ -128,7 +128,7 @@ def test_saved_and_loaded_it_is_the_same_model(folder, name, options, ids, tmp_p
     how = {"options": OPTIONS.get(name, "") if options else ""}
     model = shake(adapted(folder, name, **how))
     method = find_method(name)
-    method.save(method, model, tmp_path, str(folder), setup(name, **how))
+    method.save(model, tmp_path, str(folder), setup(name, **how))
     other = Transformer.from_pretrained(folder)
     switch_adapter(other, open_adapter(tmp_path, other), merge=False)
     torch.testing.assert_close(logits(other, ids), logits(model, ids), rtol=0, atol=1e-4)
@@ -145,7 +145,7 @@ def test_an_adapter_of_another_base_is_refused_and_changes_nothing(
     other = checkpoint("qwen2", hidden_size=64, intermediate_size=80, num_hidden_layers=3)
     model = shake(adapted(other, name))
     method = find_method(name)
-    method.save(method, model, tmp_path, str(other), setup(name))
+    method.save(model, tmp_path, str(other), setup(name))
     model = Transformer.from_pretrained(folder)
     with pytest.raises(UserError, match="another base|no linear|fits no"):
         open_adapter(tmp_path, model)
@@ -200,16 +200,61 @@ def test_a_base_in_four_bits(folder, name, ids):
         torch.testing.assert_close(p.grad, expected[parameter].grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype, rtol", [(torch.bfloat16, 0.1), (torch.float16, 0.01)])
 @pytest.mark.parametrize("name", RELATIVES)
-def test_a_base_in_bfloat16_keeps_what_is_trained_in_float32(folder, name, ids):
+def test_in_16_bits_logits_and_gradients_are_nearly_those_of_float32(
+        folder, name, dtype, rtol, ids):
+    """Against the same weights in float32; what is trained stays float32."""
     torch.manual_seed(5)
-    model = Transformer.from_pretrained(folder, dtype=torch.bfloat16)
-    put_on(model, find_method(name), setup(name))
+    model = Transformer.from_pretrained(folder, dtype=dtype)
+    wide = Transformer.from_pretrained(folder, dtype=dtype).float()
+    for one in (model, wide):
+        torch.manual_seed(5)
+        put_on(one, find_method(name), setup(name))
+        shake(one.eval(), size=0.1)
     assert {p.dtype for p in trained_parameters(model).values()} == {torch.float32}
-    got = logits(shake(model), ids)
-    assert got.dtype == torch.bfloat16
-    expected = logits(shake(adapted(folder, name)), ids)
-    assert (got.float() - expected).norm() < 0.1 * expected.norm()
+    got, expected = logits(model, ids), logits(wide, ids)
+    assert got.dtype == dtype and (got.float() - expected).norm() < rtol * expected.norm()
+    grads = []
+    for one in (model, wide):
+        nll, n = one.loss(ids, ids)
+        (nll / n).backward()
+        grads.append({parameter: p.grad for parameter, p in trained_parameters(one).items()})
+    for parameter, grad in grads[0].items():
+        exact = grads[1][parameter]
+        assert (grad - exact).norm() < 3 * rtol * exact.norm(), parameter
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RELATIVES)
+def test_compiled_layers_give_the_eager_gradients(folder, name, ids, monkeypatch):
+    """One graph per layer and micro-batch, of any length. The backend needs no compiler."""
+    calls = []
+
+    def counting(graph, _):
+        return lambda *args: calls.append(1) or graph.forward(*args)
+
+    compile_layer = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile",
+                        lambda layer, **how: compile_layer(layer, backend=counting, **how))
+    torch.compiler.reset()
+    results = []
+    for compiled in (False, True):
+        config = settled(Config(model=str(folder), method=name, rank=3, alpha=None, max_steps=20,
+                                device="cpu", compile=compiled), 40)
+        model = shake(train.set_up(config, None, Transformer.from_pretrained(folder)).model)
+        losses = []
+        for micro_batch in (ids, ids[:, :11], ids[:1, :7]):
+            before = len(calls)
+            nll, _ = model.loss(micro_batch, micro_batch)
+            nll.backward()
+            losses.append(nll.item())
+            assert len(calls) - before == (2 if compiled else 0)
+        results.append((losses, {n: p.grad for n, p in trained_parameters(model).items()}))
+    (losses, grads), (eager_losses, eager_grads) = results[1], results[0]
+    assert losses == pytest.approx(eager_losses, rel=1e-5)
+    for (parameter, grad), (_, eager) in zip(grads.items(), eager_grads.items(), strict=True):
+        torch.testing.assert_close(grad, eager, rtol=1e-4, atol=1e-5, msg=parameter)
 
 
 # ----- generation ---------------------------------------------------------------------------------
@@ -261,6 +306,40 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_the_same(
     assert weights[0] == weights[1] and len(weights[0]) == 2
 
 
+@pytest.mark.slow
+def test_a_run_says_what_rate_and_factor_the_method_has_and_what_the_base_answers(
+        checkpoint, chat, tmp_path, capsys, monkeypatch):
+    """A rate that is far too low is named. The base answers before virtual tokens are there."""
+    base_answers, shown, answers, show = {}, {}, [], train.show_answers
+    monkeypatch.setattr(train, "show_answers",
+                        lambda *args: answers.append(args[1]) or show(*args))
+    for name in ("lora", "rslora", "adalora", "prefix_layer", "full"):
+        train.main(command(checkpoint(), chat, tmp_path / name, method=name, lr=2e-4, max_steps=4,
+                           eval_steps=4, eval_samples=2))
+        base_answers[name] = read_json(tmp_path / name / "run.json")["base_answer"]
+        said, _, after = capsys.readouterr().out.partition("step    0")
+        shown[name] = dict(line.strip().split("  ", 1) for line in said.splitlines()
+                           if line.startswith("  ") and "  " in line.strip())
+        assert answers[-1] == base_answers[name] and "\nbase  " in after
+    assert len(set(base_answers.values())) == 1 and base_answers["lora"]
+    factors = {name: some.get("factor of dW", "").strip() for name, some in shown.items()}
+    assert factors == {"lora": "1", "rslora": "2", "adalora": "0.666666", "prefix_layer": "",
+                       "full": ""}
+    usual = find_method("adalora").lr
+    assert shown["adalora"]["lr"].strip() == f"0.0002, low: adalora usually wants about {usual:g}"
+    assert shown["lora"]["lr"].strip() == "0.0002" == shown["full"]["lr"].strip()
+    assert shown["prefix_layer"]["virtual tokens"].strip().startswith("4 in front of each text")
+
+    train.main(command(checkpoint(), chat, tmp_path / "qlora", method="qlora", max_steps=1))
+    assert "\nbase (nf4)  " in capsys.readouterr().out         # another base
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_a_method_has_a_rate_of_its_own(name):
+    assert settled(Config(method=name), 40).lr == find_method(name).lr
+    assert settled(Config(method=name, lr=3e-3), 40).lr == 3e-3
+
+
 @pytest.mark.parametrize("flags, message", [
     (["--method=full", "--nf4"], "contradict each other"),
     (["--method=full", "--options=a=1"], "has none"),
@@ -268,12 +347,13 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_the_same(
     (["--method=loraplus", "--options=ratio=fast"], "ratio must be a number, 0 or more"),
     (["--method=mora", "--options=form=square"], "must be rotation or sharing"),
     (["--method=pissa", "--rank=33"], "has only 32"),
+    (["--method=prefix_layer", "--rank=512"], "leave no room for text"),
     (["--method=loraplus", "--options=ratio=-1"], "ratio must be a number, 0 or more"),
     (["--method=pissa", "--options=niter=1.5"], "niter must be a whole number, 0 or more"),
     (["--method=pissa", "--options=niter"], "niter must be a whole number, 0 or more"),
     (["--method=adapter", "--targets=q_proj"], "--targets does not go with --method adapter"),
     (["--method=prefix_layer", "--alpha=3"], "--alpha does not go with --method prefix_layer"),
-    (["--method=adalora", "--max_steps=2", "--eval_steps=1"], "at least 4 steps"),
+    (["--method=adalora", "--max_steps=2", "--eval_steps=1"], "at least 3 steps"),
     (["--method=adalora", "--options=init_rank=2"], "must be at least --rank 4"),
 ])
 def test_what_cannot_be_meant_ends_in_one_line(
@@ -374,7 +454,7 @@ def test_export_refuses_what_cannot_be_merged(folder, tmp_path):
                           ("bitfit", "no .*o_proj.bias that could be written")):
         model = shake(adapted(folder, name))
         method = find_method(name)
-        method.save(method, model, tmp_path / name, str(folder), setup(name))
+        method.save(model, tmp_path / name, str(folder), setup(name))
         how = export.Settings(adapter=str(tmp_path / name), out=str(tmp_path / "merged"))
         with pytest.raises(UserError, match=message):
             export.merge_to_checkpoint(how)
@@ -400,7 +480,7 @@ def test_switching_between_methods_is_exact(folder, ids, tmp_path):
     for name in RELATIVES:
         model = shake(adapted(folder, name))
         method = find_method(name)
-        method.save(method, model, tmp_path / name, str(folder), setup(name))
+        method.save(model, tmp_path / name, str(folder), setup(name))
         adapters[name] = open_adapter(tmp_path / name)
         expected[name] = logits(switch_adapter(Transformer.from_pretrained(folder),
                                                adapters[name]), ids)
@@ -428,7 +508,7 @@ OF_ALL = [{"r": 0}, {"r": -1}, {"r": "4"}, {"lora_alpha": float("nan")}, {"lora_
 def test_a_damaged_config_is_refused(folder, name, change, tmp_path):
     model = shake(adapted(folder, name))
     method = find_method(name)
-    method.save(method, model, tmp_path, str(folder), setup(name))
+    method.save(model, tmp_path, str(folder), setup(name))
     edit_json(tmp_path / "adapter_config.json", **change)
     with pytest.raises(UserError):
         open_adapter(tmp_path, Transformer.from_pretrained(folder))
@@ -437,20 +517,31 @@ def test_a_damaged_config_is_refused(folder, name, change, tmp_path):
 @pytest.mark.parametrize("name", sorted(RELATIVES))
 def test_an_adapter_without_tensors_is_refused(folder, name, tmp_path):
     method = find_method(name)
-    method.save(method, adapted(folder, name), tmp_path, str(folder), setup(name))
+    method.save(adapted(folder, name), tmp_path, str(folder), setup(name))
     save_file({}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError):
         open_adapter(tmp_path, Transformer.from_pretrained(folder))
 
 
-def test_analyze_says_what_an_adapter_is_that_it_cannot_read(folder, tmp_path, capsys):
-    model = shake(adapted(folder, "mora"))
-    method = find_method("mora")
-    method.save(method, model, tmp_path, str(folder), setup("mora"))
+@pytest.mark.parametrize("name", RELATIVES)
+def test_analyze_reads_A_and_B_and_says_what_to_do_with_the_others(folder, name, tmp_path, capsys):
+    model = shake(adapted(folder, name))
+    find_method(name).save(model, tmp_path, str(folder), setup(name))
+    if name in ("lora", "rslora", "loraplus", "pissa"):
+        analyze.main([str(tmp_path)])
+        said = capsys.readouterr().out
+        assert f"rank        {6 if name == 'pissa' else 3}\n" in said
+        dW = {path: layer.delta() for path, layer in adapted_layers(model).items()}
+        norms = [dW[path].norm().square() for path in dW if path.endswith("up_proj")]
+        row = next(line for line in said.splitlines() if line.startswith("up_proj"))
+        expected = torch.stack(norms).mean().sqrt().item()
+        assert float(row.split()[-1]) == pytest.approx(expected, rel=1e-3)
+        return
     with pytest.raises(SystemExit) as stop:
         analyze.main([str(tmp_path)])
-    assert "only plain LoRA" in (line := one_line(stop.value.code, capsys.readouterr().err))
-    assert "'MORA'" in line
+    line = one_line(stop.value.code, capsys.readouterr().err)
+    what = "which changes no W" if name in UNMERGEABLE else "whose dW is not s B A; merge it"
+    assert f"its method is {name}, {what}" in line
 
 
 def test_virtual_tokens_take_room(folder):

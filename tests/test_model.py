@@ -1,4 +1,5 @@
 """The decoder against transformers: same files, same logits, losses, gradients and tokens."""
+import functools
 import json
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from lora import apply_lora, lora_layers
-from model import LinearNLL, ModelConfig, Transformer, draw_token, left_padding_mask
+from model import (Gate, LinearNLL, ModelConfig, Normalise, Transformer, draw_token,
+                   left_padding_mask, plain_attention, plain_is_faster)
 from plumbing.errors import UserError
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
@@ -133,6 +135,65 @@ def test_bfloat16_rounds_where_transformers_rounds(pair):
         logits = Transformer.from_pretrained(folder, dtype=torch.bfloat16)(ids).float()
         expected = theirs16(ids).logits.float()
     assert (logits - expected).abs().mean() < 0.1 * (expected - exact).abs().mean()
+
+
+# ----- parts with a backward pass of their own, and their slow twins ------------------------------
+
+def output_and_gradients(function, *inputs, seed=0):
+    """-> (output, gradient of each input) for a random gradient that arrives."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    out = function(*inputs)
+    torch.manual_seed(seed)
+    return out, *torch.autograd.grad(out, inputs, torch.randn(out.shape).to(out.dtype))
+
+
+@pytest.mark.parametrize("dtype, within", [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_rms_norm_has_the_gradients_that_autograd_finds(dtype, within):
+    torch.manual_seed(1)
+    x, w = 3 * torch.randn(2, 5, 24), 1 + 0.3 * torch.randn(24)
+
+    def twin(x, w):
+        return w * x / (x.square().mean(-1, keepdim=True) + 1e-2).sqrt()
+
+    got = output_and_gradients(lambda x, w: Normalise.apply(x, w, 1e-2), x.to(dtype), w.to(dtype))
+    exact = output_and_gradients(twin, x.to(dtype).double(), w.to(dtype).double())
+    for mine, expected in zip(got, exact):
+        assert mine.dtype == dtype
+        assert (mine.double() - expected).norm() < within * expected.norm()
+
+
+def test_the_gate_has_autograds_own_numbers():
+    torch.manual_seed(1)
+    gate, up = torch.randn(2, 7, 40, 24)
+    twins = zip(output_and_gradients(Gate.apply, gate, up),
+                output_and_gradients(lambda gate, up: F.silu(gate) * up, gate, up))
+    assert all(torch.equal(mine, expected) for mine, expected in twins)
+
+
+@pytest.mark.parametrize("mask", ["causal", "left padding", "none"])
+def test_plain_attention_is_torchs(mask):
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(3, n, 17, 16) for n in (6, 2, 2))
+    how = {"enable_gqa": True, "is_causal": mask == "causal"}
+    if mask == "left padding":
+        how["attn_mask"] = left_padding_mask(torch.tensor([[0], [3], [5]]), torch.arange(17), 17)
+    got = output_and_gradients(functools.partial(plain_attention, **how), q, k, v)
+    expected = output_and_gradients(
+        functools.partial(F.scaled_dot_product_attention, **how), q, k, v)
+    for mine, theirs in zip(got, expected):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_plain_attention_is_taken_for_steps_in_bfloat16_alone(monkeypatch):
+    monkeypatch.setattr("model.multiplies_bfloat16", lambda: "avx512")
+    assert plain_is_faster("cpu", torch.bfloat16, 384)
+    assert not plain_is_faster("cpu", torch.bfloat16, 385)
+    assert not plain_is_faster("cpu", torch.float32, 8)
+    assert not plain_is_faster("cuda", torch.bfloat16, 8)
+    with torch.no_grad():
+        assert not plain_is_faster("cpu", torch.bfloat16, 8)
+    monkeypatch.setattr("model.multiplies_bfloat16", lambda: "amx")
+    assert not plain_is_faster("cpu", torch.bfloat16, 8)
 
 
 # ----- config.json --------------------------------------------------------------------------------

@@ -15,13 +15,15 @@ from runs import one_line
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+import communication
 import plan
 from dataset import load_split
 from lora import apply_lora
+from methods import find_method, put_on, setup_of
 from model import ModelConfig, Transformer
 from plumbing.device import DTYPES
 from quant import quantize_model
-from settings import Config, settled
+from settings import RELATIVES, Config, settled
 from tokenizer import Tokenizer
 
 CONFIGS = {
@@ -36,6 +38,10 @@ QWEN = {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
 QWEN_7B = {"model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18_944,
            "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
            "vocab_size": 152_064}
+QWEN_32B = QWEN_7B | {"hidden_size": 5120, "intermediate_size": 27_648, "num_hidden_layers": 64,
+                      "num_attention_heads": 40, "num_key_value_heads": 8}
+QWEN_72B = QWEN_7B | {"hidden_size": 8192, "intermediate_size": 29_568, "num_hidden_layers": 80,
+                      "num_attention_heads": 64, "num_key_value_heads": 8}
 QWEN3_8B = {"model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12_288,
             "num_hidden_layers": 36, "head_dim": 128, "num_attention_heads": 32,
             "num_key_value_heads": 8, "vocab_size": 151_936}
@@ -50,7 +56,7 @@ def config(name="qwen2", **changes):
 
 def setting(**changes):
     default = {"rank": 5, "micro_bs": 3, "max_length": 12, "dtype": "float32", "device": "cpu",
-               "grad_accum": 2, "lr": 1e-4}
+               "grad_accum": 2, "lr": 1e-4, "alpha": 4.0, "max_steps": 20}
     return Config(**default | changes)
 
 
@@ -64,7 +70,9 @@ def build(c, run):
     model = Transformer(c).to(torch.float32 if run.method == "full" else DTYPES[run.dtype])
     if run.method == "qlora":
         quantize_model(model)
-    return model if run.method == "full" else apply_lora(model, run.rank, targets=run.targets)
+    if run.method != "full":
+        put_on(model, find_method(run.adapter_method), setup_of(run))
+    return model
 
 
 # ----- sizes --------------------------------------------------------------------------------------
@@ -142,7 +150,7 @@ def test_other_numbers_of_the_docstring():
     run = setting(method="lora", dtype="bfloat16", rank=64, micro_bs=4, max_length=512,
                   device="cuda", gradient_checkpointing=True)
     kept = plan.at_peak(llama, run)[1]["activations"]
-    assert f"({kept / 1e9:.2f} instead of 3.55)" in plan.__doc__
+    assert f"({kept / 1e9:.2f} instead of 2.74)" in plan.__doc__
 
 
 def worked_numbers(function):
@@ -160,15 +168,18 @@ def test_worked_numbers():
     in_8_bits = dataclasses.replace(full, optimizer="adamw8bit")
     lora, *others = (plan.Sizes(c, r) for r in (run, full, in_8_bits))
     needing = plan.tensors_needing_gradient(lora, lowest=False)
-    counted = {layer_term: [layer_term(lora, needing).bytes] for layer_term in plan.LAYER_TERMS}
+    counted = {layer_term: [layer_term(z, needing).bytes for z in (lora, *others)]
+               for layer_term in plan.LAYER_TERMS}
     for bytes_of in (plan.softmax_bytes, plan.dlogits_bytes, plan.next_softmax_bytes,
                      plan.dW_product_bytes):
         counted[bytes_of] = [bytes_of(z) for z in (lora, *others)]
-    counted[plan.norm_keeps] = [plan.norm_keeps(lora, 896)]
+    counted[plan.norm_keeps] = [plan.norm_keeps(lora, 896, lora.t)]
     for term_of in (plan.term_of_weights, plan.term_of_adapters, plan.term_of_moments,
                     plan.term_of_loss_gradients, plan.term_of_logits, plan.term_of_layer_backwards,
                     plan.term_of_embedding_backwards, plan.term_of_update):
         counted[term_of] = [term_of(z).bytes for z in (lora, *others)]
+    in_shards = plan.Sizes(c, dataclasses.replace(run, fsdp=True), 2)
+    counted[plan.term_of_gathered] = [plan.term_of_gathered(in_shards).bytes]
     counted[plan.terms_of_gradients] = [
         term.bytes for z in (lora, *others) for term in plan.terms_of_gradients(z)]
     for function, possible in counted.items():
@@ -226,6 +237,19 @@ def test_activations_are_what_autograd_keeps(name, dtype, method, targets):
         assert planned == kept_by_autograd(c, run), run.gradient_checkpointing
 
 
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.parametrize("method", [*RELATIVES, "mora form=sharing"])
+def test_activations_of_lora_s_relatives(method, dtype):
+    """With and without checkpointing; embedding ids and RoPE's constants are not counted."""
+    method, _, options = method.partition(" ")
+    c = config(**BIG)
+    run = setting(method=method, options=options, dtype=dtype, rank=16, micro_bs=2, max_length=100)
+    for run in both_ways(run):
+        planned = sum(term.bytes for term in plan.memory(c, run)
+                      if term.when == "kept" or term.name.startswith("~ dNLL"))
+        assert planned == pytest.approx(kept_by_autograd(c, run), rel=0.01), run
+
+
 # ----- the peak -----------------------------------------------------------------------------------
 
 def peak_of_tensors(c, run):
@@ -260,17 +284,23 @@ PEAKS = {           # what of a plan decides, and settings in which it does
     "paged": {"method": "lora", "optimizer": "paged_adamw"},
     "one micro-batch": {"method": "full", "grad_accum": 1},
     "embedding": {"method": "full", "max_length": 4, "grad_accum": 1},
+    "dora": {"method": "dora", "rank": 32},
 }
+SLOW_PEAKS = {name: {"method": name, "rank": 32} for name in RELATIVES if name not in PEAKS}
+SLOW_PEAKS["dora in 16 bits"] = PEAKS["dora"] | {"dtype": "bfloat16"}
 
 
-@pytest.mark.parametrize("what", PEAKS)
+@pytest.mark.parametrize("what", [
+    *PEAKS, *(pytest.param(what, marks=pytest.mark.slow) for what in SLOW_PEAKS)])
 def test_peak_is_the_allocator_s(what):
-    asked = setting(**{"micro_bs": 2, "max_length": 100} | PEAKS[what])
+    """To 3 %. With checkpointing MoRA takes more to turn gradients back than a layer's own do."""
+    asked = setting(**{"micro_bs": 2, "max_length": 100} | (PEAKS | SLOW_PEAKS)[what])
     for run in both_ways(asked):
         for tied in (True, False) if run.method == "full" else (True,):
             c = config(**BIG | {"tie_word_embeddings": tied})
             true = peak_of_tensors(c, run)
-            assert plan.peak_bytes(c, run) == pytest.approx(true, rel=0.03), (run, tied)
+            off = 0.06 if what == "mora" else 0.03
+            assert plan.peak_bytes(c, run) == pytest.approx(true, rel=off), (run, tied)
 
 
 def test_what_a_card_holds():
@@ -302,18 +332,20 @@ def test_llama_1b_in_float32():
     """Measured elsewhere with transformers, batch 4, length 512, in units of 2^30 bytes:
     4.60 loaded, 13.25 after the forward pass.
 
-    The first is 4 P to the last digit. Of the second, ours keeps less: transformers repeats keys
-    and values for every query head, and keeps the logits and their log-softmax of all positions,
-    4 N V each. With these added, the two agree to 2 %.
+    The first is 4 P to the last digit. Of the second, ours keeps less. transformers repeats keys
+    and values for every query head, keeps silu(gate) and what each norm's w multiplies, and keeps
+    the logits and their log-softmax of all positions, 4 N V each. With these added, the two agree
+    to 2 %.
     """
     c, run = ModelConfig.from_hf(LLAMA), setting(method="full", micro_bs=4, max_length=512)
     terms = plan.memory(c, run)
     weights = terms[0].bytes
     assert terms[0].name == "weights" and weights / 2 ** 30 == pytest.approx(4.60, abs=0.005)
     kept, N = sum(term.bytes for term in terms if term.when == "kept"), 4 * 512
-    assert (weights + kept) / 2 ** 30 == pytest.approx(10.98, abs=0.05)
+    assert (weights + kept) / 2 ** 30 == pytest.approx(9.50, abs=0.05)
     repeated, logits = 2 * 4 * N * (2048 - 512) * 16, 2 * 4 * N * 128_256
-    theirs = weights + kept + repeated + logits
+    silu, normed = 4 * N * 8192 * 16, 4 * N * 2048 * (2 * 16 + 1)
+    theirs = weights + kept + repeated + silu + normed + logits
     assert theirs / 2 ** 30 == pytest.approx(13.25, rel=0.02)
 
 
@@ -405,6 +437,60 @@ def test_measurement(method):
         assert float(predicted) == pytest.approx(float(peak), rel=0.15)
 
 
+# ----- several GPUs -------------------------------------------------------------------------------
+# test_shards.py holds what is sent against torch's collectives, and memory against real processes.
+
+@pytest.mark.parametrize("name, hf", [
+    ("0.5B", QWEN), ("7B", QWEN_7B), ("32B", QWEN_32B), ("72B", QWEN_72B)])
+def test_the_page_of_several_gpus_is_what_plan_prints(name, hf, capsys):
+    page = (REPO / "results/gpus.md").read_text(encoding="utf-8")
+    run = settled(setting(rank=64, micro_bs=1, max_length=512, grad_accum=64), 1)
+    for fsdp in (False, True):
+        on_gpu = dataclasses.replace(run, device="cuda", dtype="bfloat16", fsdp=fsdp)
+        plan.show_gpus(ModelConfig.from_hf(hf), on_gpu, [1, 8, 64])
+    shown = capsys.readouterr().out.strip("\n")
+    assert f"## Qwen2.5-{name}\n\n```\n{shown}\n```" in page
+
+
+def test_numbers_of_communication():
+    """Those of its docstring: Qwen2.5-7B on 8 GPUs, for one micro-batch each."""
+    c = ModelConfig.from_hf(QWEN_7B)
+    sent = {}
+    for method in ("lora", "full"):
+        for fsdp in (False, True):
+            run = setting(method=method, fsdp=fsdp, rank=64, dtype="bfloat16", grad_accum=8)
+            z = plan.Sizes(c, run, 8)
+            sent[method, fsdp] = communication.sent_per_step(z, 8)
+    assert f"a = {plan.adapter_parameters(c, 64):,}" in communication.__doc__
+    assert f"P = {z.P:,}" in communication.__doc__ and f"E = {z.E:,}" in communication.__doc__
+    assert round(sent["lora", False]["sum of gradients"] / 1e9, 2) == 1.13
+    assert round(sent["full", False]["sum of gradients"] / 1e9, 1) == 53.3
+    assert round(sent["lora", True]["gathered weights"] / 1e9, 1) == 24.7
+    for number in ("1.13 GB", "53.3 GB", "24.7 GB"):
+        assert number in communication.__doc__
+
+
+def test_shards_hold_a_part_and_one_gpu_holds_all():
+    """On one GPU --fsdp changes nothing. On n the weights of full fine-tuning, its gradients and
+    moments are 16 P / n bytes."""
+    c = ModelConfig.from_hf(QWEN_7B)
+    run = setting(method="full", fsdp=True, dtype="float32", device="cuda", grad_accum=64)
+    assert plan.at_peak(c, run) == plan.at_peak(c, dataclasses.replace(run, fsdp=False))
+    for n in (2, 8):
+        terms = {term.name: term.bytes for term in plan.memory(c, run, n)}
+        names = ("weights", "optimizer", "gradients", "  of embeddings")
+        held = sum(terms[name] for name in names)
+        assert held == pytest.approx(16 * plan.count_parameters(c) / n)
+
+
+def test_gpus_are_counted_as_one_asks(checkpoint, capsys):
+    plan.main([f"--model={checkpoint()}", *FLAGS, "--gpus=1,2", "--fsdp"])
+    shown = capsys.readouterr().out
+    line = next(line for line in shown.splitlines() if line.startswith("shards (--fsdp)"))
+    heads = shown.partition(line)[2].splitlines()[1]
+    assert heads.split() == ["1", "GPU", "2", "GPUs"]
+
+
 # ----- the command --------------------------------------------------------------------------------
 
 FLAGS = ["--rank=8", "--micro_bs=64", "--max_length=512", "--dtype=float32", "--max_steps=2"]
@@ -461,6 +547,8 @@ MISTAKES = {
     "--plot=plan.exe": "must end in .png",
     "--plot=nowhere/plan.png": "there is no folder nowhere",
     "--optimizer=sgd": "invalid choice",
+    "--gpus=8,0": "--gpus 8,0: it must be numbers of GPUs",
+    "--gpus=many": "--gpus many: it must be numbers of GPUs",
     "--data=nowhere": "--data nowhere: no folder",
     "--device=banana": "torch cannot use",
     "--wide": "unrecognized arguments: --wide (python plan.py --help lists",

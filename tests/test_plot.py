@@ -63,8 +63,20 @@ def curve_of(ax, label):
     return curve
 
 
-def legend_of(legend):
+def legend_of(figure):
+    """The texts of a figure's legend: arms, then what marks mean."""
+    legend, = figure.legends
     return [text.get_text() for text in legend.get_texts()]
+
+
+def labels_of(ax):
+    return [line.get_label() for line in ax.get_lines() if line.get_label()[0] != "_"]
+
+
+def keys_of(figure):
+    """Those entries of the legend that are about marks."""
+    labels = {label for ax in figure.axes for label in labels_of(ax)}
+    return [text for text in legend_of(figure) if text not in labels]
 
 
 # ----- the command --------------------------------------------------------------------------------
@@ -79,7 +91,7 @@ def test_every_figure_is_drawn_as_png_and_svg(folder, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == expected
     for path in out.glob("*.png"):
         image, svg = matplotlib.image.imread(path)[..., :3], path.with_suffix(".svg").read_text()
-        assert image.shape == (780, 1625, 3)
+        assert image.shape[1] == 1300 and 598 < image.shape[0] < 800     # higher by its legend
         # the long runs have only the lowest of the three ranks: 1, of which 64 is the sixth double
         color, _ = plot.RANKS[0 if path.stem == "capacity" else 6]
         drawn = np.abs(image - matplotlib.colors.to_rgb(color)).max(-1) < 0.01
@@ -88,14 +100,16 @@ def test_every_figure_is_drawn_as_png_and_svg(folder, tmp_path, capsys):
 
 
 def test_figures_without_full_fine_tuning_and_of_several_models_are_drawn_too(tmp_path, capsys):
-    runs = [*make_grid(R64, LORA_LR, 2e-4, 1.0),
-            *make_grid(R1, LORA_LR, 2e-4, 1.0, model="/models/other", data="gsm8k")]
+    runs = [*make_grid(R64, LORA_LR, 2e-4, 1.0), *make_grid(R1, LORA_LR, 2e-4, 1.0)]
+    for arm in (R1, R64):
+        runs += make_grid(arm, LORA_LR, 2e-4, 1.0, model="/models/other", data="gsm8k")
     plot.main([str(write_csv(tmp_path, *runs))])
     assert {path.stem for path in tmp_path.glob("*.svg")} == {
-        "nano_nano_finding1", "nano_nano_finding2", "other_gsm8k_finding1", "other_gsm8k_finding2"}
+        f"{name}_{figure}" for name in ("nano_nano", "other_gsm8k")
+        for figure in ("finding1", "finding2", "rank_rates")}
     capsys.readouterr()
     plot.main([str(tmp_path), "--table"])
-    assert "## other on gsm8k, batch 16, 5 runs, 1 seed" in capsys.readouterr().out
+    assert "## other on gsm8k, batch 16, 10 runs, 1 seed" in capsys.readouterr().out
 
 
 def test_the_table_is_printed_and_nothing_is_drawn(folder, sweeps, capsys):
@@ -139,7 +153,7 @@ def test_folders_without_runs_or_with_too_few_are_refused(tmp_path, capsys):
     assert f"{tmp_path} has no CSV file that sweep.py wrote" in error_of(capsys, tmp_path)
     for path in (tmp_path / "missing", one_run / "0.csv"):
         assert f"there is no folder {path}" in error_of(capsys, path)
-    assert "none that make one of the figures" in error_of(capsys, one_run)
+    assert "has 1 run of nano on nano, and a figure compares two" in error_of(capsys, one_run)
     assert "required: folder" in error_of(capsys)
 
 
@@ -193,11 +207,59 @@ def test_curves_are_means_of_best_of_sweep_and_bands_go_from_seed_to_seed(sweeps
     # 2 % of 2 nats to either side
     assert (grey.get_y(), grey.get_height()) == pytest.approx((-0.04, 0.08))
     n = 3 * (5 + 5 + 6 + 5)
-    bands = "(bands: from the smallest to the largest)"
-    assert figure.get_suptitle() == (
-        f"Finding 1, rank: nano on nano, batch 16, {n} runs, 3 seeds {bands}")
+    assert figure.get_suptitle() == f"Finding 1, rank: nano on nano, batch 16, {n} runs, 3 seeds"
     label = curve_of(left, "r = 64").get_label()
     assert label == "r = 64 (6 rates, 2 of 18 runs diverged)"
+
+
+def tick_labels(axis):
+    low, high = sorted(axis.get_view_interval())
+    ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+    return [text.get_text() for place, text in ticks if low <= place <= high]
+
+
+def test_ticks_are_round_and_have_two_decimals_and_a_real_minus(sweeps):
+    left, right = plot.plot_rank(sweeps).axes
+    assert tick_labels(left.xaxis) == tick_labels(right.xaxis) == ["10", "15", "20", "25", "30"]
+    labels = tick_labels(left.yaxis)
+    assert len(labels) > 2 and all(len(label) == 4 and label[1] == "." for label in labels)
+    assert tick_labels(right.yaxis) == ["0.00", *(f"+0.{n}0" for n in range(1, 7))][
+        :len(tick_labels(right.yaxis))]
+    figure = matplotlib.figure.Figure()
+    for i, (gaps, expected) in enumerate((
+            ([-0.021, 0.021], ["\u22120.02", "\u22120.01", "0.00", "+0.01", "+0.02"]),
+            ([-0.001, 0.002], ["\u22120.0010", "\u22120.0005", "0.0000", "+0.0005", "+0.0010",
+                               "+0.0015", "+0.0020"]))):
+        ax = figure.add_subplot(1, 2, i + 1)
+        ax.plot([0, 1], gaps)
+        plot.finish_gap_axis(ax)
+        assert tick_labels(ax.yaxis) == expected
+    assert [plot.write_power(lr) for lr in (1e-4, 2e-4, 5e-3)] == [
+        "$10^{-4}$", r"$2\times10^{-4}$", r"$5\times10^{-3}$"]
+
+
+def test_the_labels_of_a_narrow_axis_do_not_collide():
+    """Matplotlib's own, 2 x 10^4, 3 x 10^4 and 4 x 10^4, stood on top of each other."""
+    figure = matplotlib.figure.Figure()
+    for sizes, expected in (([10_400, 81_000], ["10k", "20k", "50k"]),
+                            ([1e4, 2e6], ["10k", "100k", "1.0M"])):
+        ax = figure.add_subplot()
+        ax.plot(sizes, [1, 2])
+        plot.make_logarithmic(ax, verdicts.format_parameters)
+        assert [label for label in tick_labels(ax.xaxis) if label] == expected
+        assert not any(text.get_text() for text in ax.xaxis.get_minorticklabels())
+
+
+def test_a_grid_of_other_settings_is_no_finding(tmp_path, capsys):
+    """Its table used to begin with a claims table without claims."""
+    runs = []
+    for schedule in ("constant", "cosine"):
+        runs += make_grid(R64, LORA_LR, 2e-4, 1.0, settings=other_settings(schedule=schedule))
+    sweeps = sweeps_of(*runs)
+    drawn = [name for name, plot_finding in plot.FIGURES.items() if plot_finding(sweeps)]
+    assert drawn == ["settings"]
+    table = verdicts.verdict_table(sweeps)
+    assert table.startswith("## Settings") and "## Claims" not in table
 
 
 def test_rates_show_the_ratio_to_full_fine_tuning(sweeps):
@@ -205,7 +267,7 @@ def test_rates_show_the_ratio_to_full_fine_tuning(sweeps):
     assert ax.get_xscale() == "log"
     assert curve_of(ax, "full").get_label() == "full: best 2.0e-05"
     curve = curve_of(ax, "r = 64")
-    assert curve.get_label() == "r = 64: best 2.0e-04, 10 x full's"
+    assert curve.get_label() == "r = 64: best 2.0e-04, 10.0 x full's"
     assert curve.get_xdata().tolist() == [*LORA_LR, 3.2e-3]
     assert math.isnan(curve.get_ydata()[-1])
     edge = sweeps_of(*full_grid(), *make_grid(R64, LORA_LR, 8e-4, 1.0, SEEDS))
@@ -239,7 +301,7 @@ def test_seeds_with_different_rates_are_drawn_and_said_to_be():
     assert curve.get_ydata()[-1] == pytest.approx(1.15)
     ax, = plot.plot_rates(sweeps).axes
     curve, rise = curve_of(ax, "r = 64"), math.log(2) ** 2 / 10
-    assert curve.get_label() == "r = 64: best 2.0e-04, 2 of 3 seeds count, 10 x full's"
+    assert curve.get_label() == "r = 64: best 2.0e-04, 2 of 3 seeds count, 10.0 x full's"
     assert curve.get_ydata() == pytest.approx([
         (1.1 + 1.9) / 2 + 4 * rise, (1.1 + 1.2 + 1.9) / 3 + rise, (1.1 + 1.2) / 2,
         (1.1 + 1.2) / 2 + rise, 1.1 + 4 * rise])
@@ -260,8 +322,8 @@ def test_gaps_over_batches_after_equal_steps_and_after_equal_samples(sweeps):
     thick, thin = (bars.get_segments()[0][:, 1] for bars in left.collections[2:4])
     assert thin == pytest.approx([verdict.low, verdict.high])
     assert thick == pytest.approx([verdict.low + claim.below, verdict.high - claim.above])
-    assert left.get_title() == "r = 64 less full fine-tuning, after 30 steps each"
-    assert right.get_title() == "r = 64 less full fine-tuning, after 320 samples each"
+    assert left.get_title() == "r = 64, after 30 steps"
+    assert right.get_title() == "r = 64, after 320 samples"
     assert [line.get_xdata()[0] for line in right.get_lines() if line.get_marker() == "o"] == [
         16, 32]
 
@@ -296,20 +358,20 @@ def test_the_best_rate_against_the_rank_and_what_theory_says(sweeps):
 def test_a_panel_for_one_alpha_and_one_for_alpha_equal_to_rank(sweeps, sweep):
     """With alpha fixed the lowest NLL is measured at 4e-4. The parabola's minimum is at 3e-4: 15
     times full fine-tuning's rate, not 20."""
-    fixed, equal = (legend_of(ax.get_legend()) for ax in plot.plot_alpha(sweeps).axes)
-    assert fixed == ["full: best 2.0e-05", "r = 1, alpha = 32: best 3.0e-04, 15 x full's",
-                     "r = 64, alpha = 32: best 3.0e-04, 15 x full's"]
-    assert equal == ["full: best 2.0e-05", "r = 1: best 4.0e-04, 20 x full's",
-                     "r = 30: best 2.0e-04, 10 x full's", "r = 64: best 2.0e-04, 10 x full's"]
+    fixed, equal = (labels_of(ax) for ax in plot.plot_alpha(sweeps).axes)
+    assert fixed == ["full: best 2.0e-05", "r = 1, alpha = 32: best 3.0e-04, 15.0 x full's",
+                     "r = 64, alpha = 32: best 3.0e-04, 15.0 x full's"]
+    assert equal == ["full: best 2.0e-05", "r = 1: best 4.0e-04, 20.0 x full's",
+                     "r = 30: best 2.0e-04, 10.0 x full's", "r = 64: best 2.0e-04, 10.0 x full's"]
     arm, full = sweep.fixed_alpha_arms()[0], sweep.full_arm()
-    row = verdicts.arm_row(arm, full)
-    assert row[5:7] == ["4.0e-04", "3.0e-04"] and row[-1] == "15"
-    assert verdicts.format_rate_multiple(full, arm) == "0.0667"
+    cells = verdicts.arm_cells(arm, full)
+    assert cells[1:3] == ["4.0e-04 of 5 rates", "3.0e-04"] and cells[-1] == "15"
+    assert verdicts.rate_multiples(full, arm) == pytest.approx([1 / 15] * 3)
 
 
 def test_placements_show_their_parameters(sweeps):
-    legend, = plot.plot_placement(sweeps).legends
-    assert legend_of(legend) == [
+    figure = plot.plot_placement(sweeps)
+    assert labels_of(figure.axes[0]) == [
         "full: 1k trained (5 rates)",
         "all layers, r = 30: 610k trained, matched (5 rates)",
         "all layers, r = 64: 1.3M trained (6 rates, 2 of 18 runs diverged)",
@@ -317,6 +379,10 @@ def test_placements_show_their_parameters(sweeps):
         "attention, r = 80: 614k trained, matched (5 rates)",
         "mlp, r = 48: 608k trained, matched (5 rates)",
         "mlp, r = 64: 811k trained (5 rates)"]
+    assert keys_of(figure) == ["from the lowest seed to the highest",
+                               "within 2% of full fine-tuning's gain"]
+    markers = {line.get_marker() for line in figure.axes[0].get_lines()}
+    assert markers == {"x", "<", "o", "p", "*"}     # full, ranks 30 and 64, attention, MLP
 
 
 def test_colours_keep_their_meaning_in_every_figure(sweeps, sweep, long):
@@ -347,7 +413,8 @@ def test_capacity_marks_where_a_rank_leaves_the_curve_and_where_theory_has_it_fu
     """It leaves at the mean over seeds of steps 100, 100 and 160. Its 1,000 parameters hold 2,000
     bits: at 20 tokens per step of which half are supervised, 200 steps."""
     _, right = plot.plot_capacity(sweeps).axes
-    assert legend_of(right.get_legend()) == ["r = 1 leaves at step 120"]
+    assert labels_of(right) == ["r = 1 leaves at step 120"]
+    assert labels_of(right)[0] in legend_of(right.figure)       # below the panels, not on the lines
     assert curve_of(right, "r = 1 leaves").get_xdata() == [120, 120]
     arm = find_arm(long, R1)
     more_tokens = dataclasses.replace(arm, tokens=20 * long.steps)
@@ -357,13 +424,15 @@ def test_capacity_marks_where_a_rank_leaves_the_curve_and_where_theory_has_it_fu
         _, right = plot.plot_capacity(seen, supervised).axes
         assert curve_of(right, f"r = 1 is full at step {step}").get_xdata() == [step, step]
     _, right = plot.plot_capacity(seen, 0.3).axes       # 333 steps, beyond the last of 300
-    assert legend_of(right.get_legend()) == ["r = 1 leaves at step 120"]
+    assert labels_of(right) == ["r = 1 leaves at step 120"]
 
 
 def test_figures_whose_runs_are_missing_are_not_drawn():
     full = sweeps_of(*full_grid())
-    assert [plot_finding(full) for plot_finding in plot.FIGURES.values()] == [None] * 10
-    two_rates = sweeps_of(*make_grid(R64, LORA_LR[:2], 1e-4, 1.0))
+    one_rank = sweeps_of(*make_grid(R64, LORA_LR, 2e-4, 1.0))
+    for sweeps in (full, one_rank):                     # nothing to compare it with
+        assert [plot_finding(sweeps) for plot_finding in plot.FIGURES.values()] == [None] * 10
+    two_rates = sweeps_of(*make_grid(R64, LORA_LR[:2], 1e-4, 1.0), *make_grid(R1, [1e-4], 1, 1.0))
     drawn = [name for name, plot_finding in plot.FIGURES.items() if plot_finding(two_rates)]
     assert drawn == ["finding1"]
 
@@ -384,7 +453,10 @@ def test_methods_are_drawn_at_their_size_and_their_best_nll():
     assert drawn.keys() == {"lora", "dora, r = 4", "bitfit, r = 4"}
     np.testing.assert_allclose(drawn["lora"], [[4000, 1.201], [64000, 1.051]], rtol=1e-6)
     np.testing.assert_allclose(drawn["dora, r = 4"], [[5000, 1.101]], rtol=1e-6)
-    assert len([text for text in right.get_legend().get_texts()]) == 4
+    assert len(labels_of(right)) == 4
+    assert labels_of(left) == ["full fine-tuning"] and keys_of(left.figure) == [
+        "lowest mean", "best rate of a seed, parabola fit",
+        "from the lowest seed to the highest"]
     colors = [container.lines[0].get_color() for container in left.containers]
     assert len(set(colors)) == 3
 
@@ -427,8 +499,8 @@ def test_arms_of_one_rank_have_one_colour_and_marker_and_lines_of_their_own():
         ("r = 64, schedule = constant (5 rates)", "#0072B2", "o", "-"),
         ("r = 64, schedule = cosine (3 rates)", "#0072B2", "o", "-.")]
     assert left.get_lines()[1].get_ydata()[-1] == pytest.approx(1.008)
-    labels = [line.get_label() for line in right.get_lines() if line.get_label()[0] != "_"]
-    assert labels == ["r = 8, schedule = constant: best 2.0e-04",
+    assert labels_of(right) == [
+        "r = 8, schedule = constant: best 2.0e-04",
                       "r = 8, schedule = cosine: best 1.0e-04",
                       "r = 64, schedule = constant: best 2.0e-04",
                       "r = 64, schedule = cosine: best 1.0e-04"]

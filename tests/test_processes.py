@@ -1,15 +1,17 @@
 """Training on several processes: the numbers of one, whatever the shares; and how it goes wrong."""
+import contextlib
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import REPO
-from runs import command, numbers, write_chat
+from processes_runs import free_port, start_rank, torchrun, train_all
+from runs import command, numbers, one_line, write_chat
 from safetensors.torch import load_file
 
 from plumbing import processes
@@ -22,58 +24,77 @@ def uneven(tmp_path_factory):
     return write_chat(tmp_path_factory.mktemp("uneven"), n_train=18)
 
 
-def torchrun(n, argv, wait=True, **env):
-    """`torchrun --nproc_per_node=N train.py ...` on a port of its own."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    line = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}",
-            f"--master_port={port}", str(REPO / "train.py"), *map(str, argv)]
-    process = subprocess.Popen(line, env=os.environ | env, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True)
-    if wait:
-        out, err = process.communicate(timeout=120)
-        return process.returncode, out, err
-    return process
-
-
 def weights(out):
     return load_file(next(out.glob("*model.safetensors")))
 
 
-SETTINGS = {"lora": {}, "full": {"method": "full", "lr": 2e-3}, "qlora": {"method": "qlora"},
-            "adalora": {"method": "adalora", "max_steps": 10}}
+SETTINGS = {
+    "lora": {}, "full": {"method": "full", "lr": 2e-3}, "qlora": {"method": "qlora"},
+    "adalora": {"method": "adalora", "max_steps": 10}, "rslora": {"method": "rslora"},
+    "loraplus": {"method": "loraplus"}, "mora": {"method": "mora"}, "bitfit": {"method": "bitfit"},
+    "adapter": {"method": "adapter"}, "lora in 8 bits": {"optimizer": "adamw8bit"},
+    "the best of full": {"method": "full", "lr": 0.1, "keep": "best"},
+    "full, untied": {"method": "full", "lr": 2e-3, "model": "untied"}}
+CHECKPOINTING = ("full", "lora", "qlora")
+# what the several processes make: (name in SETTINGS, flags)
+WHOLE = [(name, ()) for name in ("lora", "full", "qlora", "adalora")]
+SHARDS = [(name, ("--fsdp",)) for name in SETTINGS]
+SHARDS += [(name, ("--fsdp", "--gradient_checkpointing")) for name in CHECKPOINTING]
+FEW = [("lora", ()), ("full", ("--fsdp",)), ("qlora", ("--fsdp",))]     # in every run of the suite
 
 
 @pytest.fixture(scope="module")
-def alone(checkpoint, uneven, tmp_path_factory):
+def argv_of(checkpoint, uneven):
+    """argv_of(name, out, *flags) -> the flags of a run of SETTINGS."""
+    def make(name, out, *flags, **more):
+        how = {"micro_bs": 2, "warmup_ratio": 0.2, "schedule": "cosine"} | SETTINGS[name] | more
+        tied = how.pop("model", "tied") == "tied"
+        data = how.pop("data", uneven)
+        return command(checkpoint(tie_word_embeddings=tied), data, out, *flags, **how)
+    return make
+
+
+@pytest.fixture(scope="module")
+def alone(argv_of, tmp_path_factory):
     """alone(name) -> the folder of the run on one process, made once."""
     import train
     made = {}
 
     def make(name):
         if name not in made:
-            made[name] = tmp_path_factory.mktemp("alone") / name
-            train.main(argv_of(name, checkpoint, uneven, made[name]))
+            made[name] = tmp_path_factory.mktemp("alone") / "run"
+            train.main(argv_of(name, made[name]))
         return made[name]
     return make
 
 
-def argv_of(name, checkpoint, uneven, out, *flags):
-    how = {"micro_bs": 2, "warmup_ratio": 0.2, "schedule": "cosine"} | SETTINGS[name]
-    return command(checkpoint(), uneven, out, *flags, **how)
+def folder_of(name, flags):
+    return " ".join((name, *flags)).replace(" ", "_")
 
 
-@pytest.mark.parametrize("name, n", [
-    ("lora", 3), pytest.param("lora", 2, marks=pytest.mark.slow),
-    pytest.param("full", 2, marks=pytest.mark.slow),
-    pytest.param("qlora", 3, marks=pytest.mark.slow),
-    pytest.param("adalora", 2, marks=pytest.mark.slow)])
-def test_several_processes_give_the_numbers_of_one(checkpoint, uneven, alone, name, n, tmp_path):
-    """A step has four micro-batches, or one at the epoch's end: a process may have nothing."""
-    code, out, err = torchrun(n, argv_of(name, checkpoint, uneven, tmp_path / "run"))
-    assert code == 0, err
-    expected, got = numbers(alone(name)), numbers(tmp_path / "run")
+@pytest.fixture(scope="module")
+def together(argv_of, tmp_path_factory):
+    """together(n, runs) -> the folder with all `runs`, made by n processes, and what they printed.
+
+    The first run is made twice: it is finished the second time.
+    """
+    made = {}
+
+    def make(n, runs):
+        if (n, len(runs)) not in made:
+            folder = tmp_path_factory.mktemp("together")
+            flags = [argv_of(name, folder / folder_of(name, flags), *flags)
+                     for name, flags in [*runs, runs[0]]]
+            code, out, err = train_all(n, flags, folder)
+            assert code == 0, err
+            made[n, len(runs)] = folder, out
+        return made[n, len(runs)]
+    return make
+
+
+def assert_same_run(out, reference):
+    """The same rows and the same weights, to rounding."""
+    expected, got = numbers(reference), numbers(out)
     assert len(got) == len(expected) > 3
     for row, other in zip(expected, got):
         for column, value in row.items():
@@ -81,94 +102,210 @@ def test_several_processes_give_the_numbers_of_one(checkpoint, uneven, alone, na
                 assert other[column] == pytest.approx(value, rel=1e-5), column
             else:
                 assert other[column] == value
-    ours, theirs = weights(alone(name)), weights(tmp_path / "run")
+    ours, theirs = weights(reference), weights(out)
+    assert ours.keys() == theirs.keys()
     for key, tensor in ours.items():
         torch.testing.assert_close(theirs[key], tensor, rtol=1e-4, atol=2e-5)
-    assert out.count("the first sample") == 1 and out.count("question ") == 1   # one speaks
-    assert read_json(tmp_path / "run/run.json")["finished"]
+    assert read_json(out / "run.json")["finished"] and not (out / "state").exists()
+
+
+def test_two_processes_give_the_numbers_of_one(alone, together):
+    """Whole models and shards. A step has four micro-batches, or one at the epoch's end: then one
+    process has nothing. And one process speaks, also of a run that is finished."""
+    folder, out = together(2, FEW)
+    for name, flags in FEW:
+        assert_same_run(folder / folder_of(name, flags), alone(name))
+    assert out.count("the first sample") == len(FEW) and out.count("question ") == len(FEW)
+    assert out.count("holds this run, finished") == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first, second", [(2, 1), (1, 3)])
-def test_a_run_goes_on_on_another_number_of_processes(
-        checkpoint, uneven, alone, first, second, tmp_path):
-    """Killed after its second evaluation or later."""
-    out = tmp_path / "run"
-    argv = argv_of("lora", checkpoint, uneven, out, "--max_steps=40")
-    process = torchrun(first, argv, wait=False)
-    log = out / "log.csv"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 2):
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    code, _, err = torchrun(second, [*argv, "--resume"])
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("name, flags", WHOLE + SHARDS)
+def test_several_processes_give_the_numbers_of_one(alone, together, n, name, flags):
+    """With three, no weight of 32 rows divides evenly."""
+    folder, _ = together(n, WHOLE + SHARDS)
+    assert_same_run(folder / folder_of(name, flags), alone(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["full", "lora", "qlora"])
+def test_shards_in_16_bits(argv_of, tmp_path, name, dtype):
+    """Near one process's numbers: what is gathered in 16 bits is what autocast would round."""
+    runs = [argv_of(name, tmp_path / how, *flags, dtype=dtype)
+            for how, flags in (("whole", ()), ("shards", ("--fsdp",)))]
+    code, _, err = train_all(2, runs, tmp_path)
     assert code == 0, err
+    for row, other in zip(numbers(tmp_path / "whole"), numbers(tmp_path / "shards"), strict=True):
+        assert other["test_nll"] == pytest.approx(row["test_nll"], rel=2e-3)
+
+
+# ----- stopping and going on ----------------------------------------------------------------------
+
+def train_until_rows(process, out, rows):
+    """Wait until log.csv has so many rows."""
+    log = out / "log.csv"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > rows):
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, first, second", [
+    ("lora", (2, ()), (1, ())), ("lora", (1, ()), (3, ())),
+    ("full", (2, ("--fsdp",)), (1, ())), ("full", (1, ()), (3, ("--fsdp",))),
+    ("full", (3, ("--fsdp",)), (2, ("--fsdp",))),
+    ("qlora", (2, ("--fsdp",)), (3, ()))])
+def test_a_run_goes_on_on_another_number_of_processes(
+        argv_of, name, first, second, tmp_path):
+    """One of its processes is told to stop after the second evaluation or later: all do, after the
+    same step, and the first has saved before torchrun ends the others."""
+    out = tmp_path / "run"
+    (n, flags), (then, other_flags) = first, second
+    process = torchrun(n, argv_of(name, out, *flags, max_steps=100), wait=False)
+    train_until_rows(process, out, 2)
+    os.kill(children_of(process)[-1], signal.SIGINT)
+    assert end_of(process)[0] != 0
+    code, shown, err = torchrun(then, argv_of(name, out, *other_flags, "--resume", max_steps=100))
+    assert code == 0 and "resumed after step" in shown, err
     import train
-    train.main(argv_of("lora", checkpoint, uneven, tmp_path / "whole", "--max_steps=40"))
+    train.main(argv_of(name, tmp_path / "whole", max_steps=100))
     for row, other in zip(numbers(tmp_path / "whole"), numbers(out), strict=True):
         assert other["test_nll"] == pytest.approx(row["test_nll"], rel=1e-4)
 
 
-def test_a_finished_run_says_so_once(checkpoint, uneven, tmp_path):
-    argv = argv_of("lora", checkpoint, uneven, tmp_path / "run")
-    assert torchrun(2, argv)[0] == 0
-    code, out, _ = torchrun(2, argv)
-    assert code == 0 and out.count("holds this run, finished") == 1
+# ----- what goes wrong: all processes end, each with one line -------------------------------------
+
+def end_of(process, seconds=60):
+    """Its exit code and its stderr, within `seconds`."""
+    _, err = process.communicate(timeout=seconds)
+    return process.returncode, err
+
+
+KILLS = int(os.environ.get("KILLS", 3))     # of each case; each costs some ten seconds
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_all_and_the_run_goes_on(checkpoint, uneven, alone, tmp_path):
-    out = tmp_path / "run"
-    argv = argv_of("lora", checkpoint, uneven, out, "--max_steps=300")
-    process = torchrun(2, argv, wait=False)
-    log = out / "log.csv"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 2):
-        time.sleep(0.01)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], text=True, capture_output=True)
-    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
-    begun = time.monotonic()
-    process.communicate(timeout=60)
-    assert process.returncode != 0 and time.monotonic() - begun < 60
-    code, _, err = torchrun(2, [*argv[:-1], "--max_steps=300", "--resume"])
+@pytest.mark.parametrize("flags, name", [((), "lora"), (("--fsdp",), "full")])
+def test_killed_at_any_moment_it_goes_on(argv_of, tmp_path, name, flags):
+    """KILLS kills of one of two processes, at random moments of the start, the steps or the end.
+
+    All end, without a traceback of ours. What was written until then are the numbers of a run that
+    nothing stopped. Whenever a run is finished in spite of it, another begins.
+    """
+    import train
+    train.main(argv_of(name, tmp_path / "whole", max_steps=60))
+    draw, kills, runs, usual = random.Random(0), 0, 0, None
+    while kills < KILLS:
+        out = tmp_path / f"run{runs}"
+        argv = argv_of(name, out, "--resume", *flags, max_steps=60)
+        process = torchrun(2, argv, wait=False)
+        while len(victims := children_of(process)) < 2 and process.poll() is None:
+            time.sleep(0.05)
+        begun = time.monotonic()
+        try:
+            process.wait(None if usual is None else draw.uniform(0, usual))
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):       # it has just ended by itself
+                os.kill(draw.choice(victims), signal.SIGKILL)
+                kills += 1
+        usual = usual or time.monotonic() - begun       # the first one, which nobody kills
+        code, err = end_of(process)
+        assert not any("train.py" in line for line in err.splitlines() if "File " in line), err
+        rows = numbers(out) if (out / "log.csv").exists() else []
+        for row, other in zip(numbers(tmp_path / "whole"), rows):
+            assert other["test_nll"] == pytest.approx(row["test_nll"], rel=1e-4)
+        runs += code == 0
+    code, _, err = torchrun(2, argv)
     assert code == 0, err
+    assert_same_run(out, tmp_path / "whole")
 
 
-def test_a_port_that_is_taken_ends_in_one_line(checkpoint, uneven, tmp_path):
+def children_of(process) -> list[int]:
+    """The processes that torchrun has started."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], text=True,
+                           capture_output=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_says_in_one_line_that_the_other_is_gone(argv_of, tmp_path, victim):
+    """Without torchrun, which would end it, too."""
+    out, port = tmp_path / "run", free_port()
+    argv = argv_of("lora", out, max_steps=300)
+    processes = [start_rank(rank, 2, port, argv) for rank in range(2)]
+    train_until_rows(processes[0], out, 2)
+    processes[victim].kill()
+    line = one_line(*end_of(processes[1 - victim]))
+    assert "another process of this run has ended" in line and "--resume goes on" in line
+    processes[victim].communicate()
+
+
+def train_by_hand(argv, n=2):
+    """Make a run on n processes -> their exit codes."""
+    port = free_port()
+    processes = [start_rank(rank, n, port, argv) for rank in range(n)]
+    return [end_of(process, 600)[0] for process in processes]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags, name", [((), "lora"), (("--fsdp",), "full")])
+def test_a_full_disk_on_the_first_process_ends_all(argv_of, tmp_path, name, flags):
+    """Its files may not grow beyond what the first state takes: both say why they end."""
+    resource = pytest.importorskip("resource")
+    out, port = tmp_path / "run", free_port()
+    argv = argv_of(name, out, *flags)
+
+    def fill_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    first = start_rank(0, 2, port, argv, preexec_fn=fill_disk)
+    second = start_rank(1, 2, port, argv)
+    (code, err), (other_code, other_err) = end_of(first), end_of(second)
+    assert "File too large" in one_line(code, err)
+    assert "another process of this run has ended" in one_line(other_code, other_err)
+    import train
+    train.main(argv_of(name, tmp_path / "whole"))
+    assert train_by_hand([*argv, "--resume"]) == [0, 0]
+    assert_same_run(out, tmp_path / "whole")
+
+
+def test_a_port_that_is_taken_ends_in_one_line(argv_of, tmp_path):
     """Of a process that is told, as torchrun tells it, to open a port that another one has."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen()
-        env = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-               "MASTER_PORT": str(s.getsockname()[1])}
-        argv = argv_of("lora", checkpoint, uneven, tmp_path / "run")
-        done = subprocess.run([sys.executable, REPO / "train.py", *map(str, argv)], text=True,
-                              env=os.environ | env, capture_output=True, timeout=60)
-    assert done.returncode == 2 and "the processes cannot meet" in done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+        process = start_rank(0, 2, s.getsockname()[1], argv_of("lora", tmp_path / "run"))
+        code, err = end_of(process)
+    assert "the processes cannot meet" in one_line(code, err)
+    assert not (tmp_path / "run").exists()
 
 
-def test_processes_with_other_data_are_told(checkpoint, uneven, chat, tmp_path):
-    """Two processes by hand, with one port and other data."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    started = []
-    for rank, data in enumerate((uneven, chat)):
-        env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        argv = command(checkpoint(), data, tmp_path / "run")
-        started.append(subprocess.Popen(
-            [sys.executable, REPO / "train.py", *map(str, argv)], text=True,
-            env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+@pytest.mark.parametrize("difference", [
+    "data", pytest.param("settings", marks=pytest.mark.slow),
+    pytest.param("shards", marks=pytest.mark.slow)])
+def test_processes_with_other_data_or_settings_are_told(argv_of, uneven, tmp_path, difference):
+    """Two processes by hand. The second one's data has the name of the first one's, elsewhere."""
+    port, out = free_port(), tmp_path / "run"
+    argv, folders = argv_of("lora", out, data="data"), [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        shutil.copytree(uneven, folder / "data")
+    if difference == "data":
+        write_chat(folders[1] / "data", n_train=17)
+    other = {"data": argv, "settings": [*argv, "--micro_bs=4"], "shards": [*argv, "--fsdp"]}
+    started = [start_rank(rank, 2, port, flags, cwd=folder)
+               for rank, (flags, folder) in enumerate(zip((argv, other[difference]), folders))]
+    what = "data" if difference == "data" else "settings"
     for process in started:
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 2 and "have different settings" in err
+        assert f"processes 0 and 1 have different {what}" in one_line(*end_of(process))
+    assert not out.exists()
 
 
 def test_with_one_process_nothing_is_communicated():
     p = torch.nn.Parameter(torch.ones(3))
     processes.sum_gradients([p])
-    assert p.grad is None and processes.take_share([1, 2, 3]) == [1, 2, 3]
+    assert p.grad is None and processes.take_share([1, 2, 3], 0) == [1, 2, 3]
     assert processes.sum_over_processes(2.5, 3) == [2.5, 3] and processes.world() == 1
 
 

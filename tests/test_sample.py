@@ -25,7 +25,8 @@ from lora import (apply_lora, load_adapter, lora_layers, merge_lora, remove_lora
                   unmerge_lora)
 from model import Transformer
 from plumbing.files import NANO_BASE
-from plumbing.text import escape_markdown, terminal_table, text_width, wrap_text
+from plumbing.text import (escape_markdown, fit_markdown, hang_line, terminal_table, text_width,
+                           wrap_text)
 from tokenizer import Tokenizer, stop_ids
 
 APPLES = "Lan có 12 quả táo, mẹ cho thêm 7 quả. Hỏi Lan có bao nhiêu quả táo?"
@@ -187,7 +188,7 @@ def test_a_chat(terminal, patient, adapters, answers):
             in chat.type("/adapter nothing", "other"))
     assert "no command /nothing" in chat.type("/nothing", "other")
     assert chat.type("/base", "base") == chat.type("", "base") == ""
-    assert "begins again" in chat.type("/reset", "base")
+    assert "starts over" in chat.type("/reset", "base")
 
     # the conversation: used, then forgotten
     first = answers(APPLES)
@@ -584,3 +585,13 @@ def test_a_tokenizer_larger_than_the_embedding(fails, checkpoint, tmp_path):
     folder = shutil.copytree(checkpoint(), tmp_path / "model")
     tiny_tokenizer(folder, size=330)
     assert "the tokenizer has 3" in fails("--model", folder, "hi")
+
+
+def test_a_table_that_is_wider_than_the_terminal_becomes_blocks():
+    table = ("## Claims\n\n| claim          | value | why |\n| -------------- | ----- | --- |\n"
+             "| it rains a lot | 0.1   |     |\n| it snows       | 0.2   | no  |")
+    assert fit_markdown(table, 34) == table
+    assert fit_markdown(table, 18) == (
+        "## Claims\n\nclaim  it rains a\n       lot\nvalue  0.1\n\nclaim  it snows\nvalue  0.2\n"
+        "why    no")
+    assert hang_line("  name  what it is", 14) == "  name  what\n      it is"

@@ -8,7 +8,7 @@ from runs import one_line
 
 import optim
 import settings
-from plumbing.cli import OURS, flag, suggest_flags
+from plumbing.cli import OURS, fit_doc, flag, nearest, suggest_flags
 from plumbing.device import DTYPES
 from plumbing.errors import UserError
 from plumbing.fields import check_ranges
@@ -178,3 +178,20 @@ def test_what_decides_a_run_is_what_its_name_is_a_hash_of():
         "batch_eff": 16}
     hashed = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     assert config.run == hashed[:10]
+
+
+@pytest.mark.parametrize("asked, meant", [
+    ("dorra", "dora"), ("DoRA", "dora"), ("q-lora", "qlora"), ("prefix layer", "prefix_layer")])
+def test_the_choice_that_was_meant_is_named(asked, meant, capsys):
+    with pytest.raises(SystemExit):
+        settings.parse([f"--method={asked}"])
+    assert f"; write {meant} (python train.py" in capsys.readouterr().err
+    assert nearest("nothing", settings.METHODS) == ""
+
+
+def test_prose_of_a_help_fits_the_terminal_and_examples_stay():
+    doc = ("One two three four.\n\n    python train.py --rank 64\n\n- five six\n  seven eight\n"
+           "- nine")
+    assert fit_doc(doc, 12) == (
+        "One two\nthree four.\n\n    python train.py --rank 64\n\n- five six\n  seven\n  eight\n"
+        "- nine")

@@ -770,6 +770,15 @@ def test_each_rank_of_torchrun_touches_its_own_gpu_alone(
     assert set(touched) == gpus
 
 
+def test_a_task_of_srun_touches_the_gpu_of_its_place_on_its_node(
+        tiny_grid, argv, tmp_path, monkeypatch, touched):
+    """Tasks dealt out in turn to two nodes: number 2 of 4 is the second of the first node."""
+    for name, value in (("PROCID", 2), ("LOCALID", 1), ("STEP_NUM_TASKS", 4), ("NTASKS", 4)):
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert code_of(argv(tmp_path, "--dry_run", "--device=cuda")) == 0
+    assert set(touched) == {1}
+
+
 @pytest.mark.parametrize(("rank", "device", "gpus"), [
     (0, "cuda", [0, 1, 0]), (1, "cuda", [1, 0, 1]), (0, "cuda:1", [1, 1, 1]),
     (0, "cpu", [None, None, None])])
@@ -779,6 +788,7 @@ def test_each_process_of_a_sweep_touches_its_own_gpu_alone(
     runs, data = runs_and_data
     for config in runs.values():
         config.device = device
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
 
     found = []
 

@@ -391,14 +391,14 @@ def test_full_fine_tuning_leaves_the_columns_of_lora_empty(whole):
 
 def test_the_run_shows_what_it_is_about_to_do_and_what_it_learned(
         checkpoint, chat, tmp_path, capsys):
-    """One sample with its supervised part marked; alpha and alpha / r; before the first row."""
+    """One sample with its supervised part marked; alpha and its factor; before the first row."""
     train.main(command(checkpoint(), chat, tmp_path, alpha=32, max_steps=1))
     shown, _, after = capsys.readouterr().out.partition("step    0")
-    for line in ("alpha                  32", "alpha / r              8",
+    for line in ("alpha                  32", "factor of dW           8",
                  "trainable parameters   3,712 of 39,840 (9.32%)"):
         assert f"\n  {line}\n" in shown
-    assert ("40 for training (0 dropped: nothing supervised within --max_length), "
-            "10 for testing (0 dropped)") in shown
+    assert "  samples                40 for training, 10 for testing\n" in shown
+    assert "dropped" not in shown.partition("the first sample")[0].replace("dropout", "")
     first = dataset.window(40, 16, 0, seed=42)[0]
     question, reply = dataset.read_messages(chat / "train.jsonl")[first]
     assert (f"<|im_start|>user\n{question['content']}<|im_end|>\n"
@@ -556,7 +556,8 @@ class Snapshots:
         return watched
 
 
-@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_resumed_from_any_state_its_folder_was_ever_in_ends_the_same(
         checkpoint, chat, tmp_path, whole, monkeypatch, method):
     monkeypatch.setattr(train, "answer_question", lambda *_: "")    # answers are not at stake here

@@ -193,10 +193,26 @@ def test_the_end_of_the_parent_ends_the_children(tmp_path, ending):
     assert error.count("Traceback") == (ending == signal.SIGINT)        # the parent's own
 
 
-def test_torchrun_says_which_process_this_is(monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert workers.rank_and_world() == (0, 1)
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    assert workers.rank_and_world() == (3, 8)
+SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+@pytest.mark.parametrize("told, place", [
+    ({}, (0, 1, 0)),
+    ({"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1}, (5, 8, 1)),
+    # task 5 of `srun --ntasks=8`, on two nodes
+    ({"SLURM_PROCID": 5, "SLURM_LOCALID": 1, "SLURM_NTASKS": 8, "SLURM_STEP_NUM_TASKS": 8},
+     (5, 8, 1)),
+    # torchrun with four processes in task 1 of `srun --ntasks=2`
+    ({"SLURM_PROCID": 1, "SLURM_LOCALID": 0, "SLURM_NTASKS": 2, "SLURM_STEP_NUM_TASKS": 2,
+      "RANK": 6, "LOCAL_RANK": 2, "WORLD_SIZE": 8}, (6, 8, 2)),
+    # a batch script with --ntasks=8, and a shell of `salloc --ntasks=8`: one process runs there
+    ({"SLURM_PROCID": 0, "SLURM_LOCALID": 0, "SLURM_NTASKS": 8}, (0, 1, 0)),
+    ({"SLURM_PROCID": 0, "SLURM_LOCALID": 0, "SLURM_NTASKS": 8, "SLURM_STEP_NUM_TASKS": 1},
+     (0, 1, 0))])
+def test_torchrun_or_srun_says_which_process_this_is(monkeypatch, told, place):
+    for name in (*SLURM, *TORCHRUN):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, str(value))
+    assert (*workers.rank_and_world(), workers.local_rank()) == place

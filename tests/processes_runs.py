@@ -1,0 +1,42 @@
+"""Start several processes that train one model: with torchrun, or each by hand."""
+import json
+import os
+import socket
+import subprocess
+import sys
+
+from conftest import REPO
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def torchrun(n, argv, wait=True, script=REPO / "train.py", **env):
+    """`torchrun --nproc_per_node=N train.py ...` on a port of its own."""
+    line = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}",
+            f"--master_port={free_port()}", str(script), *map(str, argv)]
+    process = subprocess.Popen(line, env=os.environ | env, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True)
+    if wait:
+        out, err = process.communicate()
+        return process.returncode, out, err
+    return process
+
+
+def train_all(n, runs, folder):
+    """Make all `runs`, lists of flags, in n processes that are started once."""
+    path = folder / f"runs{n}.json"
+    path.write_text(json.dumps([list(map(str, flags)) for flags in runs]))
+    return torchrun(n, [path], script=REPO / "tests/several_runs.py")
+
+
+def start_rank(rank, n, port, argv, **how):
+    """Process `rank` of n, told by hand what torchrun would tell it; how: of Popen."""
+    env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
+           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return subprocess.Popen([sys.executable, REPO / "train.py", *map(str, argv)], text=True,
+                            env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            encoding="utf-8", **how)

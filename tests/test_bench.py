@@ -1,0 +1,118 @@
+"""bench.py: what is counted, where the time is said to go, and two sides in turn."""
+import pytest
+from conftest import REPO
+from runs import one_line
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import bench
+import dataset
+import train
+from settings import Config
+
+
+def flags(model, data, **more):
+    settings = {"model": model, "data": data, "rank": 4, "micro_bs": 2, "grad_accum": 2,
+                "device": "cpu"} | more
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def run_of(model, data, method):
+    return bench.start_run(Config(model=str(model), data=str(data), method=method, rank=4,
+                               device="cpu", dtype="float32"))
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "qlora"])
+def test_the_flops_that_a_step_needs_are_those_that_torch_counts(checkpoint, chat, method):
+    run = run_of(checkpoint("llama"), chat, method)
+    samples = bench.next_samples(run)
+    one_by_one = dataset.micro_batches(samples, 1)          # nothing is padded
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        train.optimizer_step(run.model, run.optimizer, run.scaler, one_by_one, run.autocast, 1e-4,
+                             1.0)
+    counted = counter.get_total_flops()
+    # torch counts all T^2 scores, and we the half that a causal mask leaves
+    c = run.model.config
+    query = c.num_attention_heads * c.head_dim * c.num_hidden_layers
+    masked = 3 * 2 * query * sum(len(sample.ids) ** 2 for sample in samples)
+    # the lowest layer needs no dx: nothing trained lies below it. With LoRA that is q, k, v's
+    tokens = sum(len(sample.ids) for sample in samples)
+    lowest = 0
+    if method != "full":
+        attention = run.model.model.layers[0].self_attn
+        lowest = 2 * tokens * sum(
+            layer.base.in_features * layer.base.out_features + layer.lora_A.numel()
+            for layer in (attention.q_proj, attention.k_proj, attention.v_proj))
+    assert bench.needed_flops(run, samples) == counted - masked + lowest
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "qlora"])
+def test_every_moment_of_a_step_belongs_to_one_part(checkpoint, chat, method, capsys, monkeypatch):
+    clock = iter(range(10 ** 6))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    run = run_of(checkpoint("llama"), chat, method)
+    watch = bench.Stopwatch(run)
+    began = watch.last
+    train.make_step(run)
+    watch.tick()
+    parts = {"input", "unembedding and loss", "optimizer", "products with W", "norms", "SwiGLU",
+             "attention: RoPE, scores, softmax", "sums of the residual stream"}
+    assert watch.seconds.keys() == (parts if method == "full" else parts | {"adapters"})
+    assert sum(watch.seconds.values()) == watch.last - began
+    assert len(watch.stack) == 1
+
+
+def run_bench(capsys, *argv):
+    """-> (exit code, what it printed, what it said to stderr)."""
+    code = 0
+    try:
+        bench.main(list(map(str, argv)))
+    except SystemExit as e:
+        code = e.code
+    return code, *capsys.readouterr()
+
+
+def test_a_peer_that_is_not_there_is_one_line(checkpoint, chat, tmp_path, capsys):
+    (tmp_path / "bench.py").write_text("import no_such_library")
+    code, _, error = run_bench(capsys, *flags(checkpoint("llama"), chat), "--peer", tmp_path,
+                               "--turns", 3)
+    line = one_line(code, error)
+    assert "No module named 'no_such_library'" in line and "pip install" in line
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--turns=2"], "--turns 2: it must be at least 3"),
+    (["--turns=9", "--max_steps=8"], "--turns 9 are more than the run's 8 steps"),
+    (["--peer=transformers"], "--peer transformers answers (--generate)"),
+    (["--peer=trl", "--generate"], "--peer trl makes steps"),
+    (["--peer=trl", "--method=dora"], "--peer trl does full, lora and qlora"),
+    (["--peer=nowhere"], "--peer nowhere: it must be one of trl, transformers")])
+def test_what_cannot_be_compared(more, words, capsys):
+    code, _, error = run_bench(capsys, *more)
+    assert words in one_line(code, error)
+
+
+def test_both_sides_get_the_rate_of_the_method():
+    for method, lr in (("lora", 2e-4), ("full", 2e-5)):
+        _, config = bench.parse_bench([f"--method={method}", "--device=cpu"])
+        assert config.lr == lr and config.alpha == 64 and config.max_steps == 200
+
+
+@pytest.mark.slow
+def test_two_copies_of_one_repository_take_turns(checkpoint, chat, capsys):
+    code, text, error = run_bench(capsys, *flags(checkpoint("llama"), chat), "--peer", REPO,
+                                  "--turns", 4)
+    assert code == 0, error
+    turns = [line for line in text.splitlines() if line.startswith("turn")]
+    assert len(turns) == 3
+    losses = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("losses")]
+    assert losses[0] == losses[1] and len(losses[0].split()) == 4
+    assert 0.2 < float(text.partition("\nseconds")[2].split()[2]) < 5          # the ratio
+
+
+@pytest.mark.slow
+def test_answers_are_the_same_tokens_as_transformers(checkpoint, chat, capsys):
+    code, text, error = run_bench(capsys, *flags(checkpoint("llama"), chat), "--generate",
+                                  "--peer", "transformers", "--turns", 3)
+    assert code == 0, error
+    assert "the same tokens in 11 of 11 answers" in text
