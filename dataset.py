@@ -39,7 +39,7 @@ import torch
 
 from plumbing.errors import UserError
 from plumbing.fields import check
-from plumbing.files import ROOT
+from plumbing.files import ROOT, existing
 
 ROLES = ("system", "user", "assistant", "tool")
 IGNORED = -100      # the label of a token that is not learned, as in Hugging Face's code
@@ -93,9 +93,7 @@ def find_dataset(name: str) -> Path:
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The number and the bytes of each line that is not blank."""
     # Opened as bytes: then only \n ends a line, and a byte that is not UTF-8 spoils no other line.
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with open(path, "rb") as lines:
+    with open(existing(path), "rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, line

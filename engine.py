@@ -22,7 +22,6 @@ become 0.46 GB, and for a model of 7.6B parameters 15.2 GB become 5.6 GB.
 import bisect
 import codecs
 import contextlib
-import functools
 import gc
 import math
 import os
@@ -256,7 +255,6 @@ def fit_prompt(messages: list[dict], tokenizer: Tokenizer, room: float) -> list[
     """
     first = 1 if messages[0]["role"] == "system" else 0
 
-    @functools.cache
     def ids_without(pairs: int) -> list[int]:
         """The ids without the oldest `pairs` questions and answers."""
         rest = [*messages[:first], *messages[first + 2 * pairs:]]

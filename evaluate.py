@@ -392,7 +392,7 @@ def read_earlier_result(out: Path, identity: dict) -> dict:
         return {"settings": identity, "finished": False}
     result = read_json(path, {"settings": dict, "finished": bool, "test_nll?": (int, float)})
     if result["finished"]:
-        check_finished(result, path)
+        check(result, FINISHED, path)
     existing = result["settings"]
     different = [name for name in identity if existing.get(name) != identity[name]]
     if different:
@@ -412,8 +412,8 @@ def read_answers(path: Path, task: Task) -> dict[int, dict]:
     data = path.read_bytes() if path.exists() else b""
     lines = data[:data.rfind(b"\n") + 1]
     try:
-        rows = [dataset.load_row(line) for line in lines.split(b"\n")[:-1]]
-        check(rows, [ANSWER | JUDGED.get(task.metric, {})], "its rows")
+        rows = check([dataset.load_row(line) for line in lines.split(b"\n")[:-1]],
+                     [ANSWER | JUDGED.get(task.metric, {})], "its rows")
     except ValueError as e:                     # UserError is one
         raise UserError(f"{path} is damaged ({e}); delete it and {path.with_suffix('.json').name} "
                         "to start over") from None
@@ -452,19 +452,6 @@ FINISHED = {        # of FILE.json, what is printed
     "train_seconds?": Number(0), "n?": whole(1), "exact_match?": SHARE, "accuracy?": SHARE,
     "accuracy_by_likelihood?": SHARE, "bleu?": Number(0), "labels?": [str],
     "confusion?": [[whole()]], "confusion_by_likelihood?": [[whole()]]}
-
-
-def check_finished(result: dict, path: Path):
-    """Raise UserError unless `result` is what a finished evaluation writes."""
-    try:
-        check(result, FINISHED, "it")
-        n = len(result.get("labels") or ())
-        for key in ("confusion", "confusion_by_likelihood"):
-            if result.get(key) and [*map(len, result[key])] != [n + 1] * n:
-                raise UserError(f"its {key} does not fit its labels")
-    except UserError as e:              # a run.json, for instance
-        raise UserError(f"{path} is not the result of an evaluation ({e}); --table takes the .json "
-                        "next to the .jsonl") from None
 
 
 # ----- printed output -----------------------------------------------------------------------------
@@ -519,7 +506,7 @@ def format_share(result: dict, key: str) -> str:
 
 def format_confusion(labels: list[str], counts: list[list[int]], how: str) -> str:
     """A row for each right label, a column for each given one; "none" if it ever was."""
-    given = [*labels, "none"] if any(row[-1] for row in counts) else labels
+    given = [*labels, "none"] if any(map(any, (row[len(labels):] for row in counts))) else labels
     rows = [[label, *map(str, row[:len(given)])] for label, row in zip(labels, counts)]
     return markdown_table([f"right \\ {how}", *given], rows, left=1)
 
@@ -537,8 +524,8 @@ def read_finished_results(paths: list[str]) -> list[dict]:
     for path in map(Path, paths):
         result = read_json(path)
         if result.get("finished") is not False:
-            check_finished(result, path)
-            results.append(result)
+            results.append(check(result, FINISHED, f"{path} is not the result of an evaluation, as "
+                                 "the .json next to a .jsonl is"))
         else:
             print(f"{path} is left out: it is not finished", file=sys.stderr)
     if not results:

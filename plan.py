@@ -922,9 +922,7 @@ def show_measurement(c: ModelConfig, config: Config):
 
 def draw_memory(c: ModelConfig, config: Config, path: Path):
     """A stacked bar per method, without and with checkpointing, and the cards as lines."""
-    from matplotlib import rcParams
     from matplotlib.figure import Figure
-    rcParams["text.parse_math"] = False         # a $ in a name is a $
     fig = Figure(figsize=(9, 5), layout="constrained")
     ax = fig.subplots()
     held = {name.replace(" + ", "\n+ "): at_peak(c, variant)[1]
@@ -945,7 +943,8 @@ def draw_memory(c: ModelConfig, config: Config, path: Path):
     model = Path(config.model)
     name = model.resolve().parent.name if model.suffix == ".json" else model.name
     ax.set_title(f"{name} on a GPU: {config.micro_bs} x {config.max_length} tokens, "
-                 f"r = {config.rank}, {config.dtype}, {config.optimizer}")
+                 f"r = {config.rank}, {config.dtype}, {config.optimizer}",
+                 parse_math=False)              # a $ in a name is a $
     ax.legend(loc="upper right", framealpha=1, edgecolor="none")
     with replacing(path) as part:
         fig.savefig(part, format=path.suffix[1:], dpi=150)

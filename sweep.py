@@ -73,7 +73,7 @@ from plumbing.cli import add_flags, flag, make_parser, nearest, run_command, sug
 from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
 from plumbing.fields import check, check_ranges, shape_of_flag
-from plumbing.files import make_folder, replacing, write_json
+from plumbing.files import existing, make_folder, replacing, write_json
 from plumbing.records import read_rows, write_rows
 from plumbing.workers import BUSY, claim_file, do_jobs, local_rank, rank_and_world
 from rates import best_tried, diverged, extend_grid, plan_rates
@@ -227,14 +227,12 @@ NOT_IN_GRIDS = {
 
 def read_grids(path: Path) -> tuple[dict[str, list[dict]], str]:
     """The grids of a TOML file by their names, and its flags of train.py."""
-    if not path.is_file():
-        raise UserError(f"--grid {path}: no such file")
+    existing(path)
     try:
         grids = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:       # not TOML, or not UTF-8
         raise UserError(f"--grid {path} is not valid TOML: {e}") from None
-    flags = grids.pop("flags", "")
-    check(flags, str, f"--grid {path}", "flags")
+    flags = check(grids.pop("flags", ""), str, f"--grid {path}", "flags")
     check(grids, {str: [dict]}, f"--grid {path}")           # each arm begins with [[name]]
     if not any(grids.values()):
         raise UserError(f"--grid {path} has no arm; each begins with a line like [[my_grid]]")

@@ -31,7 +31,6 @@ of learning, bytes 0 to 255 and merge m at 256 + m, this gives the same ids. In 
 ranks are the ids. Elsewhere they are not: nano and SmolLM2 number their special tokens first, and
 in nano every id is its rank + 3. So a table translates, `to_id`.
 """
-import contextlib
 import functools
 import json
 import re
@@ -44,7 +43,7 @@ import jinja2.ext
 import jinja2.sandbox
 import tiktoken
 
-from plumbing.errors import UserError, silent_stderr, time_limit
+from plumbing.errors import UserError, time_limit
 from plumbing.fields import whole
 from plumbing.files import read_json, replacing, resolve
 
@@ -157,9 +156,8 @@ class Tokenizer:
         learned = [bytes(alphabet[letter] for letter in token) for token in [*alphabet, *merged]]
         self.bpe = tiktoken.Encoding(
             "bpe", pat_str=split_pattern(spec["pre_tokenizer"]), special_tokens={},
-            mergeable_ranks={token: rank for rank, token in enumerate(learned)})
-
-        if self.bpe.decode_bytes(encode_words(self.bpe, PROBE)) != PROBE.encode():
+            mergeable_ranks={token: rank for rank, token in enumerate([*learned, NO_WORD])})
+        if self.bpe.decode_bytes(self.cut_words(PROBE)) != PROBE.encode():
             raise UserError("tokenizer.json: its pattern for words passes over parts of a text")
 
         # Tokens that were added after the learning. All are cut out of a text before anything else.
@@ -227,8 +225,16 @@ class Tokenizer:
         """The ids of a text without added tokens. Under NFC, decode gives the composed letters."""
         if self.nfc:
             text = unicodedata.normalize("NFC", text)
-        ids = [self.to_id[rank] for rank in encode_words(self.bpe, text)]
+        ids = [self.to_id[rank] for rank in self.cut_words(text)]
         return [i for i in ids if i is not None]
+
+    def cut_words(self, text: str) -> list[int]:
+        """The ranks of the tokens of `text`. Raises UserError where tiktoken's pattern gives up."""
+        try:
+            return self.bpe.encode(text, disallowed_special=())     # encode_ordinary panics
+        except ValueError:                                          # on a million spaces
+            raise UserError(f"tiktoken cannot cut a text of {len(text):,} characters into words; "
+                            f"it begins with {text[:40]!r}") from None
 
     def decode(self, ids, skip_special: bool = False) -> str:
         """The text of `ids`.
@@ -282,26 +288,11 @@ class Tokenizer:
         return special[0] if special else None
 
 
+# A pattern that fits nothing cuts words of no letters. tiktoken panics if that is no token.
+NO_WORD = b""
 # All kinds of characters, and runs of one that make a careless pattern try every way to cut them.
 PROBE = "It's 12 quả táo!? \t\r\n 苹果 e\u0301 👍\x00\u200d"
 PROBE += "".join(character * 60 + "." for character in "aA1 !\n")
-
-
-def encode_words(bpe: tiktoken.Encoding, text: str) -> list[int]:
-    """The ranks of the tokens of `text`, by tiktoken.
-
-    It panics where its regular expression gives up: on a million spaces, or if the pattern itself
-    is careless. Rust then prints pages to stderr, and raises what is no Exception.
-    """
-    may_panic = text is PROBE or len(text) > 100_000
-    try:
-        with silent_stderr() if may_panic else contextlib.nullcontext():
-            return bpe.encode_ordinary(text)
-    except BaseException as e:
-        if type(e).__name__ != "PanicException":
-            raise
-        raise UserError(f"tiktoken cannot cut a text of {len(text):,} characters into words; it "
-                        f"begins with {text[:40]!r}") from None
 
 
 # ----- where generation stops ---------------------------------------------------------------------

@@ -157,7 +157,7 @@ def kept_buffers(model) -> dict[str, torch.Tensor]:
             for key, buffer in module.named_buffers(recurse=False)}
 
 
-SAVED = {           # of an adapter_config.json that `save_trained` wrote
+SAVED = {           # of an adapter_config.json that `pack_trained` wrote
     "r": whole(1), "lora_alpha": Number(above=0), "target_modules": (str, [str]),
     "options": {str: (str, Number())}}
 

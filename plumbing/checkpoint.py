@@ -106,20 +106,20 @@ def unpack_bnb(parts: dict[str, torch.Tensor], name: str, folder) -> dict | None
         return None
     try:
         state = json.loads(bytes(parts[name + BNB_STATE].tolist()))
+        check(state, QUANT_STATE, BNB_STATE)
         packed = parts[name].reshape(-1).view(torch.uint8)  # some recipes call the bytes bfloat16
         absmax, absmax2 = parts[name + ".absmax"], parts.get(name + ".nested_absmax")
+        n, offset = math.prod(state["shape"]), None
+        K = -(-n // state["blocksize"])                     # blocks; both are rounded up
+        fits = packed.numel() == -(-n // 2) and absmax.numel() == K
+        if absmax2 is not None:
+            offset = torch.tensor(state.get("nested_offset", 0.0), device=packed.device)
+            fits = fits and absmax.dtype == torch.uint8 and absmax2.numel() == -(-K // 256)
+        if not fits:
+            raise ValueError(f"the parts do not fit {n} weights")
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         raise UserError(f"{folder}: {name} is not in bitsandbytes' form ({e}); fetch it again"
                         ) from None
-    check(state, QUANT_STATE, f"{folder}: {name}{BNB_STATE}")
-    n, offset = math.prod(state["shape"]), None
-    K = -(-n // state["blocksize"])                         # blocks; both are rounded up
-    fits = packed.numel() == -(-n // 2) and absmax.numel() == K
-    if absmax2 is not None:
-        offset = torch.tensor(state.get("nested_offset", 0.0), device=packed.device)
-        fits = fits and absmax.dtype == torch.uint8 and absmax2.numel() == -(-K // 256)
-    if not fits:
-        raise UserError(f"{folder}: the parts of {name} do not fit {n} weights; fetch it again")
     check_weight(folder, f"{name}'s scales", absmax if absmax2 is None else absmax2)
     return {"packed": packed, "absmax": absmax, "absmax2": absmax2, "offset": offset,
             "shape": state["shape"], "block_size": state["blocksize"],

@@ -6,7 +6,6 @@ because whoever forks the project needs it.
 """
 import contextlib
 import errno
-import os
 import signal
 import sys
 import threading
@@ -107,16 +106,3 @@ def time_limit(seconds: float, what: str):
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
-
-
-@contextlib.contextmanager
-def silent_stderr():
-    """Inside, what a library writes to stderr by itself leads nowhere."""
-    ours, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(ours, 2)
-        os.close(ours)
-        os.close(nowhere)

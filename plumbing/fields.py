@@ -15,16 +15,12 @@ Nothing is converted: "8" is no number, "false" is not false, and true is not 1.
 import dataclasses
 import math
 import re
-import reprlib
-from collections.abc import Iterator
 
 from plumbing.errors import UserError
 
 LARGEST = 2 ** 63 - 1                               # what torch and a file can hold
 WORDS = {str: "a text", bool: "true or false", list: "a list", dict: "a table", int: "a number",
          float: "a number"}
-SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +36,10 @@ class Number:
             self.at_least <= value <= self.at_most and value > self.above)
 
     def __str__(self):
-        ends = [f"{name.replace('_', ' ')} {getattr(self, name)}" for name in RANGES
-                if getattr(self, name) != getattr(Number, name)]
-        return ", ".join(["a number" if float in self.kinds else "a whole number", *ends])
+        ends = " and ".join(f"{name.replace('_', ' ')} {getattr(self, name)}" for name in RANGES
+                            if getattr(self, name) != getattr(Number, name))
+        kind = "a number" if float in self.kinds else "a whole number"
+        return f"{kind}, {ends}" if ends else kind
 
 
 RANGES = ("at_least", "above", "at_most")
@@ -53,37 +50,34 @@ def whole(at_least=0, at_most=LARGEST) -> Number:
 
 
 def check(value, shape, source="", name: str = ""):
-    """Raise UserError unless `value` has this shape. source: the file; name: where it is in it."""
-    for place, part, wanted in misfits(value, shape, name):
-        found = "is missing" if part is MISSING else shorten(part)
-        source = f"{source}: " if source else ""
-        raise UserError(f"{source}{place or 'it'} {found}: it must be {describe(wanted)}")
+    """-> `value`. Raises UserError unless it has this shape.
+
+    source: the file that it is from; name: where it is in there.
+    """
+    choices = shape if isinstance(shape, tuple) else (shape,)
+    inner = next((one for one in choices if isinstance(one, list | dict)
+                  and type(one) is type(value)), None)
+    if isinstance(inner, list):
+        for i, item in enumerate(value):
+            check(item, inner[0], source, f"{name}[{i}]")
+    elif inner and str in inner:
+        for key, item in value.items():
+            check(item, inner[str], source, f"{name}[{key!r}]")
+    elif inner:
+        for key, one in inner.items():
+            key, optional = key.removesuffix("?"), key.endswith("?")
+            if key in value or not optional:
+                check(value.get(key, MISSING), one, source, f"{name}.{key}".lstrip("."))
+    elif not any(is_single(value, one) for one in choices):
+        found = "is missing" if value is MISSING else f"{value!r:.60}"
+        if type(value) in (int, float) and abs(value) > LARGEST:
+            found += " (too large)"
+        where = f"{source}: {name or 'it'}".removeprefix(": ")
+        raise UserError(f"{where} {found}: it must be {describe(shape)}")
+    return value
 
 
 MISSING = object()
-
-
-def misfits(value, shape, name: str) -> Iterator[tuple]:
-    """Yield (its name, the part, what it must be) for each part that is not as `shape` says."""
-    if isinstance(value, list) and isinstance(shape, list):
-        for i, item in enumerate(value):
-            yield from misfits(item, shape[0], f"{name}[{i}]")
-    elif isinstance(value, dict) and isinstance(shape, dict) and str in shape:
-        for key, item in value.items():
-            yield from misfits(item, shape[str], f"{name}[{key!r}]")
-    elif isinstance(value, dict) and isinstance(shape, dict):
-        for key, one in shape.items():
-            part = value.get(key.removesuffix("?"), MISSING)
-            if not key.endswith("?") or part is not MISSING:
-                yield from misfits(part, one, f"{name}.{key.removesuffix('?')}".lstrip("."))
-    elif isinstance(shape, tuple):                  # one of these
-        alike = [one for one in shape if isinstance(one, list | dict) and type(one) is type(value)]
-        if alike:
-            yield from misfits(value, alike[0], name)
-        elif not any(is_single(value, one) for one in shape):
-            yield name, value, shape
-    elif not is_single(value, shape):
-        yield name, value, shape
 
 
 def is_single(value, shape) -> bool:
@@ -101,11 +95,6 @@ def describe(shape) -> str:
     return WORDS[shape] if isinstance(shape, type) else str(shape)
 
 
-def shorten(value) -> str:
-    """`value` for an error, as Python writes it, and not all of a long one."""
-    return str(value)[:60] if isinstance(value, int | float) else SHORT.repr(value)
-
-
 def shape_of_flag(field):
     """The shape of a flag's value; field: of a dataclass of flags (plumbing/cli.py)."""
     if field.type not in (int, float):
@@ -118,11 +107,8 @@ def check_ranges(settings):
     """Raise UserError for the first flag of a command line that is out of its range."""
     for field in dataclasses.fields(settings):
         value, shape = getattr(settings, field.name), shape_of_flag(field)
-        if isinstance(shape, Number) and value is not None and not shape.holds(value):
-            _, *must = str(shape).split(", ")
-            if value > shape.at_most == LARGEST or not must:
-                must.append(f"at most {LARGEST}")
-            raise UserError(f"--{field.name} {shorten(value)}: it must be {' and '.join(must)}")
+        if isinstance(shape, Number) and value is not None:
+            check(value, shape, name=f"--{field.name}")
 
 
 def fits_pattern(pattern: str, text: str) -> bool:
@@ -130,4 +116,4 @@ def fits_pattern(pattern: str, text: str) -> bool:
     try:
         return re.fullmatch(pattern, text) is not None
     except (re.error, RecursionError, OverflowError) as e:
-        raise UserError(f"{shorten(pattern)} is no regular expression: {e}") from None
+        raise UserError(f"{pattern!r:.60} is no regular expression: {e}") from None

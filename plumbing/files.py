@@ -16,8 +16,6 @@ NANO_BASE = ROOT / "data/nano/base"             # the embedded model, which goes
 # the files of a hub repository that are fetched
 CHECKPOINT_FILES = ("config.json", "generation_config.json", "model*.safetensors",
                     "model.safetensors.index.json", "tokenizer*.json", "chat_template*")
-# what a weight may be. Whole numbers, complex ones and 8 bits are of another form, with scales
-FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
 
 
 @contextlib.contextmanager
@@ -51,8 +49,7 @@ def make_folder(path) -> Path:
 
 def read_json(path: Path, shape=dict) -> dict:
     """The JSON object in `path`. Raises UserError if there is none of this `shape` (fields.py)."""
-    if not path.is_file():              # also: no folder, and no pipe to wait for
-        raise UserError(describe_missing_file(path))
+    existing(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
@@ -61,19 +58,20 @@ def read_json(path: Path, shape=dict) -> dict:
     return content
 
 
-def describe_missing_file(path: Path) -> str:
+def existing(path: Path) -> Path:
+    """`path`. Raises UserError unless it is a file: no folder, and no pipe to wait for."""
+    if path.is_file():
+        return path
     if (path.parent / "state").is_dir():
-        return (f"{path.parent} holds a run that is not finished, and has no {path.name} yet; "
-                "finish it: the command that began it, with --resume")
+        raise UserError(f"{path.parent} holds a run that is not finished, and has no {path.name} "
+                        "yet; finish it: the command that began it, with --resume")
     if not path.parent.exists():
-        return f"{path.parent}: no such folder"
-    return f"{path.parent} has no {path.name}; is it the right folder?"
+        raise UserError(f"{path.parent}: no such folder")
+    raise UserError(f"{path.parent} has no {path.name}; is it the right folder?")
 
 
 def hash_file(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(describe_missing_file(path))
-    with open(path, "rb") as f:
+    with open(existing(path), "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -89,12 +87,10 @@ def read_tensors(path: Path) -> dict:
     """{name: tensor} of a safetensors file of weights."""
     from safetensors import SafetensorError         # here, because they load torch
     from safetensors.torch import load_file
-    if not path.is_file():
-        raise UserError(f"{path} is missing or damaged (no such file)")
     try:
-        tensors = load_file(path)
+        tensors = load_file(existing(path))
     except SafetensorError as e:
-        raise UserError(f"{path} is missing or damaged ({e})") from None
+        raise UserError(f"{path} is damaged ({e})") from None
     for name, tensor in tensors.items():
         check_weight(path, name, tensor)
     return tensors
@@ -102,7 +98,7 @@ def read_tensors(path: Path) -> dict:
 
 def check_weight(path, name: str, tensor):
     """Raise UserError unless `tensor` holds real numbers, all of them finite."""
-    if str(tensor.dtype) not in FLOATS:
+    if not tensor.is_floating_point() or tensor.itemsize == 1:      # 8 bits need scales
         raise UserError(f"{path}: {name} is of type {tensor.dtype}, and a weight must be of "
                         "float32, bfloat16, float16 or float64")
     if tensor.numel() and not all(map(math.isfinite, tensor.aminmax())):        # nan is both ends

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plumbing.errors import UserError
 from plumbing.fields import Number, check, whole
-from plumbing.files import describe_missing_file, read_json, replacing, write_json
+from plumbing.files import existing, read_json, replacing, write_json
 
 STATE = "state/state.safetensors"       # of a run that is not finished: what --resume needs
 BEST = "state/best.safetensors"         # and the weights of the lowest test NLL, with --keep best
@@ -53,13 +53,11 @@ def read_rows(path: Path) -> list[dict]:
 
     Raises UserError for a file that is not a run's, and for one without rows.
     """
-    if not path.is_file():
-        raise UserError(describe_missing_file(path))
+    existing(path)
     try:
         with open(path, newline="", encoding="utf-8", errors="replace") as f:
-            rows = [{name: cell_value(name, cell) for name, cell in row.items()}
-                    for row in csv.DictReader(f)]
-        check(rows, [ROW], name="rows")
+            rows = check([{name: cell_value(name, cell) for name, cell in row.items()}
+                          for row in csv.DictReader(f)], [ROW], name="rows")
         if not rows or any(row.keys() != ROW.keys() for row in rows):
             raise UserError("it has no rows, or other columns")
     except (csv.Error, UserError) as e:

@@ -34,9 +34,7 @@ def load_state(path: Path, needed, give_back: Callable[[str, torch.Tensor], None
                 raise KeyError(f"it lacks {min(missing)}")
             for name in f.keys():
                 give_back(name, f.get_tensor(name))
-            progress = json.loads(f.metadata()["progress"])
-            check(progress, shape, "it")
-            return progress
+            return check(json.loads(f.metadata()["progress"]), shape)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
         if is_out_of_memory(e):     # moments go to the device here: no reason to begin again
             raise

@@ -81,7 +81,7 @@ def test_a_peer_that_is_not_there_is_one_line(checkpoint, chat, tmp_path, capsys
 
 
 @pytest.mark.parametrize("more, words", [
-    (["--turns=2"], "--turns 2: it must be at least 3"),
+    (["--turns=2"], "--turns 2: it must be a whole number, at least 3"),
     (["--turns=9", "--max_steps=8"], "--turns 9 are more than the run's 8 steps"),
     (["--peer=transformers"], "--peer transformers answers (--generate)"),
     (["--peer=trl", "--generate"], "--peer trl makes steps"),

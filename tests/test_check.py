@@ -175,7 +175,7 @@ def test_check_ends_in_one_line_for_what_a_user_gets_wrong(tmp_path, check_fails
         (empty,): "holds no samples",
         (tmp_path / "no.jsonl",): "no such file",
         ("nowhere",): "no folder with train.jsonl",
-        ("nano", "--max_length=0"): "--max_length 0: it must be at least 1",
+        ("nano", "--max_length=0"): "--max_length 0: it must be a whole number, at least 1",
         ("nano", "--length=3"): "python data/check.py --help"}
     for arguments, words in mistakes.items():
         assert words in check_fails(*arguments)[1]
@@ -409,7 +409,7 @@ def test_files_that_cannot_be_read_so_end_in_one_line(tmp_path, check_fails):
             continue
         (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         assert words in check_fails(tmp_path / name)[1]
-    for flags, words in (("--test_share=0", "--test_share 0.0: it must be above 0"),
+    for flags, words in (("--test_share=0", "--test_share 0.0: it must be a number, above 0"),
                          ("--test_share=1", "at most 0.9"), ("--seed=-1", "--seed -1"),
                          ("--supervise=some", "invalid choice")):
         assert words in check_fails(tmp_path / "other.json", f"--convert={tmp_path}", flags)[1]

@@ -482,7 +482,7 @@ def fails(capsys):
 
 
 MISTAKES = {
-    "--limit=0": "--limit 0: it must be at least 1",
+    "--limit=0": "--limit 0: it must be a whole number, at least 1",
     "--batch=0": "--batch 0",
     "--max_new_tokens=-1": "--max_new_tokens -1",
     "--max_length=0": "--max_length 0",

@@ -44,7 +44,7 @@ def broken(checkpoint, tmp_path):
 # ----- settings -----------------------------------------------------------------------------------
 
 SETTINGS = {
-    "--rank=0": "--rank 0: it must be at least 1",
+    "--rank=0": "--rank 0: it must be a whole number, at least 1",
     "--rank=-1": "--rank -1: it must be",
     "--rank=abc": "--rank: invalid int",
     "--lr=0": "--lr 0.0: it must be",
@@ -67,7 +67,7 @@ SETTINGS = {
     "--weight_decay=inf": "--weight_decay inf",
     "--grad_clip=nan": "--grad_clip nan",
     "--grad_clip=-1": "--grad_clip -1.0",
-    "--dropout=1": "--dropout 1.0: it must be at least 0 and at most 0.9",
+    "--dropout=1": "--dropout 1.0: it must be a number, at least 0 and at most 0.9",
     "--dropout=0.1 --method=mora": "--dropout is of LoRA's input, and --method mora",
     "--seed=-1": "--seed -1",
     "--seed=99999999999999999999": "--seed 99999999999999999999",

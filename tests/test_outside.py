@@ -444,7 +444,7 @@ def test_answers_with_missing_fields(tmp_path, row):
 
 def test_ten_million_seeds(fails):
     error = fails(sweep.main, ["finding1", "--seeds=10000000", "--dry_run"])
-    assert "--seeds 10000000: it must be at least 1 and at most 1000" in error
+    assert "--seeds 10000000: it must be a whole number, at least 1 and at most 1000" in error
 
 
 # ----- streams, encodings, the environment --------------------------------------------------------

@@ -539,7 +539,7 @@ def test_picture_shows_the_peaks(tmp_path, monkeypatch):
 
 
 MISTAKES = {
-    "--rank=0": "--rank 0: it must be at least 1",
+    "--rank=0": "--rank 0: it must be a whole number, at least 1",
     "--micro_bs=x": "--micro_bs: invalid int",
     "--method=doro": "invalid choice",
     "--targets=q_proj,lm_head": "plan.py knows no target 'lm_head'",

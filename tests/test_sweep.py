@@ -509,15 +509,15 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--seeds=0"], "--seeds 0: it must be at least 1"),
-    (["--jobs=0"], "--jobs 0: it must be at least 1"),
+    (["--seeds=0"], "--seeds 0: it must be a whole number, at least 1"),
+    (["--jobs=0"], "--jobs 0: it must be a whole number, at least 1"),
     (["--rank=3"], "--rank: the grid of finding1 sets it, at the top of sweep.py; leave it out"),
     (["--lr=1"], "--lr: the grid of finding1 sets it"),
     (["--epochs=1"], "--epochs: a sweep does not have this flag; leave it out"),
     (["--resume"], "--resume: a sweep does not have this flag; leave it out"),
     (["--data=nowhere"], "--data nowhere: no folder"),
     (["--model=nowhere"], "nowhere: no such folder"),
-    (["--micro_bs=0"], "--micro_bs 0: it must be at least 1"),
+    (["--micro_bs=0"], "--micro_bs 0: it must be a whole number, at least 1"),
     (["--wramup_ratio=1"], "unrecognized arguments: --wramup_ratio=1"),
     (["--device=banana"], "--device banana: torch cannot use"),
     (["--preset=mine"], "invalid choice: 'mine'")])
