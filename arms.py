@@ -34,7 +34,6 @@ from typing import NamedTuple
 import numpy as np
 
 from plumbing.errors import UserError
-from plumbing.fields import check
 from plumbing.files import read_json
 from plumbing.records import COLUMNS, read_rows
 from rates import Best, diverged, extend_grid, find_best_rate, rates_around_best
@@ -433,14 +432,8 @@ def read_settings(run: str, folder: Path) -> dict | None:
     """
     for path in (folder / f"{run}.json", folder / "run.json"):
         content = read_json(path) if path.exists() else {}
-        if content.get("run") != run:
-            continue
-        try:
-            check(content, {"settings": dict}, path)
-            return Config.of_settings(content["settings"], path).decides
-        except UserError as e:
-            raise UserError(f"{path} is damaged (its settings are not those of a run: {e}); delete "
-                            "it, and the command that made the run writes it again") from None
+        if content.get("run") == run:
+            return Config.of_settings(content, path).decides
     return None
 
 

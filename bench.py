@@ -49,10 +49,9 @@ import train
 from engine import open_model
 from lora import TARGETS, AdaptedLinear, linear_layers
 from model import MLP, Attention, Layer, RMSNorm
-from plumbing.cli import add_flags, flag, make_parser, run_command
+from plumbing.cli import add_flags, flag, make_parser, read_flags, run_command
 from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line
-from plumbing.fields import check_ranges
 from plumbing.files import ROOT, resolve
 from settings import LESS_MEMORY, Config, check_config, settled
 
@@ -473,11 +472,7 @@ def parse_bench(argv) -> tuple[Settings, Config]:
     parser = make_parser("bench.py", __doc__)
     add_flags(parser, Settings)
     add_flags(parser, Config)
-    flags = vars(parser.parse_args(argv))
-    settings = Settings(**{field.name: flags.pop(field.name)
-                           for field in dataclasses.fields(Settings)})
-    config = Config(**flags)
-    check_ranges(settings)
+    settings, config = read_flags(parser, argv, Settings, Config)
     check_config(config)
     # both sides get the same rate, alpha and number of steps; 1: no epochs are counted here
     config = dataclasses.replace(settled(config, 1), epochs=None)

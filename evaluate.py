@@ -125,10 +125,11 @@ def parse_evaluation(argv=None) -> Settings:
 def take_settings_of_run(settings):
     """Measure the test NLL as the run did that made the weights, unless the flags say otherwise."""
     path = Path(settings.adapter or resolve(settings.model)) / "run.json"
-    of_run = read_json(path).get("settings", {}) if path.exists() else {}
+    content = {"settings": {}} | (read_json(path) if path.exists() else {})
+    of_run = Config.of_settings(content, path)
     for name in ("max_length", "supervise"):
         if getattr(settings, name) is None:
-            setattr(settings, name, of_run.get(name, getattr(Config, name)))
+            setattr(settings, name, getattr(of_run, name))
 
 
 # ----- the questions ------------------------------------------------------------------------------
@@ -506,7 +507,10 @@ def format_share(result: dict, key: str) -> str:
 
 def format_confusion(labels: list[str], counts: list[list[int]], how: str) -> str:
     """A row for each right label, a column for each given one; "none" if it ever was."""
-    given = [*labels, "none"] if any(map(any, (row[len(labels):] for row in counts))) else labels
+    n = len(labels)
+    if [*map(len, counts)] != [n + 1] * n:
+        raise UserError(f"the confusion matrix of a finished evaluation must be {n} x {n + 1}")
+    given = [*labels, "none"] if any(row[-1] for row in counts) else labels
     rows = [[label, *map(str, row[:len(given)])] for label, row in zip(labels, counts)]
     return markdown_table([f"right \\ {how}", *given], rows, left=1)
 

@@ -153,11 +153,12 @@ class Config:
         return named
 
     @classmethod
-    def of_settings(cls, settings: dict, source) -> "Config":
-        """From what a run's .json says. null is the default; names of later editions are left out.
+    def of_settings(cls, content: dict, source) -> "Config":
+        """From a run's .json. null is the default; names of later editions are left out.
 
         Raises UserError for what no setting can be.
         """
+        settings = check(content, {"settings": dict}, source)["settings"]
         shapes = {field.name: shape_of_flag(field) for field in dataclasses.fields(cls)
                   if settings.get(field.name) is not None}
         check(settings, shapes, source, "settings")

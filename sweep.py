@@ -69,10 +69,11 @@ import train
 from arms import NO_ARM, name_values
 from lora import find_targets
 from model import ModelConfig, Transformer
-from plumbing.cli import add_flags, flag, make_parser, nearest, run_command, suggest_flag
+from plumbing.cli import (add_flags, flag, make_parser, nearest, read_flags, run_command,
+                          suggest_flag)
 from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
-from plumbing.fields import check, check_ranges, shape_of_flag
+from plumbing.fields import check, shape_of_flag
 from plumbing.files import existing, make_folder, replacing, write_json
 from plumbing.records import read_rows, write_rows
 from plumbing.workers import BUSY, claim_file, do_jobs, local_rank, rank_and_world
@@ -714,13 +715,8 @@ def parse_sweep(argv=None) -> tuple[Settings, Config]:
     of_train = [field.name for field in dataclasses.fields(Config) if field.name != "out"]
     add_flags(parser.add_argument_group("of train.py, for all runs"), Config, only=of_train)
 
-    def read_flags(argv) -> tuple[Settings, Config]:
-        values = vars(parser.parse_args(argv))
-        common = Config(**{name: values.pop(name) for name in of_train})
-        return Settings(**values), common
-
     argv = sys.argv[1:] if argv is None else argv
-    settings, common = read_flags(argv)
+    settings, common = read_flags(parser, argv, Settings, Config)
     if settings.sweep is None and settings.grid is None:
         parser.error(f"say which sweep: {', '.join(names)} or all; or give --grid FILE")
     preset = settings.preset or ("nano" if common.model == "nano" else "tutorial")
@@ -731,10 +727,10 @@ def parse_sweep(argv=None) -> tuple[Settings, Config]:
             usual_flags = shlex.split(flags) or usual_flags
         except ValueError as e:
             raise UserError(f"--grid {settings.grid}: flags {flags!r}: {e}") from None
-    _, plain = read_flags(usual_flags)
-    settings, common = read_flags([*usual_flags, *argv])    # what comes later counts
+    _, plain = read_flags(parser, usual_flags, Settings, Config)
+    argv = [*usual_flags, *argv]        # what comes later counts
+    settings, common = read_flags(parser, argv, Settings, Config)
     settings.preset, settings.sweep = preset, settings.sweep or "all"
-    check_ranges(settings)
     if settings.near_best and settings.seeds == 1:
         raise UserError("--near_best says which rates further seeds try; add --seeds 3, or leave "
                         "it out")

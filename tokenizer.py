@@ -116,7 +116,7 @@ STEP = {"type": str, "pattern?": {"Regex": str}, "behavior?": str, "invert?": bo
         "individual_digits?": bool, "add_prefix_space?": bool, "use_regex?": bool}
 ID = whole(at_most=2 ** 24)
 TOKENIZER = {       # tokenizer.json
-    "model": {"type": "BPE", "vocab": {str: ID}, "merges": [(str, [str])], "byte_fallback?": False,
+    "model": {"type": "BPE", "vocab": {str: int}, "merges": [(str, [str])], "byte_fallback?": False,
               "dropout?": None, "continuing_subword_prefix?": (None, ""),
               "end_of_word_suffix?": (None, "")},
     "normalizer?": ({"type": "NFC"}, None), "pre_tokenizer": STEP | {"pretokenizers?": [STEP]},
@@ -205,7 +205,7 @@ class Tokenizer:
 
     def check_vocabulary(self, size: int, name):
         """Raise UserError if the embedding of the model `name`, `size` rows, lacks tokens."""
-        if self.n_vocab > size:
+        if self.n_vocab > size or min(self.to_bytes) < 0:
             raise UserError(f"{name}: the tokenizer has {self.n_vocab} tokens, the embedding "
                             f"{size}")
 

@@ -684,8 +684,9 @@ def train_in(out: Path, config: Config, data: Data) -> list[dict]:
 
     # 3 and 4. choose what is trained, look where it stands
     run = set_up(config, data, model)
-    run.progress.origin = {"run": config.run, "data": hash_samples(data),
-                           "weights": [*map(hash_file, weight_files(resolve(config.model)))]}
+    if processes.rank() == 0:
+        run.progress.origin = {"run": config.run, "data": hash_samples(data),
+                               "weights": [*map(hash_file, weight_files(resolve(config.model)))]}
     base_answer = begin_or_resume(run, out, base_answer)
 
     # 5. show what is about to happen, and the first sample as the model will see it

@@ -16,7 +16,6 @@ bits. Full fine-tuning puts nothing on the model, and is no file here.)
 """
 import dataclasses
 import importlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ import torch.nn as nn
 
 from lora import AdaptedLinear, base_entries, merge_lora, remove_lora, unmerge_lora, write_adapter
 from plumbing.errors import UserError
-from plumbing.fields import Number, check, whole
+from plumbing.fields import Number, check, number_of, whole
 from plumbing.files import read_json, read_tensors
 from settings import RELATIVES
 
@@ -189,13 +188,10 @@ def parse_options(method: Method, text: str) -> dict:
             raise UserError(f"--options {part}: {method.name} has no option {name!r}; it has: "
                             f"{has}")
         kind = type(method.options[name])
-        try:
-            options[name] = kind(value)
-            if kind is not str and not 0 <= options[name] < math.inf:
-                raise ValueError
-        except ValueError:
-            must = "a whole number" if kind is int else "a number"
-            raise UserError(f"--options {part}: {name} must be {must}, 0 or more") from None
+        if kind is not str:
+            value = check(number_of(value), whole() if kind is int else Number(0),
+                          f"--options {part}", name)
+        options[name] = kind(value)
     return options
 
 

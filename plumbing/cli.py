@@ -149,9 +149,17 @@ def parse_flags(settings_class, script: str, doc: str, argv=None):
     """-> an instance of `settings_class`. Raises UserError for a number out of its range."""
     parser = make_parser(script, doc)
     add_flags(parser, settings_class)
-    settings = settings_class(**vars(parser.parse_args(argv)))
-    check_ranges(settings)
-    return settings
+    return read_flags(parser, argv, settings_class)[0]
+
+
+def read_flags(parser, argv, *classes) -> list:
+    """-> an instance of each settings class. Raises UserError for a number out of its range."""
+    values = vars(parser.parse_args(argv))
+    made = [one(**{field.name: values[field.name] for field in dataclasses.fields(one)
+                   if field.name in values}) for one in classes]
+    for settings in made:
+        check_ranges(settings)
+    return made
 
 
 def run_command(main: Callable):

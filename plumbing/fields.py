@@ -12,6 +12,7 @@ A shape says what may come. It looks like what it describes:
 
 Nothing is converted: "8" is no number, "false" is not false, and true is not 1.
 """
+import contextlib
 import dataclasses
 import math
 import re
@@ -55,20 +56,24 @@ def check(value, shape, source="", name: str = ""):
     source: the file that it is from; name: where it is in there.
     """
     choices = shape if isinstance(shape, tuple) else (shape,)
+    if any([is_single(value, one) for one in choices]):
+        return value
     inner = next((one for one in choices if isinstance(one, list | dict)
                   and type(one) is type(value)), None)
     if isinstance(inner, list):
         for i, item in enumerate(value):
-            check(item, inner[0], source, f"{name}[{i}]")
+            if type(item) is not inner[0]:          # a vocabulary has 150,000 that are
+                check(item, inner[0], source, f"{name}[{i}]")
     elif inner and str in inner:
         for key, item in value.items():
-            check(item, inner[str], source, f"{name}[{key!r}]")
+            if type(item) is not inner[str]:
+                check(item, inner[str], source, f"{name}[{key!r}]")
     elif inner:
         for key, one in inner.items():
             key, optional = key.removesuffix("?"), key.endswith("?")
             if key in value or not optional:
                 check(value.get(key, MISSING), one, source, f"{name}.{key}".lstrip("."))
-    elif not any(is_single(value, one) for one in choices):
+    else:
         found = "is missing" if value is MISSING else f"{value!r:.60}"
         if type(value) in (int, float) and abs(value) > LARGEST:
             found += " (too large)"
@@ -109,6 +114,14 @@ def check_ranges(settings):
         value, shape = getattr(settings, field.name), shape_of_flag(field)
         if isinstance(shape, Number) and value is not None:
             check(value, shape, name=f"--{field.name}")
+
+
+def number_of(text: str) -> int | float | str:
+    """The number that a text says, else the text: check() says what is wrong with it."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def fits_pattern(pattern: str, text: str) -> bool:

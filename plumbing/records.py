@@ -1,5 +1,4 @@
 """The rows of log.csv and the file run.json: what a run leaves next to its weights. No torch."""
-import contextlib
 import csv
 import dataclasses
 import shutil
@@ -8,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from plumbing.errors import UserError
-from plumbing.fields import Number, check, whole
+from plumbing.fields import Number, check, number_of, whole
 from plumbing.files import existing, read_json, replacing, write_json
 
 STATE = "state/state.safetensors"       # of a run that is not finished: what --resume needs
@@ -23,7 +22,7 @@ ROW = {             # of log.csv: one evaluation. "" is what full fine-tuning, o
     "seconds": (int, float), "peak_gb": (Number(0), ""), "trainable": whole(1)}
 COLUMNS = list(ROW)
 WHOLE_COLUMNS = ("rank", "batch_eff", "seed", "step", "tokens", "trainable")
-RUN = {             # of run.json, what is read; of its settings, those that settle a run
+RUN = {             # of run.json, what is read
     "run": str, "finished": bool, "base_answer": str, "samples?": (whole(1), None),
     "settings": {"alpha": Number(), "lr": Number(), "max_steps": whole(), "eval_steps": whole(),
                  "dtype": ("float32", "bfloat16", "float16")}}
@@ -69,11 +68,8 @@ def cell_value(column: str, cell: str):
     """What a cell says, as JSON would have it; the cell itself if that is none of its column's."""
     if ROW.get(column) is str or not isinstance(cell, str):
         return cell
-    with contextlib.suppress(ValueError):
-        if column in WHOLE_COLUMNS:
-            return int(cell.removesuffix(".0"))         # the first edition wrote 64.0
-        return float(cell)
-    return cell
+    # the first edition wrote 64.0
+    return number_of(cell.removesuffix(".0") if column in WHOLE_COLUMNS else cell)
 
 
 def row_line(row: dict) -> str:
@@ -122,7 +118,7 @@ def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
         refuse_other_files(out)
         return None
     existing = read_json(out / "run.json", RUN)
-    made = config.of_settings(existing["settings"], out / "run.json")
+    made = config.of_settings(existing, out / "run.json")
     if made.run != existing["run"]:
         raise UserError(f"{out / 'run.json'} is not what a run writes, so {out} may hold files of "
                         "something else; give another --out")

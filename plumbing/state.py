@@ -22,8 +22,7 @@ def save_state(path: Path, tensors: dict[str, torch.Tensor], progress: dict):
         save_file(tensors, part, metadata={"progress": json.dumps(progress)})
 
 
-def load_state(path: Path, needed, give_back: Callable[[str, torch.Tensor], None], shape=dict
-               ) -> dict:
+def load_state(path: Path, needed, give_back: Callable, shape=dict) -> dict:
     """Call give_back(name, tensor) for each tensor of the file -> the progress, of this shape.
 
     needed: the names that must be there. Raises UserError for a damaged file.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plumbing.errors import UserError
+from plumbing.fields import check, number_of, whole
 from plumbing.files import make_folder
 
 try:
@@ -54,10 +55,7 @@ def local_rank() -> int:
 
 def read_variable(name: str) -> int:
     """A whole number of the environment. Raises UserError if it is none."""
-    if not os.environ[name].isdecimal():
-        raise UserError(f"the environment's {name} is {os.environ[name]!r}, and must be a whole "
-                        "number")
-    return int(os.environ[name])
+    return check(number_of(os.environ[name]), whole(), "the environment", name)
 
 
 # ----- claims -------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ def test_what_passes(more):
 
 @pytest.mark.parametrize("change, words", [
     ({"kind": "c"}, "f.json: kind 'c': it must be a or b"), ({"kind": ["a"]}, "kind ['a']"),
-    ({"sizes": [1, 10]}, "sizes[1] 10: it must be a whole number, at least 1, at most 9"),
+    ({"sizes": [1, 10]}, "sizes[1] 10: it must be a whole number, at least 1 and at most 9"),
     ({"sizes": [True]}, "sizes[0] True"), ({"sizes": [1.0]}, "sizes[0] 1.0"),
     ({"sizes": "1"}, "sizes '1': it must be a list"), ({"sizes": {}}, "sizes {}: it must be a li"),
     ({"names": {"x": 3}}, "names['x'] 3: it must be a text"), ({"names": []}, "names []"),

@@ -26,7 +26,7 @@ from lora import apply_lora, lora_layers, read_adapter, save_adapter
 from model import ModelConfig, Transformer, draw_token
 from plumbing.errors import UserError
 from plumbing.records import COLUMNS, read_rows
-from plumbing.workers import claim_file
+from plumbing.workers import claim_file, local_rank
 from tokenizer import Tokenizer
 
 
@@ -490,18 +490,16 @@ def test_rows_may_hold_a_name_that_is_no_unicode(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
-def test_the_environment_is_read_as_the_rest(checkpoint, chat, tmp_path, fails, monkeypatch, name):
+def test_the_environment_is_read_as_the_rest(checkpoint, chat, fails, monkeypatch, name):
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(variable, "x" if variable == name else "0")
+    words = f"{name} 'x': it must be a whole number"
     if name == "LOCAL_RANK":
-        from plumbing.workers import read_variable
-        monkeypatch.setenv(name, "x")
-        with pytest.raises(UserError, match="LOCAL_RANK is 'x', and must be a whole number"):
-            read_variable(name, 0)
-        return
-    monkeypatch.setenv(name, "x")
-    argv = ["finding1", "--dry_run", f"--model={checkpoint()}", f"--data={chat}"]
-    assert f"{name} is 'x', and must be a whole number" in fails(sweep.main, argv)
-    if name == "WORLD_SIZE":
-        assert name in fails(train.main, command(checkpoint(), chat, tmp_path / "out"))
+        with pytest.raises(UserError, match=words):
+            local_rank()
+    else:
+        argv = ["finding1", "--dry_run", f"--model={checkpoint()}", f"--data={chat}"]
+        assert words in fails(sweep.main, argv)
 
 
 def test_a_run_on_other_files_is_as_it_was(checkpoint, chat, tmp_path):
