@@ -55,11 +55,10 @@ def lowest_row(rows: list[dict]) -> dict:
 
 def draw_runs(folders: list[Path], path: Path):
     """Save the figure of all runs in `folders` as the PNG `path`."""
-    from matplotlib import rcParams
-    from matplotlib.figure import Figure
-    rcParams["text.parse_math"] = False         # a $ in a name is a $
+    import matplotlib.figure
+    matplotlib.rcParams["text.parse_math"] = False          # a $ in a name is a $
     runs = [read_run(folder) for folder in folders]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
     ax = figure.subplots()
     for i, ((rows, _), name) in enumerate(zip(runs, name_runs([one for _, one in runs]))):
         draw_run(ax, rows, name, COLOURS[i % len(COLOURS)])

@@ -148,17 +148,10 @@ def read_task(folder: Path, metric: str | None = None, labels: str | None = None
     if metric != "accuracy":
         return Task(metric, [])
     names = [name.strip() for name in labels.split(",")] if labels else given.get("labels")
-    if not is_list_of_texts(names) or len(names) < 2:
+    if len(names or ()) < 2 or not all(map(str.strip, names)):
         raise UserError("accuracy needs at least two labels: --labels negative,positive, or in the "
                         "data set's task.json")
     return Task(metric, [unicodedata.normalize("NFC", name) for name in names])
-
-
-def is_list_of_texts(value) -> bool:
-    """At least one string, and none of them blank."""
-    if not isinstance(value, list) or not value:
-        return False
-    return all(isinstance(text, str) and text.strip() for text in value)
 
 
 def read_questions(path: Path, task, limit: int | None) -> list[Question]:
@@ -166,8 +159,9 @@ def read_questions(path: Path, task, limit: int | None) -> list[Question]:
     questions = []
     lines = zip(dataset.read_messages(path), dataset.numbered_lines(path))
     for index, (messages, (number, line)) in enumerate(lines):
-        references = dataset.load_row(line).get("references", [messages[-1]["content"]])
-        if not is_list_of_texts(references):
+        row = check(dataset.load_row(line), {"references?": [str]}, f"{path}, line {number}")
+        references = row.get("references", [messages[-1]["content"]])
+        if not all(map(str.strip, references or [""])):
             raise UserError(f"{path}, line {number}: the references (else the assistant's message "
                             "is the one) must be a list of at least one text, none of them empty")
         if task.metric == "accuracy":

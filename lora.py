@@ -171,8 +171,7 @@ def apply_lora(module, rank: int, alpha=None, targets="all-linear", dropout=0.0,
     Raises UserError, before anything is changed, for a rank below 1, for a target that fits no
     layer, and for a layer that cannot be wrapped (see `refuse_unwrappable`).
     """
-    if rank < 1:
-        raise UserError(f"rank {rank}: it must be at least 1")
+    check(rank, whole(1), name="rank")
     alpha = rank if alpha is None else alpha
     return wrap_targets(module, targets,
                         lambda layer: LoRALinear(layer, rank, alpha, dropout, rslora))

@@ -629,16 +629,13 @@ class Settings:
     folders: list[Path] = flag(
         None, "folder with a sweep's CSV files, or folders of train.py's runs", positional=True,
         nargs="+", type=Path, metavar="folder")
-    out: Path = flag(
-        None, "folder of the figures; default: that of the CSV files, or of the run; of several "
-        "runs, the one that they lie in")
-    watch: bool = flag(
-        False, "draw the runs' curves again after each evaluation until all have ended; watch.html "
-        "shows them in a browser")
+    out: Path = flag(None, "folder of the figures; default: that of the CSV files, or of the run; "
+                     "of several runs, the one that all lie in")
+    watch: bool = flag(False, "draw the runs' curves again after each evaluation until all have "
+                       "ended; watch.html shows them in a browser")
     table: bool = flag(False, "print Markdown instead of drawing")
-    supervised: float = flag(
-        1.0, "share of the tokens that are supervised, for the figure on capacity; nano: 0.34",
-        above=0, at_most=1, metavar="SHARE")
+    supervised: float = flag(1.0, "share of the tokens that are supervised, for the figure on "
+                             "capacity; nano: 0.34", above=0, at_most=1, metavar="SHARE")
 
 
 def main(argv=None):

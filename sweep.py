@@ -73,7 +73,7 @@ from plumbing.cli import (add_flags, flag, make_parser, nearest, read_flags, run
                           suggest_flag)
 from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
-from plumbing.fields import check, shape_of_flag
+from plumbing.fields import check, shape_of_flag, whole
 from plumbing.files import existing, make_folder, replacing, write_json
 from plumbing.records import read_rows, write_rows
 from plumbing.workers import BUSY, claim_file, do_jobs, local_rank, rank_and_world
@@ -226,15 +226,14 @@ NOT_IN_GRIDS = {
     "overwrite": "is not in sweeps"}
 
 
-def read_grids(path: Path) -> tuple[dict[str, list[dict]], str]:
+def read_grids(path: Path) -> tuple[dict[str, list[dict]], list[str]]:
     """The grids of a TOML file by their names, and its flags of train.py."""
-    existing(path)
     try:
-        grids = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e:       # not TOML, or not UTF-8
-        raise UserError(f"--grid {path} is not valid TOML: {e}") from None
-    flags = check(grids.pop("flags", ""), str, f"--grid {path}", "flags")
-    check(grids, {str: [dict]}, f"--grid {path}")           # each arm begins with [[name]]
+        grids = tomllib.loads(existing(path).read_text(encoding="utf-8"))
+        flags = shlex.split(check(grids.pop("flags", ""), str, name="flags"))
+        check(grids, {str: [dict]})                 # each arm begins with [[name]]
+    except (ValueError, RecursionError) as e:       # also: no UTF-8, a quotation without an end
+        raise UserError(f"--grid {path}: {e}") from None
     if not any(grids.values()):
         raise UserError(f"--grid {path} has no arm; each begins with a line like [[my_grid]]")
     if "all" in grids:
@@ -249,15 +248,13 @@ def expand_grid(grid: list[dict], model: str) -> list[dict]:
     points = []
     for arm in grid:
         arm = dict(arm)                 # a copy, because "match" is taken out
-        match = arm.pop("match", None)
+        match = arm.pop("match", None)      # as {attention = [64, 96], mlp = [16, 24]}
         if match is None:
             points += combine_values(arm)
-        elif not isinstance(match, dict) or not all(is_ranks(ranks) for ranks in match.values()):
-            raise UserError(f"match = {match} in a grid: it must be targets with their ranks to "
-                            "choose from, as {attention = [64, 96], mlp = [16, 24]}")
-        else:
-            for targets, rank in match_ranks(model, match).items():
-                points += combine_values(arm | {"targets": targets, "rank": rank})
+            continue
+        check(match, {str: [whole(1)]}, "a grid", "match")
+        for targets, rank in match_ranks(model, match).items():
+            points += combine_values(arm | {"targets": targets, "rank": rank})
     return points
 
 
@@ -268,10 +265,6 @@ def combine_values(arm: dict) -> list[dict]:
         if not values:
             raise UserError(f"{name} = [] in a grid: an arm without a value has no runs")
     return [dict(zip(arm, values, strict=True)) for values in itertools.product(*choices)]
-
-
-def is_ranks(value) -> bool:
-    return isinstance(value, list) and value != [] and all(type(rank) is int for rank in value)
 
 
 def typed_point(point: dict) -> dict:
@@ -310,11 +303,11 @@ def match_ranks(model: str, ranks: dict[str, list[int]]) -> dict[str, int]:
 
     rank1_sizes = [rank1_size(targets) for targets in ranks]
 
-    def difference(chosen: tuple[int, ...]) -> int:
-        sizes = [rank * size for rank, size in zip(chosen, rank1_sizes)]
-        return max(sizes) - min(sizes)
+    def difference(chosen: dict[str, int]) -> int:
+        sizes = [rank * size for rank, size in zip(chosen.values(), rank1_sizes)]
+        return max(sizes, default=0) - min(sizes, default=0)
 
-    return dict(zip(ranks, min(itertools.product(*ranks.values()), key=difference)))
+    return min(combine_values(ranks), key=difference)
 
 
 class GridArm(NamedTuple):
@@ -723,10 +716,7 @@ def parse_sweep(argv=None) -> tuple[Settings, Config]:
     usual_flags = shlex.split(PRESET_FLAGS[preset])
     if settings.grid:
         _, flags = read_grids(settings.grid)
-        try:
-            usual_flags = shlex.split(flags) or usual_flags
-        except ValueError as e:
-            raise UserError(f"--grid {settings.grid}: flags {flags!r}: {e}") from None
+        usual_flags = flags or usual_flags
     _, plain = read_flags(parser, usual_flags, Settings, Config)
     argv = [*usual_flags, *argv]        # what comes later counts
     settings, common = read_flags(parser, argv, Settings, Config)

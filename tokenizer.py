@@ -156,7 +156,8 @@ class Tokenizer:
         learned = [bytes(alphabet[letter] for letter in token) for token in [*alphabet, *merged]]
         self.bpe = tiktoken.Encoding(
             "bpe", pat_str=split_pattern(spec["pre_tokenizer"]), special_tokens={},
-            mergeable_ranks={token: rank for rank, token in enumerate([*learned, NO_WORD])})
+            mergeable_ranks={token: rank for rank, token in enumerate([*learned, b""])})
+        # Of a pattern that fits nothing, words have no letters: tiktoken panics if b"" is no token.
         if self.bpe.decode_bytes(self.cut_words(PROBE)) != PROBE.encode():
             raise UserError("tokenizer.json: its pattern for words passes over parts of a text")
 
@@ -288,11 +289,8 @@ class Tokenizer:
         return special[0] if special else None
 
 
-# A pattern that fits nothing cuts words of no letters. tiktoken panics if that is no token.
-NO_WORD = b""
 # All kinds of characters, and runs of one that make a careless pattern try every way to cut them.
-PROBE = "It's 12 quả táo!? \t\r\n 苹果 e\u0301 👍\x00\u200d"
-PROBE += "".join(character * 60 + "." for character in "aA1 !\n")
+PROBE = "It's 12 quả táo? \t\r\n 苹果 e\u0301 👍\x00\u200d" + "".join(c * 60 + "." for c in "aA1 !\n")
 
 
 # ----- where generation stops ---------------------------------------------------------------------

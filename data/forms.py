@@ -20,6 +20,7 @@ from pathlib import Path
 from dataset import check_messages, load_row, numbered_lines
 from plumbing.errors import UserError
 from plumbing.fields import check
+from plumbing.files import existing
 
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant",
                   "assistant": "assistant"}
@@ -68,13 +69,12 @@ def read_table(path: Path) -> list[dict]:
     Spreadsheet programs write commas between the cells, or semicolons where a comma is the decimal
     point, and some a byte order mark before the first name.
     """
+    existing(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
         first, _, _ = text.partition("\n")
         between = ";" if first.count(";") > first.count(",") else ","
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=between))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8; save it as UTF-8 (spreadsheet programs call it CSV "
                         "UTF-8)") from None
@@ -130,7 +130,8 @@ def read_messages_of(row) -> list[dict]:
     """The messages of a row in another form. Raises ValueError for a row in none of them."""
     form = form_of(row)
     if form not in SHAPES:
-        raise ValueError("it is in none of the forms that data/forms.py lists")
+        has = f" (it has {', '.join(row)})" if isinstance(row, dict) else ""
+        raise ValueError(f"it is in none of the forms that data/forms.py lists{has}")
     check(row, SHAPES[form], form)
     if form == "ShareGPT":
         return read_sharegpt(row["conversations"])

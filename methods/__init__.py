@@ -214,8 +214,7 @@ class Adapter(NamedTuple):
 
 def put_on(model, method: Method, setup: Setup):
     """`method.apply`, after the checks that all methods share."""
-    if setup.rank < 1:
-        raise UserError(f"rank {setup.rank}: it must be at least 1")
+    check(setup.rank, whole(1), name="rank")
     if any(isinstance(module, AdaptedLinear | Wrapper) for module in model.modules()):
         raise UserError("the model has an adapter already; methods.take_off takes it off")
     method.apply(model, setup)

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from plumbing import processes, shards
 from plumbing.device import DTYPES, dtype_name
 from plumbing.errors import UserError
 from plumbing.fields import Number, check, whole
-from plumbing.files import check_weight, make_folder, read_json, replacing, write_json
+from plumbing.files import (check_weight, make_folder, open_tensors, read_json, replacing,
+                            write_json)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -37,15 +37,12 @@ def read_weights(folder: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
     memory until the last tensor is read.
     """
     for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as f:
-                names = list(f.keys())
-            for name in names:
-                with safe_open(file, framework="pt") as f:
-                    tensor = f.get_tensor(name)
-                yield file, name, tensor
-        except SafetensorError as e:
-            raise UserError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
+        with open_tensors(file) as f:
+            names = list(f.keys())
+        for name in names:
+            with open_tensors(file) as f:
+                tensor = f.get_tensor(name)
+            yield file, name, tensor
 
 
 def read_parts(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -55,11 +52,8 @@ def read_parts(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """
     parts = {}
     for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as f:
-                parts |= {key: f.get_tensor(key) for key in f.keys() if key.startswith(name)}
-        except SafetensorError as e:
-            raise UserError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
+        with open_tensors(file) as f:
+            parts |= {key: f.get_tensor(key) for key in f.keys() if key.startswith(name)}
     if name not in parts:
         raise UserError(f"{folder} has no tensor {name}; is it the right checkpoint?")
     return parts
@@ -105,8 +99,7 @@ def unpack_bnb(parts: dict[str, torch.Tensor], name: str, folder) -> dict | None
     if name + BNB_STATE not in parts:
         return None
     try:
-        state = json.loads(bytes(parts[name + BNB_STATE].tolist()))
-        check(state, QUANT_STATE, BNB_STATE)
+        state = check(json.loads(bytes(parts[name + BNB_STATE].tolist())), QUANT_STATE, BNB_STATE)
         packed = parts[name].reshape(-1).view(torch.uint8)  # some recipes call the bytes bfloat16
         absmax, absmax2 = parts[name + ".absmax"], parts.get(name + ".nested_absmax")
         n, offset = math.prod(state["shape"]), None

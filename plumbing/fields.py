@@ -72,17 +72,14 @@ def check(value, shape, source="", name: str = ""):
         for key, one in inner.items():
             key, optional = key.removesuffix("?"), key.endswith("?")
             if key in value or not optional:
-                check(value.get(key, MISSING), one, source, f"{name}.{key}".lstrip("."))
+                check(value.get(key, ...), one, source, f"{name}.{key}".lstrip("."))
     else:
-        found = "is missing" if value is MISSING else f"{value!r:.60}"
+        found = "is missing" if value is ... else f"{value!r:.60}"
         if type(value) in (int, float) and abs(value) > LARGEST:
             found += " (too large)"
         where = f"{source}: {name or 'it'}".removeprefix(": ")
         raise UserError(f"{where} {found}: it must be {describe(shape)}")
     return value
-
-
-MISSING = object()
 
 
 def is_single(value, shape) -> bool:
@@ -95,9 +92,8 @@ def is_single(value, shape) -> bool:
 def describe(shape) -> str:
     if isinstance(shape, tuple):
         return " or ".join(dict.fromkeys(map(describe, shape)))
-    if isinstance(shape, list | dict):
-        return WORDS[type(shape)]
-    return WORDS[shape] if isinstance(shape, type) else str(shape)
+    kind = type(shape) if isinstance(shape, list | dict) else shape
+    return WORDS[kind] if isinstance(kind, type) else str(shape)
 
 
 def shape_of_flag(field):

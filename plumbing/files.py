@@ -8,6 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from plumbing.errors import UserError
 from plumbing.fields import check
 
@@ -85,15 +87,21 @@ def write_json(path: Path, content: dict):
 
 def read_tensors(path: Path) -> dict:
     """{name: tensor} of a safetensors file of weights."""
-    from safetensors import SafetensorError         # here, because they load torch
-    from safetensors.torch import load_file
-    try:
-        tensors = load_file(existing(path))
-    except SafetensorError as e:
-        raise UserError(f"{path} is damaged ({e})") from None
+    with open_tensors(path) as f:
+        tensors = {name: f.get_tensor(name) for name in f.keys()}
     for name, tensor in tensors.items():
         check_weight(path, name, tensor)
     return tensors
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path):
+    """Yield an open safetensors file. Raises UserError for a damaged one."""
+    try:
+        with safe_open(existing(path), framework="pt") as f:
+            yield f
+    except SafetensorError as e:
+        raise UserError(f"{path} is damaged or incomplete ({e}); fetch it again") from None
 
 
 def check_weight(path, name: str, tensor):

@@ -24,8 +24,7 @@ COLUMNS = list(ROW)
 WHOLE_COLUMNS = ("rank", "batch_eff", "seed", "step", "tokens", "trainable")
 RUN = {             # of run.json, what is read
     "run": str, "finished": bool, "base_answer": str, "samples?": (whole(1), None),
-    "settings": {"alpha": Number(), "lr": Number(), "max_steps": whole(), "eval_steps": whole(),
-                 "dtype": ("float32", "bfloat16", "float16")}}
+    "settings": dict}
 
 
 # ----- rows ---------------------------------------------------------------------------------------
@@ -117,17 +116,17 @@ def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
     if not (out / "run.json").exists():
         refuse_other_files(out)
         return None
-    existing = read_json(out / "run.json", RUN)
-    made = config.of_settings(existing, out / "run.json")
-    if made.run != existing["run"]:
+    held = read_json(out / "run.json", RUN)
+    made = config.of_settings(held, out / "run.json")
+    if made.run != held["run"]:
         raise UserError(f"{out / 'run.json'} is not what a run writes, so {out} may hold files of "
                         "something else; give another --out")
     if config.overwrite:
         return None
-    if existing["run"] != config.run:
+    if held["run"] != config.run:
         raise UserError(f"{out} holds another run, with other settings ({out / 'run.json'}); give "
                         "another --out, or --overwrite")
-    if not existing["finished"]:
+    if not held["finished"]:
         if config.resume:
             return None
         raise UserError(f"{out} holds this run, unfinished; --resume goes on with it, --overwrite "

@@ -38,7 +38,8 @@ def rank_and_world() -> tuple[int, int]:
     """
     for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
         if rank in os.environ and world in os.environ:
-            return read_variable(rank), read_variable(world)
+            n = read_variable(world, 1)
+            return read_variable(rank, 0, n - 1), n
     return 0, 1
 
 
@@ -53,9 +54,9 @@ def local_rank() -> int:
     return 0
 
 
-def read_variable(name: str) -> int:
-    """A whole number of the environment. Raises UserError if it is none."""
-    return check(number_of(os.environ[name]), whole(), "the environment", name)
+def read_variable(name: str, *ends: int) -> int:
+    """A whole number of the environment. Raises UserError if it is none, or not between `ends`."""
+    return check(number_of(os.environ[name]), whole(*ends), "the environment", name)
 
 
 # ----- claims -------------------------------------------------------------------------------------

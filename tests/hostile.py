@@ -17,7 +17,7 @@ import time
 import traceback
 from pathlib import Path
 
-from conftest import tiny  # first: it makes the rooms of the house importable
+from conftest import REPO, tiny  # first: it makes the rooms of the house importable
 from adapters import save_tasks
 from runs import command, contents, write_chat
 
@@ -28,6 +28,9 @@ import plot
 import sample
 import sweep
 import train
+
+sys.path.insert(0, str(REPO / "data"))
+import check  # noqa: E402
 
 LIMIT = 10          # seconds
 ODD = [None, True, False, 0, -1, 1, 2, 7, 10 ** 9, 10 ** 400, -2.5, 1e-40, 1e300, float("nan"),
@@ -132,6 +135,13 @@ def make_valid_files(folder: Path) -> Path:
         "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 64})
     save_tasks(folder / "model", folder / "tasks")
+    pairs = [{"instruction": f"{i} + 2?", "input": "", "output": str(i + 2)} for i in range(5)]
+    (folder / "data/alpaca.json").write_text(json.dumps(pairs))
+    turns = [{"conversations": [{"from": "human", "value": pair["instruction"]},
+                                {"from": "gpt", "value": pair["output"]}]} for pair in pairs]
+    (folder / "data/sharegpt.jsonl").write_text("\n".join(map(json.dumps, turns)))
+    (folder / "data/pairs.csv").write_text("Question;Answer\n" + "".join(
+        f"{pair['instruction']};{pair['output']}\n" for pair in pairs))
     with quiet():
         train.train(train.parse(command(folder / "model", folder / "data", folder / "run",
                                         max_steps=2)))
@@ -169,7 +179,8 @@ def cases(folder: Path) -> dict:
     model, llama, data, sums = (folder / name for name in ("model", "llama", "data", "tasks/sums"))
     fresh = command(model, data, folder / "new", max_steps=1)
     return {
-        "config": ([model / "config.json"], plan.main, ["--model", model, "--max_steps=1"]),
+        "config": ([model / "config.json"], plan.main,
+                   ["--model", model, "--max_steps=1", "--gpus=1,8", "--fsdp"]),
         "llama": ([llama / "config.json", llama / "model.safetensors.index.json",
                    *sorted(llama.glob("model-*.safetensors"))],
                   train.main, command(llama, data, folder / "new", max_steps=1)),
@@ -200,6 +211,11 @@ def cases(folder: Path) -> dict:
         "evaluation": ([folder / "eval/e.json", folder / "eval/e.jsonl"], evaluate.main,
                        ["--model", model, "--data", data, "--limit=2", "--max_new_tokens=2",
                         "--out", folder / "eval/e.jsonl"]),
+        "supervise": ([folder / "run/run.json", folder / "run/log.csv"], evaluate.main,
+                      ["--adapter", folder / "run", "--data", data, "--limit=2",
+                       "--max_new_tokens=2", "--out", folder / "new/e.jsonl"]),
+        **{name: ([data / name], check.main, [data / name, "--convert", folder / "new"])
+           for name in ("alpaca.json", "sharegpt.jsonl", "pairs.csv")},
         "table": ([folder / "eval/e.json"], evaluate.main, ["--table", folder / "eval/e.json"]),
     }
 

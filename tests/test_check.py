@@ -173,7 +173,7 @@ def test_check_ends_in_one_line_for_what_a_user_gets_wrong(tmp_path, check_fails
     empty.write_text("\n")
     mistakes = {
         (empty,): "holds no samples",
-        (tmp_path / "no.jsonl",): "no such file",
+        (tmp_path / "no.jsonl",): "has no no.jsonl; is it the right folder",
         ("nowhere",): "no folder with train.jsonl",
         ("nano", "--max_length=0"): "--max_length 0: it must be a whole number, at least 1",
         ("nano", "--length=3"): "python data/check.py --help"}
@@ -403,7 +403,7 @@ def test_files_that_cannot_be_read_so_end_in_one_line(tmp_path, check_fails):
             ("latin.csv", "question,answer\nQué?,x\n".encode("latin-1"), "call it CSV UTF-8"),
             ("other.csv", "a,b\n1,2\n", "row 1: it is in none of the forms that data/forms.py "
                                         "lists (it has a, b)"),
-            ("missing.csv", None, "missing.csv: no such file")):
+            ("missing.csv", None, "has no missing.csv; is it")):
         if text is None:
             assert words in check_fails(tmp_path / name)[1]
             continue

@@ -189,7 +189,7 @@ def test_a_target_may_be_a_path(model):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"rank": 0}, "rank 0: it must be at least 1"),
+    ({"rank": 0}, "rank 0: it must be a whole number, at least 1"),
     ({"rank": -3}, "rank -3"),
     ({"rank": 1, "targets": "query"},
      "'query' fits no linear layer of this model; it has down_proj, gate_proj"),
