@@ -36,7 +36,7 @@ import torch.nn as nn
 import dataset
 from model import ModelConfig, Transformer
 from plumbing import checkpoint, shards
-from plumbing.device import DTYPES, choose_device
+from plumbing.device import DTYPES, choose_device, send
 from plumbing.errors import UserError
 from plumbing.fields import check
 from plumbing.files import read_json, resolve
@@ -217,13 +217,13 @@ def mean_nll(model: Transformer, micro_batches, autocast=contextlib.nullcontext)
     processes train one model, each takes its share.
     """
     device = model.device
-    nll_sum, n_tokens = 0.0, 0
+    nlls, n_tokens = [], 0
     with autocast():
         for ids, labels in take_share(micro_batches, dataset.BLANK):
-            nll, n = model.loss(ids.to(device), labels.to(device))
-            nll_sum += nll.item()
+            nll, n = model.loss(send(ids, device), labels)
+            nlls.append(nll)        # no .item() here: it would wait for the GPU in each round
             n_tokens += n
-    nll_sum, n_tokens = sum_over_processes(nll_sum, n_tokens)
+    nll_sum, n_tokens = sum_over_processes(sum(torch.stack(nlls).tolist()), n_tokens)
     return nll_sum / n_tokens
 
 

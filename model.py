@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from plumbing.checkpoint import read_weights, write_checkpoint
-from plumbing.device import multiplies_bfloat16
+from plumbing.device import multiplies_bfloat16, send
 from plumbing.errors import UserError
 from plumbing.fields import Number, check, whole
 from plumbing.files import check_weight, read_json, resolve
@@ -48,6 +48,10 @@ from plumbing.shards import shard_like
 # only once, at its first product. With more than two threads numbers may still differ: silu and exp
 # can round differently where one thread's share of a tensor ends.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+# cuDNN's attention makes a plan for each shape that it meets, which takes up to a second on some
+# GPUs, and here every micro-batch has a length of its own. torch's other kernels make none.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 # ----- configuration ------------------------------------------------------------------------------
@@ -312,7 +316,11 @@ class Attention(nn.Module):
         causal = mask is None and (cache is None or cache.used == 0)
         plain = plain_is_faster(q.device.type, q.dtype, k.shape[2])
         attend = plain_attention if plain else F.scaled_dot_product_attention
-        y = attend(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)  # (B, nh, T, hd)
+        # On a GPU no fused kernel takes both a mask and heads that share keys.
+        if q.is_cuda and mask is not None:
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        gqa = q.shape[1] != k.shape[1]
+        y = attend(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)   # (B, nh, T, hd)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))             # (B, T, C)
 
 
@@ -599,7 +607,8 @@ class Transformer(nn.Module):
         """
         virtual = self.virtual_ids if cache is None else ()
         if virtual:
-            front = torch.tensor(virtual, device=ids.device).expand(len(ids), -1)
+            front = torch.arange(virtual.start, virtual.stop, device=ids.device)
+            front = front.expand(len(ids), -1)                              # (B, l)
             ids = torch.cat((front, ids), dim=1)                            # T is l more now
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device)[None]     # (1, T)
@@ -611,8 +620,10 @@ class Transformer(nn.Module):
         for layer in self.model.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 # The re-entrant kind gives no gradients if its input has none, and the output of a
-                # frozen embedding has none.
-                x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
+                # frozen embedding has none. Random numbers are drawn by dropout alone, and .eval()
+                # turns it off.
+                x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False,
+                               preserve_rng_state=self.training)
             else:
                 x = layer(x, cos, sin, mask, cache)
         return self.model.norm(x[:, len(virtual):])
@@ -648,22 +659,25 @@ class Transformer(nn.Module):
 
         ids, labels (B, T), aligned as Hugging Face aligns them: position t predicts labels[:, t+1],
         and -100 is not supervised. A sum and not a mean, because a caller that accumulates over
-        micro-batches must divide by the tokens of all of them.
+        micro-batches must divide by the tokens of all of them. With labels on the host and ids on a
+        GPU, the host need not wait for it.
 
         Only supervised positions reach the unembedding. In chat data most positions are question or
         padding, and a position costs V C multiplications: at V = 151,936 and C = 896 as many as 9
         layers of Qwen2.5-0.5B.
         """
         h, target = self.hidden(ids)[:, :-1], labels[:, 1:]
-        supervised = (target != -100).nonzero(as_tuple=True)                # (b, t), n of each
+        # nonzero must know how many there are, so it is taken where the labels are
+        b, t = (target != -100).nonzero(as_tuple=True)                      # n of each
+        b, t, target = (send(x, ids.device) for x in (b, t, target[b, t]))
         W, device = self.lm_head.weight, ids.device.type
         if not torch.is_grad_enabled():
             W = W.detach()      # autograd tells a Function that W needs a gradient even here
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else W.dtype
         with torch.autocast(device, enabled=False):     # LinearNLL chooses its dtypes itself
-            nll = LinearNLL.apply(h[supervised].to(dtype), W, target[supervised])
-        return nll, len(supervised[0])
+            nll = LinearNLL.apply(h[b, t].to(dtype), W, target)
+        return nll, len(target)
 
     # ----- generation -----------------------------------------------------------------------------
 

@@ -94,11 +94,20 @@ def split_into_blocks(x, block_size):
     return x.view(-1, block_size)
 
 
-def multiply_blocks(values, absmax, block_size):
-    """values (n,), each times the absmax (K,) of its block; in place if all blocks are full."""
+def multiply_blocks(values, absmax, block_size, dtype=torch.float32):
+    """values (n,), each times the absmax (K,) of its block, rounded to dtype.
+
+    values, in float32, are overwritten if all blocks are full.
+    """
     if len(values) % block_size:
-        return values * absmax.repeat_interleave(block_size)[:len(values)]
-    return values.view(-1, block_size).mul_(absmax[:, None]).view(-1)
+        return (values * absmax.repeat_interleave(block_size)[:len(values)]).to(dtype)
+    values = values.view(-1, block_size)
+    product = values
+    # A GPU rounds in the pass that multiplies: 6 bytes per value move instead of 14. A CPU makes
+    # the float32 product first, and that is faster in place.
+    if values.is_cuda and dtype != torch.float32:
+        product = torch.empty_like(values, dtype=dtype)
+    return torch.mul(values, absmax[:, None], out=product).view(-1).to(dtype)
 
 
 def find_nearest(x, code):
@@ -275,8 +284,8 @@ class NF4Tensor(nn.Module):
         """NF4[codes] * absmax in float32, rounded to dtype (None: self.dtype), in w's shape."""
         words = self.pairs.index_select(0, self.packed.int())               # (ceil(n / 2),)
         values = words.view(torch.float32)[:self.numel()]                   # (n,)
-        values = multiply_blocks(values, self.scales(), self.block_size)
-        return values.to(dtype or self.dtype).view(self.shape)
+        values = multiply_blocks(values, self.scales(), self.block_size, dtype or self.dtype)
+        return values.view(self.shape)
 
     def _apply(self, fn, recurse=True):
         """.to(), .half() and the like call this with the function fn that converts one tensor.

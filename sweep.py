@@ -145,14 +145,14 @@ NANO_RATES = [
     {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4, 8e-4]}]
 NANO_LONG = {"max_steps": 400, "eval_steps": 20}        # long runs want lower rates
 # Batches of 4 to 128 samples. All are evaluated at step 40 and after 640 samples. The number before
-# each multiplies the rates, because larger batches want higher ones.
+# each multiplies the rates, because larger batches want higher ones, and fewer steps do, too.
 NANO_BATCHES = [
     (1, {"grad_accum": 1, "max_steps": 160, "eval_steps": 40}),
     (1, {"grad_accum": 2, "max_steps": 80, "eval_steps": 20}),
     (2, {"grad_accum": 4, "max_steps": 40, "eval_steps": 10}),
     (2, {"grad_accum": 8, "max_steps": 40, "eval_steps": 10}),
     (2, {"grad_accum": 16, "max_steps": 40, "eval_steps": 10}),
-    (4, {"grad_accum": 32, "max_steps": 40, "eval_steps": 5})]
+    (2, {"grad_accum": 32, "max_steps": 40, "eval_steps": 5})]
 NANO_GRIDS = {
     "finding1": NANO_RATES,
     "finding2": NANO_RATES,
@@ -170,8 +170,8 @@ NANO_GRIDS = {
                    "all-linear": [16, 20, 24, 28, 30, 32, 40]}}],
     # the same question over batches of 4 to 128
     "batches": [arm | batch for times, batch in NANO_BATCHES for arm in (
-        {"method": "full", "lr": [2e-5 * times, 4e-5 * times, 8e-5 * times]},
-        {"method": "lora", "rank": 64, "lr": [1e-4 * times, 2e-4 * times, 4e-4 * times]})],
+        {"method": "full", "lr": [2e-5 * times * 2**i for i in range(4)]},
+        {"method": "lora", "rank": 64, "lr": [1e-4 * times * 2**i for i in range(4)]})],
     "alpha": [
         *NANO_RATES,
         {"method": "lora", "rank": [1, 8, 64], "alpha": 32,

@@ -50,7 +50,7 @@ from optim import OPTIMIZERS, restore_tensor, state_tensors
 from plumbing import processes, records, shards
 from plumbing.checkpoint import weight_files
 from plumbing.cli import run_command
-from plumbing.device import DTYPES, peak_gb
+from plumbing.device import DTYPES, peak_gb, send
 from plumbing.errors import UserError, errors_in_one_line, interruption
 from plumbing.fields import whole
 from plumbing.files import hash_file, make_folder, read_json, resolve
@@ -444,7 +444,7 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
     # `total` stays on the device: .item() would wait for the GPU after each micro-batch.
     for ids, labels in processes.take_share(micro_batches, dataset.BLANK):
         with autocast():
-            nll, _ = model.loss(ids.to(device), labels.to(device))
+            nll, _ = model.loss(send(ids, device), labels)
         scaler.scale(nll / batch_tokens).backward()
         total += nll.detach()
     if penalty and processes.rank() == 0:

@@ -102,8 +102,8 @@ def after_update(model, step: int, setup: Setup):
     """Look at the gradients, switch, and keep off what is off (AdamW's momentum moves it)."""
     layers = list(adapted_layers(model).values())
     first, last = phases(setup.steps)
-    grads = [p.grad for p in trained_parameters(model).values()]
-    overflow = not all(grad.isfinite().all() for grad in grads)     # float16: AdamW skips it, too
+    finite = [p.grad.isfinite().all() for p in trained_parameters(model).values()]
+    overflow = not torch.stack(finite).all()        # float16: AdamW skips the step, too
     if step < last and not overflow:
         for layer in layers:
             layer.observe()

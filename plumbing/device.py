@@ -56,6 +56,18 @@ def take_gpu(number: int):
         torch.cuda.set_device(number % torch.cuda.device_count())
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`. A GPU copies it in its turn, and the host goes on at once.
+
+    A plain .to() waits until the GPU has done all that it was told before: after each micro-batch
+    it would stand still until the host has prepared the next. Only from pinned memory, which the
+    system does not move, can the GPU copy by itself.
+    """
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def peak_gb(device: torch.device) -> float:
     """The most memory used so far, in 10^9 bytes: a GPU's tensors, else the process's memory."""
     if device.type == "cuda":

@@ -1,4 +1,5 @@
 """The decoder against transformers: same files, same logits, losses, gradients and tokens."""
+import contextlib
 import functools
 import json
 import subprocess
@@ -428,6 +429,19 @@ def test_nothing_supervised_is_a_loss_of_zero(model):
     nll.backward()
     assert nll == 0 and n == 0
     assert all(g.eq(0).all() for g in gradients(model).values())
+
+
+def test_a_loss_with_labels_on_the_host_asks_nothing_of_the_device(monkeypatch):
+    """On the meta device there are no values that one could ask for, or wait for. Autocast does not
+    know it."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    model = Transformer.empty(ModelConfig.from_hf(TINY | {"model_type": "qwen2"}))
+    ids, labels = batch()
+    nll, n = model.loss(ids.to("meta"), labels)
+    nll.backward()
+    assert n == (labels[:, 1:] != -100).sum()
+    assert all(p.grad.is_meta for p in model.parameters())
 
 
 def test_a_row_without_supervision_adds_nothing(model):
