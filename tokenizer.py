@@ -290,7 +290,7 @@ class Tokenizer:
 
 
 # All kinds of characters, and runs of one that make a careless pattern try every way to cut them.
-PROBE = "It's 12 quả táo? \t\r\n 苹果 e\u0301 👍\x00\u200d" + "".join(c * 60 + "." for c in "aA1 !\n")
+PROBE = "It's 2 quả táo \t\r\n 苹果 e\u0301 👍\x00\u200d" + "".join(c * 60 + "." for c in "aA1 !\n")
 
 
 # ----- where generation stops ---------------------------------------------------------------------
