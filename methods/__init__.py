@@ -117,14 +117,13 @@ class Method:
             "target_modules": setup.targets, "options": setup.options}
 
     def unpack_trained(self, model, config: dict, tensors: dict, folder):
+        rank, alpha = read_rank_and_alpha(config, folder)
         check(config, SAVED, Path(folder) / "adapter_config.json")
         text = ",".join(f"{name}={value}" for name, value in config["options"].items())
         largest = max((tensor.numel() for tensor in tensors.values()), default=0)
-        if "rank" not in self.ignores and config["r"] > largest:
-            raise UserError(f"{folder}: r = {config['r']} is more than any of the adapter's "
-                            "tensors holds")
-        self.apply(model, Setup(config["r"], config["lora_alpha"], config["target_modules"],
-                                parse_options(self, text)))
+        if "rank" not in self.ignores and rank > largest:
+            raise UserError(f"{folder}: r = {rank} is more than any of the adapter's tensors holds")
+        self.apply(model, Setup(rank, alpha, config["target_modules"], parse_options(self, text)))
         fill_in(trained_parameters(model), tensors, folder)
 
 
@@ -157,8 +156,14 @@ def kept_buffers(model) -> dict[str, torch.Tensor]:
 
 
 SAVED = {           # of an adapter_config.json that `pack_trained` wrote
-    "r": whole(1), "lora_alpha": Number(above=0), "target_modules": (str, [str]),
-    "options": {str: (str, Number())}}
+    "target_modules": (str, [str]), "options": {str: (str, Number())}}
+
+
+def read_rank_and_alpha(config: dict, folder, rank="r") -> tuple[int, float]:
+    """Two entries of an adapter_config.json. Raises UserError for what neither can be."""
+    shape = {rank: whole(1), "lora_alpha": Number(above=0), "rank_pattern?": (dict, None)}
+    check(config, shape, Path(folder) / "adapter_config.json")
+    return config[rank], config["lora_alpha"]
 
 
 @torch.no_grad()

@@ -32,9 +32,8 @@ import torch.nn.functional as F
 
 from lora import (PREFIX, AdaptedLinear, adapted_layers, find_targets, last_name,
                   refuse_unwrappable, wrap_layer, wrap_targets)
-from methods import Method, Setup, Shapes, Target, fill_in, trained_parameters
+from methods import Method, Setup, Shapes, Target, fill_in, read_rank_and_alpha, trained_parameters
 from plumbing.errors import UserError
-from plumbing.fields import Number, check, whole
 
 B1 = B2 = 0.85
 PARTS = {"P": "lora_B", "l": "lora_E", "Q": "lora_A"}       # PEFT's names of them
@@ -172,9 +171,7 @@ def pack(model, setup: Setup) -> tuple[dict, dict]:
 
 
 def unpack(model, config: dict, tensors: dict, folder):
-    shape = {"init_r": whole(1), "lora_alpha": Number(above=0), "rank_pattern?": (dict, None)}
-    check(config, shape, folder / "adapter_config.json")
-    start, alpha = config["init_r"], config["lora_alpha"]
+    start, alpha = read_rank_and_alpha(config, folder, "init_r")
     ranks = {key.removeprefix(PREFIX).removesuffix(".lora_A"): len(Q)
              for key, Q in tensors.items() if key.endswith(".lora_A")}
     pattern = config.get("rank_pattern") or {f"{name}.lora_E": [] for name in ranks}

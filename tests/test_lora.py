@@ -331,8 +331,8 @@ print(sorted(file[len(sys.path[0]) + 1:] for file in files if file.startswith(sy
 
 
 def test_it_works_in_a_folder_of_its_own(tmp_path):
-    """lora.py and two files of plumbing, copied elsewhere, adapt a module of torch there."""
-    needed = ["lora.py", "plumbing/errors.py", "plumbing/files.py"]
+    """lora.py and three files of plumbing, copied elsewhere, adapt a module of torch there."""
+    needed = ["lora.py", "plumbing/errors.py", "plumbing/fields.py", "plumbing/files.py"]
     (tmp_path / "plumbing").mkdir()
     for name in needed:
         shutil.copy(REPO / name, tmp_path / name)
