@@ -26,9 +26,11 @@ SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "a
                   "assistant": "assistant"}
 PAIRS = {"prompt / completion": ("prompt", "completion"),
          "question / answer": ("question", "answer")}
+REST = "cells without a name"       # of a table's row: an answer with a comma, and no quotes
 SHAPES = {"ShareGPT": {"conversations": [{"from": tuple(SHAREGPT_ROLES), "value": str}]},
-          "Alpaca": {"instruction": str, "input?": (str, None), "output": str},
-          **{form: dict.fromkeys(names, str) for form, names in PAIRS.items()}}
+          "Alpaca": {"instruction": str, "input?": (str, None), "output": str, f"{REST}?": None},
+          **{form: {**dict.fromkeys(names, str), f"{REST}?": None}
+             for form, names in PAIRS.items()}}
 
 
 # ----- files --------------------------------------------------------------------------------------
@@ -74,7 +76,7 @@ def read_table(path: Path) -> list[dict]:
         text = path.read_bytes().decode("utf-8-sig")
         first, _, _ = text.partition("\n")
         between = ";" if first.count(";") > first.count(",") else ","
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=between))
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), restkey=REST, delimiter=between))
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8; save it as UTF-8 (spreadsheet programs call it CSV "
                         "UTF-8)") from None

@@ -488,3 +488,11 @@ def test_the_settings_for_each_size(tmp_path, check):
         train, test = convert(check, folder, pairs(f"{i}?" for i in range(n)), *share.split())
         assert (len(train), len(test)) == (n - int(n_test), int(n_test))
         assert settled(parse_run(flags.split()), len(train)).max_steps == steps
+
+
+def test_a_comma_in_a_cell_does_not_move_the_cells(tmp_path):
+    (tmp_path / "a.csv").write_text('question,answer\n"4, or 5?",4\n4, or 5?,4\n4?\n')
+    rows, wrong = data_check.read_any_form(tmp_path / "a.csv")
+    assert [row["messages"][0]["content"] for row in rows] == ["4, or 5?"]
+    assert wrong[0].startswith("row 2: question / answer: cells without a name ['4']")
+    assert wrong[1].startswith("row 3: question / answer: answer None: it must be a text")
