@@ -582,15 +582,16 @@ def leave_alone(folder):
     pass
 
 
-MISSING = "adapter_model.safetensors is missing or damaged"
 ADAPTERS = {
     # what is different about the base, what spoils the adapter, what is said
     "of another width": (
         {"hidden_size": 64}, leave_alone, "the adapter is for another base: "),
     "of a deeper base": (
         {"num_hidden_layers": 1}, leave_alone, "this one has no linear layer model.layers.1."),
-    "truncated": ({}, cut("adapter_model.safetensors", 0.5), MISSING),
-    "without weights": ({}, delete("adapter_model.safetensors"), MISSING),
+    "truncated": (
+        {}, cut("adapter_model.safetensors", 0.5), "adapter_model.safetensors is damaged"),
+    "without weights": (
+        {}, delete("adapter_model.safetensors"), "has no adapter_model.safetensors"),
     "without a config": ({}, delete("adapter_config.json"), "has no adapter_config.json"),
     "of another method": (
         {}, edit("adapter_config.json", use_dora=True), "only plain LoRA adapters"),
