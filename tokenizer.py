@@ -303,10 +303,9 @@ def read_eos_ids(folder: Path) -> set[int]:
     trained on. save_pretrained writes all stop_ids into config.json instead.
     """
     for name in ("generation_config.json", "config.json"):
-        if (folder / name).exists():
-            eos = read_json(folder / name, END_TOKENS).get("eos_token_id")
-            if eos is not None:
-                return set(eos) if isinstance(eos, list) else {eos}
+        file = folder / name
+        if file.exists() and (eos := read_json(file, END_TOKENS).get("eos_token_id")) is not None:
+            return set(eos) if isinstance(eos, list) else {eos}
     return set()
 
 

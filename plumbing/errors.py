@@ -91,8 +91,7 @@ def time_limit(seconds: float, what: str):
     A signal ends it, which only the main thread can receive, and not on Windows: there is no limit
     elsewhere. What counts is the process's computing time, so a busy machine changes nothing.
     """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or not hasattr(signal, "setitimer"):
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield
         return
 

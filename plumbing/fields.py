@@ -1,4 +1,4 @@
-"""The one way in for what comes from outside: JSON, rows of CSV, TOML, command lines.
+"""The one way in for what comes from outside: JSON, rows of CSV, TOML, flags, the environment.
 
 A shape says what may come. It looks like what it describes:
 

@@ -22,9 +22,10 @@ ROW = {             # of log.csv: one evaluation. "" is what full fine-tuning, o
     "seconds": (int, float), "peak_gb": (Number(0), ""), "trainable": whole(1)}
 COLUMNS = list(ROW)
 WHOLE_COLUMNS = ("rank", "batch_eff", "seed", "step", "tokens", "trainable")
-RUN = {             # of run.json, what is read
+RUN = {             # of run.json, what is read; of its settings, those that settle a run
     "run": str, "finished": bool, "base_answer": str, "samples?": (whole(1), None),
-    "settings": dict}
+    "settings": {"alpha": Number(), "lr": Number(), "max_steps": whole(), "eval_steps": whole(),
+                 "dtype": ("float32", "bfloat16", "float16")}}
 
 
 # ----- rows ---------------------------------------------------------------------------------------
