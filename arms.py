@@ -58,7 +58,7 @@ OF_ADAPTERS = {"options", "nf4", "dropout"}         # and that full fine-tuning 
 class Arm:
     """The runs that differ in learning rate and seed alone."""
     method: str
-    targets: str            # "" for full fine-tuning, like rank and alpha
+    targets: str            # "" where a method has none, like rank and alpha
     rank: float
     alpha: float
     batch: float            # samples per optimizer step
@@ -74,12 +74,12 @@ class Arm:
         parts = []
         if self.method != "lora":
             parts.append(self.method)
-        if self.method != "full":
-            if self.targets != "all-linear":
-                parts.append(self.targets)
+        if self.targets not in ("", "all-linear"):
+            parts.append(self.targets)
+        if self.rank:
             parts.append(f"r = {self.rank:g}")
-            if self.alpha != self.rank:
-                parts.append(f"alpha = {self.alpha:g}")
+        if self.alpha not in ("", self.rank):
+            parts.append(f"alpha = {self.alpha:g}")
         return ", ".join([*parts, *name_values(self.more)])
 
     @property

@@ -3,6 +3,7 @@
     python bench.py --model Qwen/Qwen2.5-0.5B-Instruct --data vi_gsm8k --dtype bfloat16
     python bench.py --peer trl                      # against transformers + PEFT + TRL
     python bench.py --peer ../before                # against another copy of this repository
+    python bench.py --peer dora                     # LoRA against another method of ours
     python bench.py --profile                       # where the time of our step goes
     python bench.py --generate --peer transformers  # tokens per second of answers
 
@@ -55,7 +56,7 @@ from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.fields import Number, check, whole
 from plumbing.files import ROOT, resolve
-from settings import LESS_MEMORY, Config, check_config, settled
+from settings import LESS_MEMORY, METHODS, Config, check_config, settled
 
 INSTALL = "pip install transformers peft trl bitsandbytes datasets"
 NEW_TOKENS = 64         # per answer, for --generate
@@ -465,8 +466,8 @@ def show_mfu(sides: list[Side]):
 @dataclasses.dataclass
 class Settings:
     peer: str = flag(
-        None, "trl, with --generate transformers, or the folder of another copy of this repository",
-        group="bench")
+        None, "trl, with --generate transformers, another --method, or the folder of another copy "
+        "of this repository", group="bench")
     peer_python: str = flag(None, "the Python of the peer; default: the one that runs this")
     turns: int = flag(8, "steps of each side; the first is not counted", at_least=3)
     profile: bool = flag(False, "say where the time of our step goes")
@@ -485,9 +486,11 @@ def parse_bench(argv) -> tuple[Settings, Config]:
     peer = settings.peer
     if peer == ("trl" if settings.generate else "transformers"):
         raise UserError("--peer trl makes steps, and --peer transformers answers (--generate)")
-    if peer and peer not in PEERS and not (Path(peer) / "bench.py").exists():
-        raise UserError(f"--peer {peer}: it must be one of {', '.join(PEERS)}, or the folder of a "
-                        "copy of this repository that has a bench.py")
+    if peer in METHODS and settings.generate:
+        raise UserError(f"--peer {peer} makes steps, and --generate answers; leave one of them out")
+    if peer and peer not in PEERS + METHODS and not (Path(peer) / "bench.py").exists():
+        raise UserError(f"--peer {peer}: it must be one of {', '.join(PEERS)}, another --method, "
+                        "or the folder of a copy of this repository that has a bench.py")
     if peer == "trl" and (config.method not in ("full", "lora", "qlora")
                           or config.supervise != "last" or config.optimizer != "adamw"):
         raise UserError("--peer trl does full, lora and qlora with --supervise last and "
@@ -509,6 +512,9 @@ def run_bench(settings: Settings, config: Config):
     sides = [functools.partial(Side, ours, config, name="ours")]
     if peer in PEERS:
         sides.append(functools.partial(Side, peer, config, python))
+    elif peer in METHODS:
+        other = settled(dataclasses.replace(config, method=peer, lr=None), 1)
+        sides.append(functools.partial(Side, ours, other, name=peer))
     elif peer:
         folder = Path(peer)
         sides.append(functools.partial(Side, ours, config, python, folder, folder.resolve().name))
@@ -518,9 +524,9 @@ def run_bench(settings: Settings, config: Config):
                   for i, count in enumerate(BATCHES)}
     sides = measure(sides, settings.turns * len(groups))
     show_sides(sides, groups)
-    if not settings.generate:
+    if not settings.generate and peer not in METHODS:      # needed_flops knows no other method
         show_mfu(sides)
-    elif peer:
+    elif settings.generate and peer:
         answers = [[ids for row in side.rows[:len(BATCHES)] for ids in row["ids"]]
                    for side in sides]
         same = sum(mine == theirs for mine, theirs in zip(*answers))

@@ -91,7 +91,8 @@ def style_of(arm, name: str = "", **more) -> dict:
         style["color"], style["marker"] = PLACES[arm.targets]
         style["markersize"] = 7
     else:
-        style["color"], style["marker"] = RANKS[round(math.log2(arm.rank)) % len(RANKS)]
+        rank = arm.rank or 1            # BitFit has none
+        style["color"], style["marker"] = RANKS[round(math.log2(rank)) % len(RANKS)]
     if arm.variant:
         style["linestyle"], style["fillstyle"] = VARIANTS[arm.variant % len(VARIANTS)]
     return style | more
@@ -587,6 +588,9 @@ def draw_sizes(ax, sweep, series: dict[str, list[Arm]], size=lambda arm: arm.tra
         keys.append(ax.axhline(np.nanmean(full.best.nll[full.shown]), color=BLACK, linestyle="--",
                                linewidth=1.2, label="full fine-tuning"))
     ax.set(xlabel=label, title=f"at the best rate, after {sweep.end}")
+    sizes = [size(arm) for arms in series.values() for arm in arms]
+    if max(sizes) < 1.5 * min(sizes):       # one budget: what differs a little is drawn as alike
+        ax.set_xlim(min(sizes) / 2, 2 * max(sizes))
     make_logarithmic(ax, format_parameters)
     scale_nll_axis(ax)
     return keys

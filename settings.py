@@ -142,7 +142,7 @@ class Config:
         named = {name: getattr(self, name) for name in HASHED} | {"batch_eff": self.batch_eff}
         named["optimizer"] = self.optimizer.removeprefix("paged_")
         if self.method == "full":
-            named |= {"rank": None, "alpha": None, "targets": None}
+            named |= dict.fromkeys(ADAPTER_SETTINGS)
         for field in dataclasses.fields(self):
             known = field.name in HASHED or field.name in NOT_HASHED
             if not known and getattr(self, field.name) != field.default:
@@ -177,6 +177,8 @@ class Config:
         assert not unsettled and self.dtype != "auto", f"not settled yet: {unsettled or 'dtype'}"
         return hashlib.sha256(json.dumps(self.decides, sort_keys=True).encode()).hexdigest()[:10]
 
+
+ADAPTER_SETTINGS = ("rank", "alpha", "targets")     # full fine-tuning has none of them
 
 # The settings that the first edition hashed, whatever their value. A field that is added to Config
 # later goes into neither tuple: it is hashed only where it differs from its default, so that the

@@ -58,7 +58,7 @@ from plumbing.state import load_state, save_state
 from plumbing.text import print_fitted, stack_cells, text_width
 from plumbing.workers import claim_or_stop
 from quant import NF4Tensor, quantize_model
-from settings import FULL_LR, LESS_MEMORY, Config, check_config, parse, settled
+from settings import ADAPTER_SETTINGS, FULL_LR, LESS_MEMORY, Config, check_config, parse, settled
 from tokenizer import TOKENIZER_FILES, Tokenizer, stop_ids
 
 # ----- 1. read the data ---------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def show_settings(run: Run):
     # --epochs is already in max_steps, and in the number of passes below
     for name in ("out", "resume", "overwrite", "epochs", *(() if config.options else ("options",))):
         del shown[name]
-    ignored = run.method.ignores if run.method else ("rank", "alpha", "targets")
+    ignored = run.method.ignores if run.method else ADAPTER_SETTINGS
     if not config.dropout:
         ignored += ("dropout",)
     for name in ignored:
@@ -392,8 +392,10 @@ def add_row(run: Run, test_nll: float):
     config, progress = run.config, run.progress
     train_nll = progress.nll_sum / progress.nll_tokens if progress.step else ""
     progress.nll_sum, progress.nll_tokens = 0.0, 0
+    ignored = run.method.ignores if run.method else ADAPTER_SETTINGS
+    blank = {name: "" for name in ADAPTER_SETTINGS if name in ignored}
     progress.rows.append(records.make_row(
-        config, step=progress.step, tokens=progress.tokens, train_nll=train_nll,
+        config, **blank, step=progress.step, tokens=progress.tokens, train_nll=train_nll,
         test_nll=test_nll, seconds=round(progress.seconds, 3),
         peak_gb=round(peak_gb(torch.device(config.device)), 3),
         trainable=sum(p.numel() for p in run.trained.values())))

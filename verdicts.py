@@ -524,8 +524,8 @@ def format_value(claim, verdict) -> str:
 
 def arm_table(sweep, arms: list[Arm]) -> str:
     arms = sorted(arms, key=lambda arm: (
-        arm.batch, arm.method != "full", arm.targets, arm.alpha != arm.rank, arm.rank,
-        arm.variant))
+        arm.batch, arm.method != "full", arm.method != "lora", arm.method, arm.targets,
+        arm.alpha != arm.rank, arm.rank or 0, arm.variant))
     several = len({arm.batch for arm in arms}) > 1
     rows = []
     for arm in arms:

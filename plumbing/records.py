@@ -31,11 +31,12 @@ RUN = {             # of run.json, what is read; of its settings, those that set
 # ----- rows ---------------------------------------------------------------------------------------
 
 def make_row(config, **measured) -> dict:
-    """One evaluation as a row; measured: step, tokens, train_nll, test_nll, seconds ..."""
-    values = dataclasses.asdict(config) | measured
-    values |= {"run": config.run, "batch_eff": config.batch_eff}
-    if config.method == "full":
-        values |= {"targets": "", "rank": "", "alpha": ""}
+    """One evaluation as a row; measured: step, tokens, train_nll, test_nll, seconds ...
+
+    A setting that is given there, too, is what the row says: "" for one that the method has not.
+    """
+    values = dataclasses.asdict(config) | {"run": config.run, "batch_eff": config.batch_eff}
+    values |= measured
     return {column: values[column] for column in COLUMNS}
 
 

@@ -1,4 +1,6 @@
 """bench.py: what is counted, where the time is said to go, and two sides in turn."""
+import json
+
 import pytest
 from conftest import REPO
 from runs import one_line
@@ -86,6 +88,7 @@ def test_a_peer_that_is_not_there_is_one_line(checkpoint, chat, tmp_path, capsys
     (["--peer=transformers"], "--peer transformers answers (--generate)"),
     (["--peer=trl", "--generate"], "--peer trl makes steps"),
     (["--peer=trl", "--method=dora"], "--peer trl does full, lora and qlora"),
+    (["--peer=dora", "--generate"], "--peer dora makes steps"),
     (["--peer=nowhere"], "--peer nowhere: it must be one of trl, transformers")])
 def test_what_cannot_be_compared(more, words, capsys):
     code, _, error = run_bench(capsys, *more)
@@ -108,6 +111,19 @@ def test_two_copies_of_one_repository_take_turns(checkpoint, chat, capsys):
     losses = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("losses")]
     assert losses[0] == losses[1] and len(losses[0].split()) == 4
     assert 0.2 < float(text.partition("\nseconds")[2].split()[2]) < 5          # the ratio
+
+
+@pytest.mark.slow
+def test_two_methods_take_turns(checkpoint, chat, capsys, monkeypatch):
+    """And each has its own rate."""
+    configs, popen = [], bench.subprocess.Popen
+    monkeypatch.setattr(bench.subprocess, "Popen", lambda argv, **more: (
+        configs.append(json.loads(argv[-1])), popen(argv, **more))[1])
+    code, text, error = run_bench(capsys, *flags(checkpoint("llama"), chat), "--peer", "loraplus",
+                                  "--turns", 3)
+    assert code == 0, error
+    assert [(c["method"], c["lr"]) for c in configs] == [("lora", 2e-4), ("loraplus", 5e-5)]
+    assert "loraplus" in text and "MFU" not in text and "peak memory" in text
 
 
 @pytest.mark.slow

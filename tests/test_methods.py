@@ -3,6 +3,7 @@ import ast
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -562,3 +563,15 @@ def test_a_sweep_measures_the_start_of_each_prefix(checkpoint, chat, monkeypatch
             starts[name, rank] = sweep.make_run(config, train.read_data(config))[0]["test_nll"]
     assert starts["prefix_embedding", 2] != starts["prefix_embedding", 5]
     assert starts["dora", 2] == starts["dora", 5]
+
+
+@pytest.mark.parametrize("method, cells", [
+    ("full", ("", "", "")), ("bitfit", ("", "", "all-linear")), ("adapter", (64, "", "")),
+    ("dora", (64, 64.0, "all-linear"))])
+def test_a_row_has_no_value_where_the_method_has_no_such_setting(method, cells):
+    config = settled(Config(method=method, device="cpu", dtype="float32"), n_train=1)
+    run = types.SimpleNamespace(config=config, progress=train.Progress(), trained={},
+                                method=None if method == "full" else find_method(method))
+    train.add_row(run, 1.0)
+    row, = run.progress.rows
+    assert (row["rank"], row["alpha"], row["targets"]) == cells

@@ -834,8 +834,9 @@ def look_up(config, data):
         lr /= 3
     ladder = {ladder!r}
     nll = ladder[min(ladder, key=lambda known: abs(known - lr))]
-    return [make_row(config, step=step, tokens=step, train_nll="", test_nll=test_nll, seconds=1.0,
-                     peak_gb="", trainable=1)
+    blank = dict.fromkeys(("rank", "alpha", "targets"), "") if config.method == "full" else {{}}
+    return [make_row(config, **blank, step=step, tokens=step, train_nll="", test_nll=test_nll,
+                     seconds=1.0, peak_gb="", trainable=1)
             for step, test_nll in ((0, 2.0), (config.max_steps, nll))]
 
 sweep.make_run = look_up
