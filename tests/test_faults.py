@@ -199,7 +199,9 @@ def test_a_clock_that_jumps(checkpoint, chat, tmp_path):
 def test_a_terminal_that_is_closed(checkpoint, chat, tmp_path):
     """SIGHUP ends the run, as it ends other programs. --resume goes on."""
     argv = command(checkpoint(), chat, tmp_path / "out", max_steps=30, eval_steps=1)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)       # as nohup pytest has not
     process = run("train.py", *argv)
+    signal.signal(signal.SIGHUP, before)
     while not (tmp_path / "out/state/state.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.05)
