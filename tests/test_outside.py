@@ -492,7 +492,7 @@ def test_rows_may_hold_a_name_that_is_no_unicode(tmp_path):
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
 def test_the_environment_is_read_as_the_rest(checkpoint, chat, fails, monkeypatch, name):
     for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.setenv(variable, "x" if variable == name else "0")
+        monkeypatch.setenv(variable, "x" if variable == name else "1")
     words = f"{name} 'x': it must be a whole number"
     if name == "LOCAL_RANK":
         with pytest.raises(UserError, match=words):
