@@ -59,8 +59,8 @@ class Arm:
     """The runs that differ in learning rate and seed alone."""
     method: str
     targets: str            # "" where a method has none, like rank and alpha
-    rank: float
-    alpha: float
+    rank: float | str
+    alpha: float | str
     batch: float            # samples per optimizer step
     trainable: float        # parameters
     seeds: list[int]        # of the sweep, ascending

@@ -474,15 +474,17 @@ class Settings:
     generate: bool = flag(False, "answers instead of steps")
 
 
-def parse_bench(argv) -> tuple[Settings, Config]:
-    """Raises UserError for what cannot be compared."""
+def parse_bench(argv) -> tuple[Settings, list[Config]]:
+    """-> and the settings of our run, and of the peer's if that is another method of ours.
+
+    Raises UserError for what cannot be compared.
+    """
     parser = make_parser("bench.py", __doc__)
     add_flags(parser, Settings)
     add_flags(parser, Config)
     settings, config = read_flags(parser, argv, Settings, Config)
+    config = dataclasses.replace(config, epochs=None)       # turns are counted here
     check_config(config)
-    # both sides get the same rate, alpha and number of steps; 1: no epochs are counted here
-    config = dataclasses.replace(settled(config, 1), epochs=None)
     peer = settings.peer
     if peer == ("trl" if settings.generate else "transformers"):
         raise UserError("--peer trl makes steps, and --peer transformers answers (--generate)")
@@ -497,13 +499,21 @@ def parse_bench(argv) -> tuple[Settings, Config]:
                         "--optimizer adamw")
     if settings.peer_python and not shutil.which(settings.peer_python):
         raise UserError(f"--peer_python {settings.peer_python}: there is no such program")
-    if settings.turns > config.max_steps:
-        raise UserError(f"--turns {settings.turns} are more than the run's {config.max_steps} "
+    configs = [config]
+    if peer in METHODS:         # not settled yet: that would make lora with --nf4 another method
+        configs.append(dataclasses.replace(config, method=peer, lr=None))
+        check_config(configs[1])
+    configs = [settled(one, 1) for one in configs]
+    if configs[1:] == configs[:1]:
+        raise UserError(f"--peer {peer}: that is what --method says; give another")
+    if not settings.generate and settings.turns > configs[0].max_steps:
+        raise UserError(f"--turns {settings.turns} are more than the run's {configs[0].max_steps} "
                         "steps; raise --max_steps")
-    return settings, config
+    return settings, configs
 
 
-def run_bench(settings: Settings, config: Config):
+def run_bench(settings: Settings, configs: list[Config]):
+    config = configs[0]
     if settings.profile:
         show_profile(config, settings.turns)
         return
@@ -513,8 +523,7 @@ def run_bench(settings: Settings, config: Config):
     if peer in PEERS:
         sides.append(functools.partial(Side, peer, config, python))
     elif peer in METHODS:
-        other = settled(dataclasses.replace(config, method=peer, lr=None), 1)
-        sides.append(functools.partial(Side, ours, other, name=peer))
+        sides.append(functools.partial(Side, ours, configs[1], name=peer))
     elif peer:
         folder = Path(peer)
         sides.append(functools.partial(Side, ours, config, python, folder, folder.resolve().name))

@@ -187,6 +187,8 @@ def scale_nll_axis(ax, label: str = "test NLL, nats per token"):
         return
     # labels at 1, 1.5, 2, 3 ... of each decade; at fewer where these would be too close
     subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if high < 5 * low else (1, 1.5, 2, 3, 5, 7)
+    if high < 3 * low:
+        subs = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
     ax.set_yscale("log")
     ax.yaxis.get_major_locator().set_params(subs=subs if high < 20 * low else (1, 2, 5))
     ax.yaxis.set_major_formatter(lambda y, _: f"{y:.2f}")
@@ -514,6 +516,9 @@ def plot_methods(sweeps):
     arms = [arm for some in series.values() for arm in some]
     figure, (left, right) = new_figure("Methods", sweep, [full, *arms] if full else arms)
     keys = draw_sizes(left, sweep, series)
+    if len(loras) == 1:
+        keys.append(left.axhline(loras[0].best.nll[loras[0].shown].mean(), color=SERIES[0][0],
+                                 linestyle=":", linewidth=1.2, label="LoRA's line"))
     for i, some in enumerate(series.values()):
         color, marker = SERIES[i % len(SERIES)]
         for j, arm in enumerate(some):

@@ -97,7 +97,7 @@ def split_into_blocks(x, block_size):
 def multiply_blocks(values, absmax, block_size, dtype=torch.float32):
     """values (n,), each times the absmax (K,) of its block, rounded to dtype.
 
-    values, in float32, are overwritten if all blocks are full.
+    values, in float32, may be overwritten.
     """
     if len(values) % block_size:
         return (values * absmax.repeat_interleave(block_size)[:len(values)]).to(dtype)

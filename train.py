@@ -337,7 +337,7 @@ def show_settings(run: Run):
     # --epochs is already in max_steps, and in the number of passes below
     for name in ("out", "resume", "overwrite", "epochs", *(() if config.options else ("options",))):
         del shown[name]
-    ignored = run.method.ignores if run.method else ADAPTER_SETTINGS
+    ignored = missing_settings(run)
     if not config.dropout:
         ignored += ("dropout",)
     for name in ignored:
@@ -382,6 +382,11 @@ def show_settings(run: Run):
 # passes of micro_bs samples add up their gradients, and AdamW updates once. Memory is decided by
 # micro_bs, learning by the product.
 
+def missing_settings(run: Run) -> tuple:
+    """Of rank, alpha and targets, those that the run's method has not."""
+    return run.method.ignores if run.method else ADAPTER_SETTINGS
+
+
 def add_row(run: Run, test_nll: float):
     """Add a row to run.progress: what log.csv says of this step.
 
@@ -392,11 +397,10 @@ def add_row(run: Run, test_nll: float):
     config, progress = run.config, run.progress
     train_nll = progress.nll_sum / progress.nll_tokens if progress.step else ""
     progress.nll_sum, progress.nll_tokens = 0.0, 0
-    ignored = run.method.ignores if run.method else ADAPTER_SETTINGS
-    blank = {name: "" for name in ADAPTER_SETTINGS if name in ignored}
     progress.rows.append(records.make_row(
-        config, **blank, step=progress.step, tokens=progress.tokens, train_nll=train_nll,
-        test_nll=test_nll, seconds=round(progress.seconds, 3),
+        config, **dict.fromkeys(missing_settings(run), ""), step=progress.step,
+        tokens=progress.tokens, train_nll=train_nll, test_nll=test_nll,
+        seconds=round(progress.seconds, 3),
         peak_gb=round(peak_gb(torch.device(config.device)), 3),
         trainable=sum(p.numel() for p in run.trained.values())))
 

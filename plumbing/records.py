@@ -33,7 +33,7 @@ RUN = {             # of run.json, what is read; of its settings, those that set
 def make_row(config, **measured) -> dict:
     """One evaluation as a row; measured: step, tokens, train_nll, test_nll, seconds ...
 
-    A setting that is given there, too, is what the row says: "" for one that the method has not.
+    measured may also replace a setting: "" where the method has none.
     """
     values = dataclasses.asdict(config) | {"run": config.run, "batch_eff": config.batch_eff}
     values |= measured

@@ -89,6 +89,8 @@ def test_a_peer_that_is_not_there_is_one_line(checkpoint, chat, tmp_path, capsys
     (["--peer=trl", "--generate"], "--peer trl makes steps"),
     (["--peer=trl", "--method=dora"], "--peer trl does full, lora and qlora"),
     (["--peer=dora", "--generate"], "--peer dora makes steps"),
+    (["--peer=lora"], "--peer lora: that is what --method says"),
+    (["--peer=full", "--nf4"], "--nf4"),
     (["--peer=nowhere"], "--peer nowhere: it must be one of trl, transformers")])
 def test_what_cannot_be_compared(more, words, capsys):
     code, _, error = run_bench(capsys, *more)
@@ -97,7 +99,7 @@ def test_what_cannot_be_compared(more, words, capsys):
 
 def test_both_sides_get_the_rate_of_the_method():
     for method, lr in (("lora", 2e-4), ("full", 2e-5)):
-        _, config = bench.parse_bench([f"--method={method}", "--device=cpu"])
+        _, (config,) = bench.parse_bench([f"--method={method}", "--device=cpu"])
         assert config.lr == lr and config.alpha == 64 and config.max_steps == 200
 
 
@@ -111,6 +113,13 @@ def test_two_copies_of_one_repository_take_turns(checkpoint, chat, capsys):
     losses = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("losses")]
     assert losses[0] == losses[1] and len(losses[0].split()) == 4
     assert 0.2 < float(text.partition("\nseconds")[2].split()[2]) < 5          # the ratio
+
+
+def test_two_methods_have_one_base_and_each_its_own_rate():
+    _, (ours, peer) = bench.parse_bench(["--nf4", "--peer=dora", "--device=cpu", "--epochs=3"])
+    assert ours.four_bits and peer.four_bits and ours.max_steps == peer.max_steps == 200
+    _, (ours, peer) = bench.parse_bench(["--peer=loraplus", "--device=cpu"])
+    assert (ours.lr, peer.lr) == (2e-4, 5e-5)
 
 
 @pytest.mark.slow
