@@ -150,8 +150,8 @@ def known_noise(model: str, data: str) -> dict[str, Noise]:
     """See find_noise. {} if nothing is known.
 
     It assumes one noise for all arms and batch sizes, and that the runs judged by it are about as
-    long as those under results/. So a claim after equal samples gets none of it. Shorter runs have
-    more: on nano 0.020 nats at step 10, 0.015 at step 40.
+    long as those under results/. Shorter runs have more: on nano 0.020 nats at step 10, 0.015 at
+    step 40. So a claim after equal samples, where a large batch takes few steps, gets none of it.
     """
     sweeps = []
     for path in sorted(RESULTS.glob("findings_*/rows.csv")):
