@@ -139,9 +139,9 @@ TUTORIAL_GRIDS = {
 # they leave open about a third of what rates a factor of three apart do (rates.fit_errors). With
 # alpha = r the best rate falls as the rank grows, so each rank has rates of its own.
 NANO_RATES = [
-    {"method": "full", "lr": [4e-5, 5.6e-5, 8e-5, 1.13e-4, 1.6e-4]},
+    {"method": "full", "lr": [4e-5, 5.6e-5, 8e-5, 1.13e-4]},
     {"method": "lora", "rank": 1, "lr": [2.8e-3, 4e-3, 5.6e-3, 8e-3]},
-    {"method": "lora", "rank": 8, "lr": [8e-4, 1.13e-3, 1.6e-3, 2.26e-3, 3.2e-3]},
+    {"method": "lora", "rank": 8, "lr": [1.13e-3, 1.6e-3, 2.26e-3, 3.2e-3]},
     {"method": "lora", "rank": 64, "lr": [1e-4, 2e-4, 4e-4, 8e-4]}]
 NANO_LONG = {"max_steps": 400, "eval_steps": 20}        # long runs want lower rates
 # Batches of 4 to 128 samples. All are evaluated at step 40 and after 640 samples. The number before
