@@ -670,14 +670,17 @@ class Transformer(nn.Module):
         # nonzero must know how many there are, so it is taken where the labels are
         b, t = (target != -100).nonzero(as_tuple=True)                      # n of each
         b, t, target = (send(x, ids.device) for x in (b, t, target[b, t]))
-        W, device = self.lm_head.weight, ids.device.type
+        return self.nll(h[b, t], target), len(target)
+
+    def nll(self, h, target):
+        """The sum of -log p(target) in nats: h (n, C), of `hidden`, predict the tokens (n,)."""
+        W, device = self.lm_head.weight, h.device.type
         if not torch.is_grad_enabled():
             W = W.detach()      # autograd tells a Function that W needs a gradient even here
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else W.dtype
         with torch.autocast(device, enabled=False):     # LinearNLL chooses its dtypes itself
-            nll = LinearNLL.apply(h[b, t].to(dtype), W, target)
-        return nll, len(target)
+            return LinearNLL.apply(h.to(dtype), W, target)
 
     # ----- generation -----------------------------------------------------------------------------
 

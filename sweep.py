@@ -34,6 +34,9 @@ with the same command. Any number of processes and machines can share OUT: whoev
 claims its file (see plumbing/workers.py). If a run fails, OUT/<run>.failed says why. The other
 ranks of torchrun then leave it alone, and the next sweep tries it again.
 
+`--stack K` trains up to K runs in one pass over their common base (see stack.py). Each has the rows
+that it has alone, up to rounding. Its `seconds` are 1 / K of the stack's, and `peak_gb` is empty.
+
 A grid of one's own is a TOML file. It is read and not executed, so a grid from somebody else can do
 no harm. Each [[name]] begins an arm of the grid `name`; an arm is every combination of its values:
 
@@ -48,6 +51,7 @@ no harm. Each [[name]] begins an arm of the grid `name`; an arm is every combina
 `python sweep.py schedules --grid FILE` makes these six runs, and without a name all grids of the
 file are made. Arms are named by what differs: "r = 8, schedule = cosine".
 """
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -65,6 +69,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+import stack
 import train
 from arms import NO_ARM, name_values
 from lora import find_targets
@@ -187,14 +192,15 @@ NANO_GRIDS = {
     # choose, and prompt tuning with 81,408 would put 424 tokens in front of 150.
     "methods": [
         {"method": "full", "lr": [2e-5, 4e-5, 8e-5, 1.6e-4]},
-        {"method": ["lora", "dora", "mora"], "rank": 4, "lr": [8e-4, 1.6e-3, 3.2e-3]},
-        {"method": ["rslora", "pissa"], "rank": 4, "lr": [4e-4, 8e-4, 1.6e-3]},
-        {"method": "loraplus", "rank": 4, "lr": [2e-4, 4e-4, 8e-4]},
-        {"method": "adalora", "rank": 4, "lr": [4e-3, 8e-3, 1.6e-2]},
-        {"method": "bitfit", "lr": [4e-3, 8e-3, 1.6e-2]},
-        {"method": "adapter", "rank": 17, "lr": [1e-3, 2e-3, 4e-3]},                # 80,844
-        {"method": "prefix_layer", "rank": 70, "lr": [1e-2, 2e-2, 4e-2]},           # 80,640
-        {"method": "prefix_embedding", "rank": 70, "lr": [1e-2, 2e-2, 4e-2]}],      # 13,440
+        {"method": "lora", "rank": 4, "lr": [8e-4, 1.6e-3, 3.2e-3, 6.4e-3]},
+        {"method": "mora", "rank": 4, "lr": [2e-4, 4e-4, 8e-4]},
+        {"method": ["dora", "rslora", "pissa"], "rank": 4, "lr": [8e-4, 1.6e-3, 3.2e-3]},
+        {"method": "loraplus", "rank": 4, "lr": [1e-4, 2e-4, 4e-4]},
+        {"method": "adalora", "rank": 4, "lr": [4e-3, 8e-3, 1.6e-2, 3.2e-2]},
+        {"method": "bitfit", "lr": [3.2e-2, 6.4e-2, 1.28e-1]},
+        {"method": "adapter", "rank": 17, "lr": [8e-3, 1.6e-2, 3.2e-2]},              # 80,844
+        {"method": "prefix_layer", "rank": 70, "lr": [0.64, 1.28, 2.56]},             # 80,640
+        {"method": "prefix_embedding", "rank": 70, "lr": [0.32, 0.64, 1.28]}],        # 13,440
     # Hu et al., table 5: one budget (59,904 to 63,360 here), on which matrices?
     "matrices": [
         {"method": "lora", "targets": targets, "rank": rank, "lr": lrs}
@@ -387,21 +393,39 @@ START_SETTINGS = ("model", "data", "method", "nf4", "dtype", "device", "max_leng
 start_nlls = {}     # their values: that test NLL, once a run of this process has measured it
 
 
-def make_run(config, data) -> list[dict]:
-    """Train -> the rows that train.py would log. A run that diverges is stopped."""
-    model = train.model_for(config, read_base(config.model))
-    data.tokenizer.check_vocabulary(model.config.vocab_size, config.model)
-    run = train.set_up(config, data, model)
-    rows = run.progress.rows
-    start = tuple(getattr(config, name) for name in START_SETTINGS)
+def make_runs(configs: list[Config], data) -> list[list[dict]]:
+    """Train -> the rows that train.py would log, of each run. Several train in one pass.
+
+    Training stops when all have diverged. Until then a stack computes nan for those that have.
+    """
+    first = configs[0]
+    model = train.model_for(first, read_base(first.model))
+    data.tokenizer.check_vocabulary(model.config.vocab_size, first.model)
+    if len(configs) == 1:
+        runs = [train.set_up(first, data, model)]
+        steps = train.training_steps(runs[0], quiet=True)
+    else:
+        together = stack.stack_runs(configs, data, model)
+        runs, steps = together.runs, stack.stacked_steps(together)
+    start = tuple(getattr(first, name) for name in START_SETTINGS)
     if start in start_nlls and not model.virtual_ids:
-        train.add_row(run, start_nlls[start])
-    for evaluated in train.training_steps(run, quiet=True):
-        if evaluated and diverged(rows):
-            rows += rows_without_numbers(rows[-1], config)
+        for run in runs:
+            train.add_row(run, start_nlls[start])
+    for evaluated in steps:
+        if evaluated and all(diverged(run.progress.rows) for run in runs):
             break
-    start_nlls[start] = rows[0]["test_nll"]
-    if not config.device.startswith("cuda"):        # all runs of a process share its memory
+    start_nlls[start] = runs[0].progress.rows[0]["test_nll"]
+    return [rows_of_run(run, alone=len(runs) == 1) for run in runs]
+
+
+def rows_of_run(run: train.Run, alone: bool) -> list[dict]:
+    """The rows of a finished run. After the first at which it had diverged they have no numbers."""
+    rows, config = run.progress.rows, run.config
+    for n in range(1, len(rows) + 1):
+        if diverged(rows[:n]):
+            rows = rows[:n] + rows_without_numbers(rows[n - 1], config)
+            break
+    if not alone or not config.device.startswith("cuda"):   # others had a part of this memory
         rows = [row | {"peak_gb": ""} for row in rows]
     return rows
 
@@ -415,32 +439,48 @@ def rows_without_numbers(last: dict, config) -> list[dict]:
     return rows
 
 
-def attempt_run(config, data, out: Path) -> str:
-    """Make the run unless its file exists -> "" if the file exists now, BUSY, or what went wrong.
+def attempt_runs(configs: list[Config], data, out: Path) -> list[str]:
+    """Make the runs, but those whose files exist or which another process has claimed.
 
-    Raises OSError for a full disk: no other run would find room either.
+    -> for each "" if its file exists now, BUSY, or what went wrong. Raises OSError for a full disk:
+    no other run would find room either.
     """
-    path = out / f"{config.run}.csv"
-    failed = path.with_suffix(".failed")
+    answers = {}
     try:
-        with claim_file(path) as ours:
-            if path.exists():
-                return ""
-            if failed.exists():         # another rank of this sweep has tried
-                return failed.read_text(encoding="utf-8", errors="replace")
-            if not ours:
-                time.sleep(0.5)         # asking again at once would keep a core busy
-                return BUSY
-            for half_written in out.glob(f"{path.stem}.*.part"):    # by a process that was killed
-                half_written.unlink(missing_ok=True)
-            rows = make_run(config, data)
-            write_settings(config, out)     # first: whoever sees the rows finds their settings
-            write_rows(path, rows)
-            return ""
+        with contextlib.ExitStack() as claims:
+            for config in configs:
+                answer = claim_run(config, out, claims)
+                if answer is not None:
+                    answers[config.run] = answer
+            left = [config for config in configs if config.run not in answers]
+            for config, rows in zip(left, make_runs(left, data) if left else ()):
+                write_settings(config, out)     # first: whoever sees the rows finds their settings
+                write_rows(out / f"{config.run}.csv", rows)
+                answers[config.run] = ""
     except Exception as e:              # whatever it is, the other runs go on
         if is_disk_full(e):
             raise
-        return note_failure(e, failed)
+        failed = [config.run for config in configs if config.run not in answers]
+        answers |= dict.fromkeys(failed, note_failure(e, failed, out))
+    if set(answers.values()) == {BUSY}:
+        time.sleep(0.5)                 # asking again at once would keep a core busy
+    return [answers[config.run] for config in configs]
+
+
+def claim_run(config, out: Path, claims: contextlib.ExitStack) -> str | None:
+    """Claim the run's file until `claims` closes -> None, or why this process need not make it."""
+    path = out / f"{config.run}.csv"
+    failed = path.with_suffix(".failed")
+    ours = claims.enter_context(claim_file(path))
+    if path.exists():
+        return ""
+    if failed.exists():                 # another rank of this sweep has tried
+        return failed.read_text(encoding="utf-8", errors="replace")
+    if not ours:
+        return BUSY
+    for half_written in out.glob(f"{path.stem}.*.part"):        # by a process that was killed
+        half_written.unlink(missing_ok=True)
+    return None
 
 
 def write_settings(config, out: Path):
@@ -450,18 +490,21 @@ def write_settings(config, out: Path):
         write_json(path, {"run": config.run, "settings": config.decides})
 
 
-def note_failure(e, failed: Path) -> str:
-    """Write to `failed` why a run failed -> the same. Faults of the program print a traceback."""
+def note_failure(e, names: list[str], out: Path) -> str:
+    """Write to OUT/<run>.failed of each why they failed -> the same.
+
+    Faults of the program print a traceback.
+    """
     why = f"{type(e).__name__}: {e}"
     if is_out_of_memory(e):
-        why = f"out of memory: {LESS_MEMORY}"
+        stacked = f"{len(names)} runs in one pass; lower --stack, or " if len(names) > 1 else ""
+        why = f"out of memory: {stacked}{LESS_MEMORY}"
     elif not isinstance(e, UserError):
         traceback.print_exc()
-    try:
-        with replacing(failed) as part:
+    for name in names:
+        # the report at the end has it all the same
+        with contextlib.suppress(OSError), replacing(out / f"{name}.failed") as part:
             part.write_text(why, encoding="utf-8", errors="backslashreplace")
-    except OSError:                     # the report at the end has it all the same
-        pass
     return why
 
 
@@ -475,10 +518,11 @@ class Board:
     the process ends.
     """
 
-    def __init__(self, plan, out: Path, rank=0, world=1):
+    def __init__(self, plan, out: Path, rank=0, world=1, stack_size=1):
         self.plan = plan            # plan(finals) -> {name: settings}: what is needed by now
         self.out = out
         self.rank, self.world = rank, world
+        self.stack_size = stack_size    # how many runs may train in one pass
         self.finals = {}            # {name: test NLL at the last step}; inf: diverged, nan: failed
         self.errors = {}            # {name: what went wrong}
         self.at_work = set()        # names
@@ -508,15 +552,31 @@ class Board:
         ordered = dict.fromkeys([*self.own, *self.runs])
         return [name for name in ordered if name not in self.finals and name not in self.at_work]
 
-    def next_run(self) -> Config | None:
-        if not self.waiting:
+    @property
+    def stacks(self) -> list[list[str]]:
+        """Runs to be made, those that train in one pass side by side; without --stack each alone.
+
+        A rank's share and the runs of others are not mixed, because others will begin theirs soon.
+        """
+        groups, own = {}, set(self.own)
+        for name in self.waiting:
+            shared = stack.shared_settings(self.runs[name]) if self.stack_size > 1 else None
+            groups.setdefault((name in own, shared or name), []).append(name)
+        return [names[i:i + self.stack_size] for names in groups.values()
+                for i in range(0, len(names), self.stack_size)]
+
+    def next_runs(self) -> list[Config] | None:
+        """The next runs to be trained in one pass."""
+        stacks = self.stacks
+        if not stacks:
             return None
-        name = min(self.waiting, key=self.refusals.__getitem__)     # of equal ones the first
-        self.at_work.add(name)
-        return self.runs[name]
+        # those refused least often; of equal ones the first
+        names = min(stacks, key=lambda names: sum(self.refusals[name] for name in names))
+        self.at_work.update(names)
+        return [self.runs[name] for name in names]
 
     def note_answer(self, config, error: str):
-        """error: what attempt_run returned."""
+        """error: what attempt_runs returned of this run."""
         self.at_work.remove(config.run)
         if error == BUSY:
             self.refusals[config.run] += 1
@@ -566,23 +626,26 @@ def make_missing_runs(board: Board, data, jobs: int, may_grow=False):
         return
 
     start, finished_before = time.perf_counter(), board.count_samples(finished=True)
-    work = functools.partial(attempt_run, data=data, out=board.out)
+    work = functools.partial(attempt_runs, data=data, out=board.out)
     first_gpu = local_rank() * jobs     # this machine's ranks before this one use `jobs` GPUs each
     if not may_grow:
-        jobs = min(jobs, len(board.waiting))    # a process without a run would only take threads
+        jobs = min(jobs, len(board.stacks))     # a process without a run would only take threads
     threads = max(1, torch.get_num_threads() // jobs)
     device = board.runs[board.waiting[0]].device
     prepare = functools.partial(prepare_process, first_gpu, threads, device)
-    for config, error in do_jobs(board.next_run, work, jobs, prepare):
-        board.note_answer(config, error)
-        if error == BUSY:
-            continue
-        if error:
-            print(f"FAILED {describe_run(config)}: {board.errors[config.run]}", flush=True)
-            continue
-        made = board.count_samples(finished=True) - finished_before
-        seconds_per_sample = (time.perf_counter() - start) / max(1, made)
-        print(describe_progress(board, config, seconds_per_sample), flush=True)
+    for configs, errors in do_jobs(board.next_runs, work, jobs, prepare):
+        if isinstance(errors, str):             # the process died, with all of them
+            errors = [errors] * len(configs)
+        for config, error in zip(configs, errors):
+            board.note_answer(config, error)
+            if error == BUSY:
+                continue
+            if error:
+                print(f"FAILED {describe_run(config)}: {board.errors[config.run]}", flush=True)
+                continue
+            made = board.count_samples(finished=True) - finished_before
+            seconds_per_sample = (time.perf_counter() - start) / max(1, made)
+            print(describe_progress(board, config, seconds_per_sample), flush=True)
 
 
 def describe_progress(board, config, seconds_per_sample: float) -> str:
@@ -677,6 +740,10 @@ class Settings:
     jobs: int = flag(
         None, "processes; they divide the cores among them. Default: one per GPU; without a GPU "
         "one per core for the embedded model, else 1", at_least=1)
+    stack: int = flag(
+        1, "train up to K LoRA runs of a process in one pass over the base, where seed, batch, "
+        "steps and targets are the same: for GPUs that one run leaves idle. Activations take K "
+        "times the memory", metavar="K", at_least=1)
     out: Path = flag(Path("out"), "folder of the rows")
     dry_run: bool = flag(
         False, "list the runs, with --bracket also what is known and what is next, and stop")
@@ -788,7 +855,8 @@ def sweep(argv=None) -> int:
         warn_of_rates(arms, settings)
     first = arms[0].config
     jobs = settings.jobs or default_jobs(first, world)
-    board = Board(functools.partial(plan_runs, arms, settings), settings.out, rank, world)
+    board = Board(functools.partial(plan_runs, arms, settings), settings.out, rank, world,
+                  settings.stack)
     if settings.dry_run:
         list_runs(board, jobs)
         if settings.bracket:

@@ -135,6 +135,14 @@ class Progress:
     scaler: dict = field(default_factory=dict)              # the gradient scaler's state
     origin: dict = field(default_factory=dict)      # what it is the progress of: see train_in
 
+    def note_step(self, samples: list[dataset.Sample], nll: float, nll_tokens: int,
+                  seconds: float):
+        self.step += 1
+        self.nll_sum += nll
+        self.nll_tokens += nll_tokens
+        self.tokens += sum(len(sample.ids) for sample in samples)
+        self.seconds += seconds
+
 
 PROGRESS = {"step": whole(), "tokens": whole(), "seconds": (int, float), "nll_sum": (int, float),
             "nll_tokens": whole(), "rows": [records.ROW], "scaler": dict, "origin": dict}
@@ -461,11 +469,17 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
     # here on all of them do the same.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     processes.sum_gradients(parameters)
+    clip_and_update(optimizer, scaler, lr, grad_clip, after_update)
+    return processes.sum_over_processes(total.item())[0], batch_tokens
 
+
+def clip_and_update(optimizer, scaler, lr: float, grad_clip: float, after_update=None):
+    """Update what `optimizer` has with its gradients, which it then has no more."""
     # The gradient of a rare batch can be ten times the usual one. Clipping, g <- g min(1, c / |g|)
     # with the norm |g| over all parameters, shortens it to c = grad_clip and leaves its direction.
     scaler.unscale_(optimizer)
     if grad_clip:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
 
     # Update, unless a float16 gradient overflowed: then the scaler skips the step and scales less.
@@ -477,7 +491,6 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
         after_update()
     # None and not zero: between two steps no gradient takes memory, which an evaluation can use
     optimizer.zero_grad(set_to_none=True)
-    return processes.sum_over_processes(total.item())[0], batch_tokens
 
 
 def method_hooks(run: Run) -> dict:
@@ -520,12 +533,7 @@ def make_step(run: Run) -> float:
         lr_at(progress.step, config), config.grad_clip, **method_hooks(run))
     run.model.eval()
 
-    # ----- log -----
-    progress.step += 1
-    progress.nll_sum += nll
-    progress.nll_tokens += tokens
-    progress.tokens += sum(len(sample.ids) for sample in samples)
-    progress.seconds += time.perf_counter() - start
+    progress.note_step(samples, nll, tokens, time.perf_counter() - start)
     return nll / tokens
 
 

@@ -141,7 +141,12 @@ def deviations(values):
 
 
 def find_noise(sweep) -> dict[str, Noise]:
-    """{"nll", "rate"}: what results/ knows of one arm's noise with the sweep's model and data."""
+    """{"nll", "rate"}: what results/ knows of one arm's noise with the sweep's model and data.
+
+    After equal samples nothing: a large batch takes few steps there, and their noise is larger.
+    """
+    if sweep.unit == "samples":
+        return {}
     return known_noise(Path(sweep.model).name, Path(sweep.data).name)
 
 
@@ -151,7 +156,7 @@ def known_noise(model: str, data: str) -> dict[str, Noise]:
 
     It assumes one noise for all arms and batch sizes, and that the runs judged by it are about as
     long as those under results/. Shorter runs have more: on nano 0.020 nats at step 10, 0.015 at
-    step 40. So a claim after equal samples, where a large batch takes few steps, gets none of it.
+    step 40.
     """
     sweeps = []
     for path in sorted(RESULTS.glob("findings_*/rows.csv")):
@@ -374,8 +379,6 @@ def claim_batch_sizes(sweep, noise: dict) -> Iterator[Claim]:
         return
     small, large = min(pairs), max(pairs)
     (lora, full), (small_lora, small_full) = pairs[large], pairs[small]
-    if sweep.unit == "samples":         # the large batch took few steps: noisier than what is known
-        noise = {}
     yield claim_sum(
         f"LoRA loses more to full fine-tuning where the batch is large, after equal {sweep.unit}",
         f"{lora} above full at batch {large:g}, less that at {small:g}, after {sweep.end}",

@@ -79,6 +79,8 @@ class Method:
     ignores: tuple = ()
     # multiple(name of a parameter, setup) -> by which its learning rate is multiplied
     multiple: Callable = lambda name, setup: 1.0
+    # whether it is LoRALinear on the base as it is, and learns by gradients alone: see stack.py
+    stacks: bool = False
     # penalty(model, setup): added to the loss of each step, () -> ()
     penalty: Callable | None = None
     # after_update(model, step, setup): step = 1, 2 ...; the gradients are still there

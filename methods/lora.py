@@ -36,4 +36,5 @@ def unpack(model, config: dict, tensors: dict, folder):
     set_adapter(model, adapter, merge=False)
 
 
-METHOD = Method("lora", apply, count, pack=pack, unpack=unpack, reads=is_plain_lora, keeps=keeps)
+METHOD = Method("lora", apply, count, stacks=True, pack=pack, unpack=unpack, reads=is_plain_lora,
+                keeps=keeps)

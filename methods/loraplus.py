@@ -19,5 +19,5 @@ def multiple(name: str, setup: Setup) -> float:
 
 # reads: never, because the method lora reads its files
 METHOD = Method(
-    "loraplus", apply, count, lr=5e-5, options={"ratio": 16.0}, multiple=multiple, pack=pack,
-    unpack=unpack, reads=lambda config: False, keeps=keeps)
+    "loraplus", apply, count, lr=5e-5, options={"ratio": 16.0}, multiple=multiple, stacks=True,
+    pack=pack, unpack=unpack, reads=lambda config: False, keeps=keeps)

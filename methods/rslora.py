@@ -21,5 +21,5 @@ def apply(model, setup: Setup):
 
 
 # reads: never, because the method lora reads its files
-METHOD = Method("rslora", apply, count, lr=5e-5, pack=pack, unpack=unpack,
+METHOD = Method("rslora", apply, count, lr=5e-5, stacks=True, pack=pack, unpack=unpack,
                 reads=lambda config: False, keeps=keeps)

@@ -15,6 +15,7 @@ FLOORS = [
     {"model", "tokenizer", "dataset", "subspace_plots"},
     {"engine", "methods"},
     {"train"},
+    {"stack"},
     {"sweep", "plot", "sample", "evaluate", "export", "analyze", "plan", "bench"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
@@ -22,7 +23,7 @@ FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 NEIGHBOURS = {("plumbing", "plumbing"), ("methods", "methods"), ("optim", "quant"),
               ("settings", "methods"), ("arms", "rates"), ("arms", "settings"),
               ("verdicts", "rates"), ("verdicts", "arms")}
-MAY_IMPORT_TRAIN = {"sweep", "plan", "bench"}
+MAY_IMPORT_TRAIN = {"stack", "sweep", "plan", "bench"}
 FILES = sorted([*REPO.glob("*.py"), *REPO.glob("plumbing/*.py"), *REPO.glob("methods/*.py"),
                 REPO / "data/check.py"])
 DATA = sorted(REPO.glob("data/**/*.py"))

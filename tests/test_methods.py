@@ -560,7 +560,8 @@ def test_a_sweep_measures_the_start_of_each_prefix(checkpoint, chat, monkeypatch
         for rank in (2, 5):
             config = settled(Config(model=str(checkpoint()), data=str(chat), method=name, rank=rank,
                                     max_steps=1, device="cpu"), 40)
-            starts[name, rank] = sweep.make_run(config, train.read_data(config))[0]["test_nll"]
+            rows, = sweep.make_runs([config], train.read_data(config))
+            starts[name, rank] = rows[0]["test_nll"]
     assert starts["prefix_embedding", 2] != starts["prefix_embedding", 5]
     assert starts["dora", 2] == starts["dora", 5]
 

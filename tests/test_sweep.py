@@ -549,20 +549,21 @@ def test_a_run_that_failed_is_left_by_other_ranks_and_tried_again_by_the_next_sw
         runs_and_data, tmp_path, monkeypatch, whole):
     runs, data = runs_and_data
     bad = list(runs)[2]                     # of rank 0's share
-    tried, real = [], sweep.make_run
+    tried, real = [], sweep.make_runs
 
-    def make_or_fail(config, *rest):
+    def make_or_fail(configs, *rest):
+        config, = configs
         tried.append(config.run)
         if config.run == bad:
             raise UserError("a GPU that is full")
-        return real(config, *rest)
-    monkeypatch.setattr(sweep, "make_run", make_or_fail)
+        return real(configs, *rest)
+    monkeypatch.setattr(sweep, "make_runs", make_or_fail)
     for rank in (0, 1):
         failed = make_missing(runs, data, 1, tmp_path, rank=rank, world=2)
         assert failed == {bad: "UserError: a GPU that is full"}
     assert sorted(tried) == sorted(whole)
     assert (tmp_path / f"{bad}.failed").read_text() == "UserError: a GPU that is full"
-    monkeypatch.setattr(sweep, "make_run", real)
+    monkeypatch.setattr(sweep, "make_runs", real)
     assert make_missing(runs, data, 1, tmp_path) == {}
     assert rows_of(tmp_path) == whole and suffixes(tmp_path) == {".csv", ".json"}
 
@@ -570,14 +571,15 @@ def test_a_run_that_failed_is_left_by_other_ranks_and_tried_again_by_the_next_sw
 def test_a_run_that_another_makes_is_waited_for(tiny_grid, argv, tmp_path, whole, monkeypatch):
     """The claim is refused twice; then the run is there, or free."""
     refusals = dict.fromkeys(list(whole)[:2], 2)
-    real = sweep.attempt_run
+    real = sweep.attempt_runs
 
-    def refuse_or_attempt(config, **rest):
+    def refuse_or_attempt(configs, **rest):
+        config, = configs
         if refusals.get(config.run, 0):
             refusals[config.run] -= 1
-            return BUSY
-        return real(config, **rest)
-    monkeypatch.setattr(sweep, "attempt_run", refuse_or_attempt)
+            return [BUSY]
+        return real(configs, **rest)
+    monkeypatch.setattr(sweep, "attempt_runs", refuse_or_attempt)
     assert code_of(argv(tmp_path)) == 0 and set(refusals.values()) == {0}
     assert rows_of(tmp_path) == whole
 
@@ -587,9 +589,9 @@ def test_a_run_whose_claim_another_holds_is_busy(runs_and_data, tmp_path, whole)
     config = next(iter(runs.values()))
     path = tmp_path / f"{config.run}.csv"
     with sweep.claim_file(path) as ours:
-        assert ours and sweep.attempt_run(config, data, tmp_path) == BUSY
+        assert ours and sweep.attempt_runs([config], data, tmp_path) == [BUSY]
     assert not path.exists()
-    assert sweep.attempt_run(config, data, tmp_path) == ""
+    assert sweep.attempt_runs([config], data, tmp_path) == [""]
     assert rows_of(tmp_path) == {config.run: whole[config.run]}
 
 
@@ -692,7 +694,7 @@ def test_each_rank_begins_with_its_own_share(runs_and_data, tmp_path, monkeypatc
     runs, data = runs_and_data
     order = []
     monkeypatch.setattr(
-        sweep, "attempt_run", lambda config, **_: order.append(config.run) or "no")
+        sweep, "attempt_runs", lambda configs, **_: order.append(configs[0].run) or ["no"])
     failed = make_missing(runs, data, 1, tmp_path, rank=1, world=3)
     others = [run for i, run in enumerate(runs) if i % 3 != 1]
     assert order == [*list(runs)[1::3], *others] and list(failed) == order
@@ -706,7 +708,7 @@ def test_each_run_is_in_a_share_when_a_rank_begins_late(runs_and_data, tmp_path,
     runs, data = runs_and_data
     for run in runs:
         (tmp_path / f"{run}.failed").write_text("of yesterday")
-    monkeypatch.setattr(sweep, "attempt_run", lambda config, **_: "no")
+    monkeypatch.setattr(sweep, "attempt_runs", lambda configs, **_: ["no"])
     make_missing(runs, data, 1, tmp_path, rank=0, world=2)
     write_run(tmp_path, runs[list(runs)[0]])
     make_missing(runs, data, 1, tmp_path, rank=1, world=2)
@@ -822,8 +824,9 @@ from plumbing.records import make_row
 sweep.PRESETS["nano"]["finding1"] = {grid!r}
 made = 0
 
-def look_up(config, data):
+def look_up(configs, data):
     global made
+    config, = configs
     made += 1
     if made == int(os.environ.get("KILL_AT", 0)):
         os.kill(os.getpid(), 9)
@@ -835,11 +838,11 @@ def look_up(config, data):
     ladder = {ladder!r}
     nll = ladder[min(ladder, key=lambda known: abs(known - lr))]
     blank = dict.fromkeys(("rank", "alpha", "targets"), "") if config.method == "full" else {{}}
-    return [make_row(config, **blank, step=step, tokens=step, train_nll="", test_nll=test_nll,
-                     seconds=1.0, peak_gb="", trainable=1)
-            for step, test_nll in ((0, 2.0), (config.max_steps, nll))]
+    return [[make_row(config, **blank, step=step, tokens=step, train_nll="", test_nll=test_nll,
+                      seconds=1.0, peak_gb="", trainable=1)
+             for step, test_nll in ((0, 2.0), (config.max_steps, nll))]]
 
-sweep.make_run = look_up
+sweep.make_runs = look_up
 if __name__ == "__main__":
     sweep.main(sys.argv[1:])
 """
