@@ -38,7 +38,8 @@ from typing import NamedTuple
 import torch
 
 from plumbing.errors import UserError
-from plumbing.files import ROOT
+from plumbing.fields import check
+from plumbing.files import ROOT, existing
 
 ROLES = ("system", "user", "assistant", "tool")
 IGNORED = -100      # the label of a token that is not learned, as in Hugging Face's code
@@ -66,14 +67,14 @@ class Sample(NamedTuple):
 def find_dataset(name: str) -> Path:
     """The folder of a data set: a path, or a name under data/.
 
-    If its files are missing and it has a prepare.py, that is run. Raises UserError if the folder
-    has no train.jsonl and test.jsonl in the end.
+    If its files are missing, its prepare.py is run: that of a folder under data/, not a stranger's.
+    Raises UserError if the folder has no train.jsonl and test.jsonl in the end.
     """
     folder = Path(name) if Path(name).is_dir() else ROOT / "data" / name
     missing = [split for split in ("train", "test") if not (folder / f"{split}.jsonl").exists()]
     if not missing:
         return folder
-    if (folder / "prepare.py").exists():
+    if (folder / "prepare.py").exists() and folder.resolve().parent == ROOT / "data":
         made = subprocess.run([sys.executable, folder / "prepare.py"], stdout=sys.stderr)
         if made.returncode == 0:
             return folder
@@ -92,11 +93,7 @@ def find_dataset(name: str) -> Path:
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The number and the bytes of each line that is not blank."""
     # Opened as bytes: then only \n ends a line, and a byte that is not UTF-8 spoils no other line.
-    try:
-        lines = open(path, "rb")
-    except (FileNotFoundError, IsADirectoryError) as e:
-        raise UserError(f"{path}: {e.strerror}") from None
-    with lines:
+    with open(existing(path), "rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, line
@@ -140,14 +137,8 @@ def check_messages(row) -> list[dict]:
 
     Raises ValueError unless it is {"messages": [..., {"role": "assistant", "content": "..."}]}.
     """
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
-        raise ValueError('it must be {"messages": [...]}')
+    check(row, {"messages": [{"role": ROLES, "content": str}]})
     messages = row["messages"]
-    for m in messages:
-        is_message = isinstance(m, dict) and isinstance(m.get("content"), str)
-        if not is_message or m.get("role") not in ROLES:
-            raise ValueError(f'a message must be {{"role": one of {", ".join(ROLES)}, "content": '
-                             f"text}}, not {str(m)[:60]}")
     if any(m["role"] == "system" for m in messages[1:]):
         raise ValueError("a system message must come first, where chat templates expect it")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":

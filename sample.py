@@ -27,7 +27,7 @@ import dataset
 from engine import (default_base, fit_prompt, generate_answers, open_model, room_for_prompt,
                     stream_answer)
 from methods import open_adapter, switch_adapter
-from plumbing.cli import check_ranges, flag, parse_flags, run_command
+from plumbing.cli import flag, parse_flags, run_command
 from plumbing.device import DTYPES
 from plumbing.errors import UserError, errors_in_one_line, interruption
 from plumbing.files import NANO_BASE, read_json, replacing, resolve
@@ -96,7 +96,6 @@ def name_folders(values: list[str]) -> dict[str, str]:
 
 def check_sampling(settings):
     """Raise UserError for a setting that cannot be meant."""
-    check_ranges(settings)
     shared = settings.adapter.keys() & settings.against.keys()
     if shared:
         raise UserError(f"--adapter and --against are both called {min(shared)}; give NAME=FOLDER")

@@ -1,0 +1,94 @@
+"""Seeded mutants of every kind of file (tests/hostile.py): no traceback, no hang, nothing else
+changed. `python tests/hostile.py 50000` is the long form."""
+import collections
+import random
+import shutil
+
+import peft
+import pytest
+import torch
+from adapters import logits
+from hostile import cases, make_valid_files, mutate_file, try_mutant
+from transformers import AutoModelForCausalLM
+
+from lora import load_adapter
+from model import Transformer
+from plumbing.errors import UserError
+
+KINDS = ["config", "llama", "checkpoint", "full", "tokenizer", "adapter", "export", "data",
+         "finished", "curve", "resume", "sweep", "grid", "evaluation", "supervise", "alpaca.json",
+         "sharegpt.jsonl", "pairs.csv", "table"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """(where valid files lie, where a mutated copy of them goes: the paths in them name it)."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    shutil.move(make_valid_files(folder / "files"), folder / "valid")
+    assert list(cases(folder)) == KINDS
+    return folder / "valid", folder / "files"
+
+
+def try_mutants(files, seeds):
+    counts, wrong = collections.Counter(), []
+    for seed in seeds:
+        for kind in KINDS:
+            result, text = try_mutant(kind, seed, *files)
+            counts[result] += 1
+            if result not in ("accepted", "refused"):
+                wrong.append(f"{kind} {seed}: {result}\n{text}")
+    assert not wrong, "\n".join(wrong)
+    assert counts["refused"] > counts["accepted"] / 4 > 0       # it is no fuzzer of mere noise
+
+
+@pytest.mark.slow
+def test_the_valid_files_are_accepted(files):
+    valid, scratch = files
+    for kind in KINDS:
+        result, text = try_mutant(kind, None, valid, scratch)
+        assert result == "accepted", f"{kind}: {result}\n{text}"
+
+
+def test_some_mutants(files):
+    try_mutants(files, range(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+def test_two_thousand_mutants(files, part):
+    """27 of each of the 19 kinds in each part, so that processes can share them."""
+    try_mutants(files, range(1 + 27 * part, 28 + 27 * part))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["checkpoint", "adapter"])
+def test_what_is_accepted_is_what_the_peers_compute(files, kind):
+    """Of the mutants that both sides read. Where a peer refuses, or ours does, nothing is said."""
+    valid, scratch = files
+    model, adapter = scratch / "model", scratch / "tasks/sums"
+    spoilt = {"checkpoint": [model / "config.json", model / "model.safetensors"],
+              "adapter": [adapter / name for name in
+                          ("adapter_config.json", "adapter_model.safetensors")]}[kind]
+    ids, compared = torch.tensor([[5, 17, 300, 41, 7]]), 0
+    for seed in range(60):
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.copytree(valid, scratch)
+        draw = random.Random(f"peers {kind} {seed}")
+        mutate_file(draw.choice(spoilt), draw)
+        try:
+            ours = Transformer.from_pretrained(model, torch.float32)
+            if kind == "adapter":
+                load_adapter(ours, adapter)
+        except UserError:
+            continue
+        try:
+            theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+            if kind == "adapter":
+                theirs = peft.PeftModel.from_pretrained(theirs, adapter)
+            expected = logits(theirs, ids)
+        except Exception:  # noqa: BLE001
+            continue
+        torch.testing.assert_close(logits(ours, ids), expected, atol=1e-3, rtol=1e-3,
+                                   equal_nan=True, msg=lambda text: f"{kind} {seed}: {text}")
+        compared += 1
+    assert compared > 5
