@@ -166,9 +166,7 @@ def read_questions(path: Path, task, limit: int | None) -> list[Question]:
                             "is the one) must be a list of at least one text, none of them empty")
         if task.metric == "accuracy":
             references = [unicodedata.normalize("NFC", text.strip()) for text in references]
-            if not set(references) <= set(task.labels):
-                raise UserError(f"{path}, line {number}: the answer {references[0][:60]!r} is none "
-                                f"of the labels {', '.join(task.labels)}")
+            check(references, [tuple(task.labels)], f"{path}, line {number}", "references")
         questions.append(Question(index, messages, references))
     return questions[:limit]
 

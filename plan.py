@@ -66,7 +66,7 @@ from plumbing.cli import add_flags, make_parser, run_command
 from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, is_out_of_memory
 from plumbing.fields import check, number_of, whole
-from plumbing.files import replacing, resolve
+from plumbing.files import make_folder, replacing, resolve
 from plumbing.text import print_fitted
 from quant import quantize_layer
 from rates import lora_rate_multiple
@@ -99,13 +99,8 @@ def linear_shapes(c: ModelConfig) -> dict[str, tuple[int, int]]:
 def targeted_maps(targets: str) -> list[str]:
     """The linear maps of a layer that --targets means. Raises UserError for an unknown one."""
     known = [*TARGETS["attention"], *TARGETS["mlp"]]
-    if targets == "all-linear":
-        return known
-    names = TARGETS.get(targets, targets.split(","))
-    for name in sorted(names):
-        if name not in known:
-            raise UserError(f"plan.py knows no target {name!r}; give all-linear, attention, mlp, "
-                            f"or some of {','.join(known)}")
+    names = known if targets == "all-linear" else TARGETS.get(targets, targets.split(","))
+    check([*names], [tuple(known)], name="--targets")
     return [name for name in known if name in names]
 
 
@@ -981,10 +976,9 @@ def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool, list[int]]:
     picture, measuring = flags.pop("plot"), flags.pop("measure")
     gpus = [number_of(n) for n in flags.pop("gpus").split(",") if n]
     check(gpus, [whole(1, 2 ** 20)], name="--gpus")
-    if picture and picture.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--plot {picture}: its name must end in .png, .svg or .pdf")
-    if picture and not picture.parent.is_dir():
-        raise UserError(f"--plot {picture}: there is no folder {picture.parent}")
+    if picture:
+        check(picture.suffix, (".png", ".svg", ".pdf"), f"--plot {picture}", "its ending")
+        make_folder(picture.parent)
     return Config(**flags), picture, measuring, gpus
 
 

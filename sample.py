@@ -107,10 +107,9 @@ def check_sampling(settings):
     if settings.system and settings.data:
         raise UserError("--system and --data contradict each other: the samples say what their "
                         "conversation begins with")
-    if settings.markdown and not Path(settings.markdown).absolute().parent.is_dir():
-        raise UserError(f"--markdown {settings.markdown}: there is no such folder")
-    if settings.markdown and Path(settings.markdown).is_dir():
-        raise UserError(f"--markdown {settings.markdown} is a folder; give the name of a file")
+    page = Path(settings.markdown).absolute() if settings.markdown else None
+    if page and (page.is_dir() or not page.parent.is_dir()):
+        raise UserError(f"--markdown {page}: it must be a file in a folder that exists")
     # what is missing shows now, before a model is loaded and answers
     for folder in settings.adapter.values():
         read_json(Path(folder) / "adapter_config.json")

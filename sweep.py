@@ -758,9 +758,7 @@ class Settings:
         if self.grid:
             grids, _ = read_grids(self.grid)
             every, where = grids, f"{self.grid}"
-        if self.sweep not in ("all", *grids):
-            raise UserError(f"{self.sweep}: {where} has no such grid; it has "
-                            f"{', '.join(grids)}, and all")
+        check(self.sweep, (*grids, "all"), where, "grid")
         return [arm for name in (every if self.sweep == "all" else [self.sweep])
                 for arm in grids[name]]
 

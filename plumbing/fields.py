@@ -60,14 +60,11 @@ def check(value, shape, source="", name: str = ""):
         return value
     inner = next((one for one in choices if isinstance(one, list | dict)
                   and type(one) is type(value)), None)
-    if isinstance(inner, list):
-        for i, item in enumerate(value):
-            if type(item) is not inner[0]:          # a vocabulary has 150,000 that are
-                check(item, inner[0], source, f"{name}[{i}]")
-    elif inner and str in inner:
-        for key, item in value.items():
-            if type(item) is not inner[str]:
-                check(item, inner[str], source, f"{name}[{key!r}]")
+    if isinstance(inner, list) or inner and str in inner:
+        one = inner[0] if isinstance(inner, list) else inner[str]
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if type(item) is not one:               # a vocabulary has 150,000 that are
+                check(item, one, source, f"{name}[{key!r}]")
     elif inner:
         for key, one in inner.items():
             key, optional = key.removesuffix("?"), key.endswith("?")

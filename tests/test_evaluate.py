@@ -494,7 +494,7 @@ MISTAKES = {
     "--adapter=nowhere": "nowhere: no such folder",
     "--metric=accuracy": "accuracy needs at least two labels",
     "--metric=accuracy --labels=one": "at least two labels",
-    "--metric=accuracy --labels=1,2": "line 1: the answer",
+    "--metric=accuracy --labels=1,2": "line 1: references[0] ",
     "--device=banana": "--device banana: torch cannot use",
     "--table=nowhere.json": "has no nowhere.json",
     "--lmiit=3": "unrecognized arguments: --lmiit=3",

@@ -401,10 +401,10 @@ def test_a_file_that_is_no_grid(own, tmp_path, capsys, text, message):
 
 def test_names_are_those_that_are_there(own, tmp_path, capsys):
     for argv, message in (
-            (["no", *own(OWN)], f"no: {tmp_path}/my_grid.toml has no such grid; it has schedules, "
-                                "full, and all\n"),
+            (["no", *own(OWN)], f"{tmp_path}/my_grid.toml: grid 'no': it must be schedules or "
+                                "full or all\n"),
             (["--dry_run"], "say which sweep: finding1, finding2"),
-            (["finding9", "--dry_run"], "finding9: the preset nano has no such grid; it has"),
+            (["finding9", "--dry_run"], "the preset nano: grid 'finding9': it must be finding1 or"),
             ([*own(OWN), "--rank=3"], "--rank: the grid of all sets it, in "),
             (["full", "--grid=/nope"], "/ has no nope; is it the right folder"),
             (["--sedes=3", "all"], "unrecognized arguments: --sedes=3; for --sedes write --seeds"),
