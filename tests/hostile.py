@@ -21,6 +21,7 @@ from conftest import REPO, tiny  # first: it makes the rooms of the house import
 from adapters import save_tasks
 from runs import command, contents, write_chat
 
+import analyze
 import evaluate
 import export
 import plan
@@ -28,6 +29,10 @@ import plot
 import sample
 import sweep
 import train
+from engine import load_quantized, save_quantized
+from methods import Setup, find_method, put_on
+from model import Transformer
+from settings import RELATIVES
 
 sys.path.insert(0, str(REPO / "data"))
 import check  # noqa: E402
@@ -135,6 +140,10 @@ def make_valid_files(folder: Path) -> Path:
         "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 64})
     save_tasks(folder / "model", folder / "tasks")
+    save_relatives(folder / "model", folder / "relatives")
+    save_quantized(load_quantized(folder / "model"), folder / "quantized")
+    for path in (folder / "model").glob("tokenizer*"):
+        shutil.copy(path, folder / "quantized")
     pairs = [{"instruction": f"{i} + 2?", "input": "", "output": str(i + 2)} for i in range(5)]
     (folder / "data/alpaca.json").write_text(json.dumps(pairs))
     turns = [{"conversations": [{"from": "human", "value": pair["instruction"]},
@@ -154,7 +163,30 @@ def make_valid_files(folder: Path) -> Path:
                              "--jobs=1"])
         code_of(evaluate.main, ["--model", folder / "model", "--data", folder / "data", "--limit=2",
                                 "--max_new_tokens=2", "--out", folder / "eval/e.jsonl"])
+        write_labels(folder / "labels")
+        code_of(evaluate.main, ["--model", folder / "model", "--data", folder / "labels",
+                                "--max_new_tokens=2", "--out", folder / "judged/e.jsonl"])
     return folder
+
+
+def save_relatives(base: Path, folder: Path):
+    """An adapter of each method whose files are not LoRA's."""
+    for name in sorted({*RELATIVES} - {"lora", "rslora", "loraplus"}):
+        model, method = Transformer.from_pretrained(base), find_method(name)
+        setup = Setup(2, 2.0, "all-linear", dict(method.options), steps=10)
+        put_on(model, method, setup)
+        method.save(model, folder / name, str(base), setup)
+
+
+def write_labels(folder: Path):
+    """A data set that is judged by accuracy."""
+    folder.mkdir()
+    for split in ("train", "test"):
+        rows = [{"messages": [{"role": "user", "content": question},
+                              {"role": "assistant", "content": answer}], "references": [answer]}
+                for question, answer in (("tốt?", "yes"), ("xấu?", "no"), ("?", "yes"))]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "task.json").write_text('{"metric": "accuracy", "labels": ["yes", "no"]}')
 
 
 def stop_after_one_step(folder: Path):
@@ -176,7 +208,8 @@ def stop_after_one_step(folder: Path):
 
 def cases(folder: Path) -> dict:
     """{kind: (the files that are mutated, the command that reads them, its arguments)}"""
-    model, llama, data, sums = (folder / name for name in ("model", "llama", "data", "tasks/sums"))
+    model, llama, quantized, data, sums = (
+        folder / name for name in ("model", "llama", "quantized", "data", "tasks/sums"))
     fresh = command(model, data, folder / "new", max_steps=1)
     return {
         "config": ([model / "config.json"], plan.main,
@@ -216,13 +249,25 @@ def cases(folder: Path) -> dict:
                        "--max_new_tokens=2", "--out", folder / "new/e.jsonl"]),
         **{name: ([data / name], check.main, [data / name, "--convert", folder / "new"])
            for name in ("alpaca.json", "sharegpt.jsonl", "pairs.csv")},
-        "table": ([folder / "eval/e.json"], evaluate.main, ["--table", folder / "eval/e.json"]),
+        "table": ([folder / "judged/e.json"], evaluate.main, ["--table", folder / "judged/e.json"]),
+        "judged": ([*sorted((folder / "judged").iterdir()), folder / "labels/task.json",
+                    folder / "labels/test.jsonl"], evaluate.main,
+                   ["--model", model, "--data", folder / "labels", "--max_new_tokens=2",
+                    "--out", folder / "judged/e.jsonl"]),
+        "relative": (sorted((folder / "relatives").glob("*/adapter_*")), sample.main,
+                     ["--model", model, "--compare", "hi", "--max_new_tokens=1", "--adapter",
+                      ",".join(map(str, sorted((folder / "relatives").iterdir())))]),
+        "four bits": ([quantized / "config.json", quantized / "model.safetensors"], sample.main,
+                      ["--model", quantized, "--nf4", "--max_new_tokens=2", "hi"]),
+        "analysis": ([sums / "adapter_config.json", sums / "adapter_model.safetensors",
+                      model / "config.json", model / "model.safetensors"], analyze.main,
+                     [sums, folder / "tasks/names"]),
     }
 
 
 # files that a command may write: everything in these folders
 OWN = {"curve": "run", "finished": "run", "resume": "stopped", "sweep": "sweep", "grid": "sweep",
-       "evaluation": "eval"}
+       "evaluation": "eval", "judged": "judged"}
 
 
 @contextlib.contextmanager
