@@ -441,8 +441,8 @@ def describe_weights(model: str, adapter: str | None) -> dict:
 SHARE = Number(0, at_most=1)
 FINISHED = {        # of FILE.json, what is printed
     "settings": {"data": str, "nf4": bool}, "finished": True, "model": str, "method": str,
-    "rank?": (whole(1), None), "trainable": whole(), "bytes": whole(), "test_nll": (int, float),
-    "train_seconds?": Number(0), "n?": whole(1), "exact_match?": SHARE, "accuracy?": SHARE,
+    "rank": (whole(1), None), "trainable": whole(), "bytes": whole(), "test_nll": (int, float),
+    "train_seconds?": Number(0), "n": whole(1), "exact_match?": SHARE, "accuracy?": SHARE,
     "accuracy_by_likelihood?": SHARE, "bleu?": Number(0), "labels?": [str],
     "confusion?": [[whole()]], "confusion_by_likelihood?": [[whole()]]}
 
@@ -485,7 +485,7 @@ def format_result(result: dict) -> dict[str, str]:
         "accuracy": format_share(result, "accuracy"),
         "by likelihood": format_share(result, "accuracy_by_likelihood"),
         "BLEU": f"{result['bleu']:.2f}" if "bleu" in result else "",
-        "answers": f"{result['n']:,}" if "n" in result else ""}
+        "answers": f"{result['n']:,}"}
 
 
 def format_share(result: dict, key: str) -> str:
@@ -511,7 +511,7 @@ def print_result(result: dict):
     print_markdown("\n" + format_results([result]))
     for key, how in (("confusion", "written"), ("confusion_by_likelihood", "likeliest")):
         if key in result:
-            print("\n" + format_confusion(result["labels"], result[key], how))
+            print("\n" + format_confusion(result.get("labels", []), result[key], how))
 
 
 def read_finished_results(paths: list[str]) -> list[dict]:

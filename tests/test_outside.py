@@ -430,6 +430,11 @@ def test_a_table_of_results_with_missing_fields(tmp_path, fails):
                         ("finished", "true"), ("n", 0)):
         path.write_text(json.dumps(result | {name: value}))
         assert "is not the result of an evaluation" in fails(evaluate.main, ["--table", path])
+    for name in result.keys() - {"exact_match"}:
+        path.write_text(json.dumps({key: result[key] for key in result.keys() - {name}}))
+        assert "is not the result of an evaluation" in fails(evaluate.main, ["--table", path])
+    with pytest.raises(UserError, match="confusion matrix of a finished evaluation must be 0 x 1"):
+        evaluate.print_result(result | {"confusion": [[1, 0, 0], [0, 1, 0]]})
 
 
 @pytest.mark.parametrize("row", [
@@ -448,10 +453,6 @@ def test_ten_million_seeds(fails):
 
 
 # ----- streams, encodings, the environment --------------------------------------------------------
-
-TABLE = {"settings": {"data": "d", "nf4": False}, "finished": True, "model": "mô hình",
-         "method": "lora", "rank": None, "trainable": 0, "bytes": 7, "test_nll": 1.0}
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
