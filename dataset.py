@@ -29,6 +29,7 @@ is the end token: masking by id would hide the end from the loss, and the model 
 """
 import itertools
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,8 +157,9 @@ def prompt_of(messages: list[dict], tokenizer) -> str:
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, date_string=DATE)
 
 
-def encode_sample(messages: list[dict], tokenizer, supervise: str = "last") -> Sample:
-    """The sample's ids and labels, uncut.
+def encode_sample(messages: list[dict], tokenizer, supervise: str = "last",
+                  max_length: float = math.inf) -> Sample:
+    """The sample's ids and labels, uncut, or the first of them: at least `max_length`.
 
     supervise: "last", the last message is learned; "all", every answer of the assistant. What it
     says before the first question (a greeting) answers nothing, and is never learned. Raises
@@ -169,6 +171,8 @@ def encode_sample(messages: list[dict], tokenizer, supervise: str = "last") -> S
         turns = [i for i, m in enumerate(messages) if i and m["role"] == "assistant"]
     ids, labels, done = [], [], 0           # done: characters of `whole` that are encoded
     for turn in turns:
+        if len(ids) >= max_length:      # each turn renders all before it: 20,000 would take hours
+            break
         start, end = find_answer(messages, turn, whole, tokenizer)
         context, answer = tokenizer.encode(whole[done:start]), tokenizer.encode(whole[start:end])
         ids += context + answer
@@ -223,7 +227,7 @@ def load_split(path: Path, tokenizer, max_length: int, supervise: str = "last"
     samples, dropped = [], 0
     for messages, (number, _) in zip(read_messages(path), numbered_lines(path)):
         try:
-            sample = encode_sample(messages, tokenizer, supervise).cut(max_length)
+            sample = encode_sample(messages, tokenizer, supervise, max_length).cut(max_length)
         except UserError as e:
             raise UserError(f"{path}, line {number}: {e}") from None
         if sample.learned:

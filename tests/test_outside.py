@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import REPO, edit_json, tiny
 from csv_runs import FULL, FULL_LR, R64, make_grid, run_rows, write_csv
-from runs import command, contents, numbers, one_line, press_ctrl_c, write_chat
+from runs import command, contents, numbers, one_line, press_ctrl_c, write_chat, write_lines
 from safetensors.torch import load_file, save_file
 
 import engine
@@ -21,6 +21,7 @@ import plot
 import sample
 import sweep
 import train
+from dataset import load_split
 from engine import fit_prompt, load_quantized, save_quantized
 from lora import apply_lora, lora_layers, read_adapter, save_adapter
 from model import ModelConfig, Transformer, draw_token
@@ -372,6 +373,21 @@ def test_a_long_conversation_is_rendered_a_few_times(checkpoint, monkeypatch):
 
 
 # ----- data ---------------------------------------------------------------------------------------
+
+def test_of_a_long_conversation_no_more_is_rendered_than_is_learned(checkpoint, tmp_path,
+                                                                    monkeypatch):
+    """The same samples as from the conversation's beginning, and not 20,000 renderings."""
+    tokenizer = Tokenizer.from_pretrained(checkpoint())
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    calls, real = [], Tokenizer.apply_chat_template
+    monkeypatch.setattr(Tokenizer, "apply_chat_template",
+                        lambda *a, **b: calls.append(1) or real(*a, **b))
+    for name, n in (("long", 10_000), ("short", 100)):
+        write_lines(tmp_path / name, [turn * n])
+    (long, _), (short, _) = (load_split(tmp_path / name, tokenizer, 256, "all")
+                             for name in ("long", "short"))
+    assert long == short and len(long[0].ids) == 256 and len(calls) < 200
+
 
 def test_a_stranger_s_program_is_not_run(checkpoint, tmp_path, fails):
     folder = tmp_path / "data"
