@@ -95,7 +95,11 @@ class ModelConfig:
 
         Raises UserError for a model that this decoder would not compute as transformers does.
         """
-        refuse_unsupported(hf)
+        check(hf, CONFIG, "config.json")
+        if hf.get("quantization_config"):
+            raise UserError("this checkpoint is quantized (quantization_config). train.py reads "
+                            "bitsandbytes' NF4 with --method qlora, sample.py, evaluate.py and "
+                            "export.py with --nf4; otherwise give the model that it was made from")
         family, hidden, heads = hf["model_type"], hf["hidden_size"], hf["num_attention_heads"]
         kv_heads = hf.get("num_key_value_heads") or heads
         if heads % kv_heads:
@@ -139,14 +143,6 @@ CONFIG = {          # of config.json, what is read here
 ROPE = {"rope_type": ("default", "llama3"), "rope_theta": Number(above=1)}
 LLAMA3_ROPE = ROPE | {"factor": FACTOR, "low_freq_factor": FACTOR, "high_freq_factor": FACTOR,
                       "original_max_position_embeddings": whole(1)}
-
-
-def refuse_unsupported(hf: dict):
-    check(hf, CONFIG, "config.json")
-    if hf.get("quantization_config"):
-        raise UserError("this checkpoint is quantized (quantization_config). train.py reads "
-                        "bitsandbytes' NF4 with --method qlora, sample.py, evaluate.py and "
-                        "export.py with --nf4; otherwise give the model that it was made from")
 
 
 def rope_settings(hf: dict) -> dict:
