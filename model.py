@@ -138,8 +138,8 @@ CONFIG = {          # of config.json, what is read here
     "num_key_value_heads?": (whole(1), None), "head_dim?": (whole(2, 4096), None),
     "rms_norm_eps?": Number(above=0, at_most=1), "rope_theta?": Number(above=1),
     "rope_parameters?": (dict, None), "rope_scaling?": (dict, None), "tie_word_embeddings?": bool,
-    "attention_bias?": bool, "mlp_bias?": bool, "max_position_embeddings?": (whole(1), None),
-    "eos_token_id?": (whole(), [whole()], None)}
+    "layer_types?": (["full_attention"], None), "attention_bias?": bool, "mlp_bias?": bool,
+    "max_position_embeddings?": (whole(1), None), "eos_token_id?": (whole(), [whole()], None)}
 ROPE = {"rope_type": ("default", "llama3"), "rope_theta": Number(above=1)}
 LLAMA3_ROPE = ROPE | {"factor": FACTOR, "low_freq_factor": FACTOR, "high_freq_factor": FACTOR,
                       "original_max_position_embeddings": whole(1)}

@@ -79,10 +79,16 @@ def merged_tokens(merges: list) -> list[str]:
     """The tokens that the merges make, in the order of learning, each once.
 
     A merge is written "Ġt Ã", in newer files ["Ġt", "Ã"]. Two merges may make the same token.
+    Raises UserError for one that others do not lead to: tiktoken would reach its token all the
+    same, by any two pieces.
     """
-    joined = [merge.replace(" ", "") if isinstance(merge, str) else "".join(merge)
-              for merge in merges]
-    return list(dict.fromkeys(joined))
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    joined = dict.fromkeys(map("".join, pairs))
+    strays = set().union(*pairs) - {*byte_alphabet(), *joined}
+    if strays or {*map(len, pairs)} - {2}:
+        raise UserError("tokenizer.json: each of its merges must join two tokens, which are bytes "
+                        "or made by other merges")
+    return list(joined)
 
 
 def split_pattern(pre_tokenizer: dict) -> str:

@@ -208,6 +208,7 @@ CONFIGS = {
     "eos_token_id": ["2", [None], {"id": 2}, -2, 2.5],
     "hidden_act": [None, ["silu"], 3], "model_type": [["qwen2"], {}, 3],
     "attention_bias": ["false", 1], "quantization_config": ["nf4", [1]],
+    "layer_types": [["full_attention", "sliding_attention"], "full_attention", [None]],
 }
 
 
@@ -293,7 +294,7 @@ def set_at(content, path, value):
 
 TOKENIZERS = {
     "model": [None, [], 3], "model/vocab": [[], None, {"a": "3"}, {"a": -1}, {"a": 10 ** 12}],
-    "model/merges": [{}, [3], [["a", 3]], "a b", [[]], ["zz qq"]], "model/type": [[], 3],
+    "model/merges": [{}, [3], [["a", 3]], "a b", [[]], ["zz qq"], [["a"]], [["a", "qu"]]], "model/type": [[], 3],
     "model/dropout": [0.1, "x"], "normalizer": [3, [], "NFC", {}], "added_tokens": [{}, [3], None],
     "added_tokens/0/id": ["0", -1, 10 ** 12, 2.5, HUGE], "added_tokens/0/content": [3, None, []],
     "added_tokens/0/special": ["false", 0], "pre_tokenizer/pretokenizers": [[], None, 3, {}],
