@@ -68,12 +68,13 @@ def claim_file(path: Path) -> Iterator[bool]:
     """Yield whether this process may make `path`. If so, no other may until the block ends.
 
     Without locks (Windows, some network folders) every claim is granted, so that two processes may
-    make the same file. This loses time, but no data if the file is renamed into its place.
+    make the same file. This loses time, but no data if the file is renamed into its place. So it is
+    in a folder that may not be written to: nobody can make the file there, only look at it.
     """
-    if fcntl is None:
+    lock = Path(f"{str(path.resolve()).removesuffix('.csv')}.lock")
+    if fcntl is None or not os.access(lock.parent, os.W_OK):
         yield True
         return
-    lock = Path(f"{str(path.resolve()).removesuffix('.csv')}.lock")
     with open(lock, "a") as f:
         held = lock_at_once(f) and is_open_as(f, lock)
         try:
