@@ -75,17 +75,18 @@ def byte_alphabet() -> dict[str, int]:
     return letters | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def merged_tokens(merges: list) -> list[str]:
+def merged_tokens(bpe: dict) -> list[str]:
     """The tokens that the merges make, in the order of learning, each once.
 
     A merge is written "Ġt Ã", in newer files ["Ġt", "Ã"]. Two merges may make the same token.
-    Raises UserError for one that others do not lead to: tiktoken would reach its token all the
-    same, by any two pieces.
+    Raises UserError for a merge of a token that no merge makes: Hugging Face never comes to it, and
+    tiktoken would make its token from other pieces. With ignore_merges (Llama 3) words that are
+    tokens need no merges, so there it may be right.
     """
-    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in bpe["merges"]]
     joined = dict.fromkeys(map("".join, pairs))
     strays = set().union(*pairs) - {*byte_alphabet(), *joined}
-    if strays or {*map(len, pairs)} - {2}:
+    if strays and not bpe.get("ignore_merges") or {*map(len, pairs)} - {2}:
         raise UserError("tokenizer.json: each of its merges must join two tokens, which are bytes "
                         "or made by other merges")
     return list(joined)
@@ -124,7 +125,7 @@ ID = whole(at_most=2 ** 24)
 TOKENIZER = {       # tokenizer.json
     "model": {"type": "BPE", "vocab": {str: int}, "merges": [(str, [str])], "byte_fallback?": False,
               "dropout?": None, "continuing_subword_prefix?": (None, ""),
-              "end_of_word_suffix?": (None, "")},
+              "end_of_word_suffix?": (None, ""), "ignore_merges?": bool},
     "normalizer?": ({"type": "NFC"}, None), "pre_tokenizer": STEP | {"pretokenizers?": [STEP]},
     "added_tokens": [{"content": str, "id": ID, "special": bool, "single_word?": False,
                       "lstrip?": False, "rstrip?": False}]}
@@ -157,7 +158,7 @@ class Tokenizer:
 
         # The vocabulary in the order of learning. A byte that it lacks has the id None.
         alphabet, vocab = byte_alphabet(), spec["model"]["vocab"]
-        merged = merged_tokens(spec["model"]["merges"])
+        merged = merged_tokens(spec["model"])
         self.to_id = [vocab.get(letter) for letter in alphabet] + [vocab[token] for token in merged]
         learned = [bytes(alphabet[letter] for letter in token) for token in [*alphabet, *merged]]
         self.bpe = tiktoken.Encoding(

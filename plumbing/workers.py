@@ -67,9 +67,9 @@ def read_variable(name: str, *ends: int) -> int:
 def claim_file(path: Path) -> Iterator[bool]:
     """Yield whether this process may make `path`. If so, no other may until the block ends.
 
-    Without locks (Windows, some network folders) every claim is granted, so that two processes may
-    make the same file. This loses time, but no data if the file is renamed into its place. So it is
-    in a folder that may not be written to: nobody can make the file there, only look at it.
+    Without locks (Windows, some network folders, a folder in which no lock file may be made) every
+    claim is granted, so that two processes may make the same file. This loses time, but no data if
+    the file is renamed into its place.
     """
     lock = Path(f"{str(path.resolve()).removesuffix('.csv')}.lock")
     if fcntl is None or not os.access(lock.parent, os.W_OK):
