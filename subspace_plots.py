@@ -18,7 +18,7 @@ from subspaces import TOP, random_phi, random_spectrum, share_held
 SHOWN = ("q_proj", "v_proj")    # the kinds that Hu et al. draw; of a layer in the middle
 STYLE = {"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 13, "legend.fontsize": 9.5,
          "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-         "figure.constrained_layout.use": True}
+         "figure.constrained_layout.use": True, "text.parse_math": False}
 # Okabe and Ito's colours, which the colour-blind tell apart
 KINDS = {"q_proj": "#0072B2", "k_proj": "#56B4E9", "v_proj": "#009E73", "o_proj": "#000000",
          "gate_proj": "#E69F00", "up_proj": "#D55E00", "down_proj": "#CC79A7"}

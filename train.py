@@ -48,12 +48,15 @@ from methods import Method, find_method, kept_buffers, put_on, setup_of
 from model import Transformer
 from optim import OPTIMIZERS, restore_tensor, state_tensors
 from plumbing import processes, records, shards
+from plumbing.checkpoint import weight_files
 from plumbing.cli import run_command
 from plumbing.device import DTYPES, peak_gb, send
 from plumbing.errors import UserError, errors_in_one_line, interruption
-from plumbing.files import make_folder, read_json, resolve
+from plumbing.fields import whole
+from plumbing.files import hash_file, make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
 from plumbing.text import print_fitted, stack_cells, text_width
+from plumbing.workers import claim_or_stop
 from quant import NF4Tensor, quantize_model
 from settings import ADAPTER_SETTINGS, FULL_LR, LESS_MEMORY, Config, check_config, parse, settled
 from tokenizer import TOKENIZER_FILES, Tokenizer, stop_ids
@@ -130,6 +133,7 @@ class Progress:
     nll_tokens: int = 0         # their number
     rows: list[dict] = field(default_factory=list)          # of log.csv
     scaler: dict = field(default_factory=dict)              # the gradient scaler's state
+    origin: dict = field(default_factory=dict)      # what it is the progress of: see train_in
 
     def note_step(self, samples: list[dataset.Sample], nll: float, nll_tokens: int,
                   seconds: float):
@@ -138,6 +142,10 @@ class Progress:
         self.nll_tokens += nll_tokens
         self.tokens += sum(len(sample.ids) for sample in samples)
         self.seconds += seconds
+
+
+PROGRESS = {"step": whole(), "tokens": whole(), "seconds": (int, float), "nll_sum": (int, float),
+            "nll_tokens": whole(), "rows": [records.ROW], "scaler": dict, "origin": dict}
 
 
 @dataclass
@@ -241,7 +249,7 @@ def begin_or_resume(run: Run, out: Path, base_answer: str) -> str:
     processes.wait_for_all()            # what is cleared must not be found
     if state.exists():
         go_on_from(run, state)
-        return read_json(out / "run.json")["base_answer"]
+        return read_json(out / "run.json", records.RUN)["base_answer"]
     processes.wait_for_all()            # what is written from here on neither
     if processes.rank() > 0:
         return ""
@@ -254,7 +262,12 @@ def begin_or_resume(run: Run, out: Path, base_answer: str) -> str:
 def go_on_from(run: Run, state: Path):
     """Bring `run` to where the file `state` says. Raises UserError for a damaged file."""
     names, give_back = restorer(run)
-    run.progress = Progress(**load_state(state, names, give_back))
+    origin = run.progress.origin
+    run.progress = Progress(**load_state(state, names, give_back, PROGRESS))
+    changed = [name for name in origin if run.progress.origin.get(name) != origin[name]]
+    if changed:
+        raise UserError(f"{state} was made from other {' and '.join(changed)}; bring these back, "
+                        "or --overwrite begins again")
     run.scaler.load_state_dict(run.progress.scaler)
 
 
@@ -297,7 +310,7 @@ def keep_best(run: Run, best: Path):
 def take_best(run: Run, best: Path) -> int:
     """Give the model the weights in the file `best` -> the step that they are of."""
     names, give_back = restorer(run)
-    return load_state(best, names, give_back)["step"]
+    return load_state(best, names, give_back, {"step": whole()})["step"]
 
 
 def kept_tensors(run: Run) -> dict:
@@ -663,6 +676,12 @@ def train(config: Config) -> list[dict]:
     if out.resolve() in (resolve(config.model).resolve(), data.folder.resolve()):
         raise UserError(f"--out {out} is the folder of the model or of the data; give another "
                         "--out")
+    with claim_or_stop(out) if processes.rank() == 0 else contextlib.nullcontext():
+        return train_in(out, config, data)
+
+
+def train_in(out: Path, config: Config, data: Data) -> list[dict]:
+    """The rest of `train`: the settled run in its folder, which no other process may write to."""
     rows = records.finished_rows(config, out, quiet=processes.rank() > 0)
     processes.wait_for_all()            # nobody writes or leaves before all have looked
     if rows is not None:
@@ -679,6 +698,9 @@ def train(config: Config) -> list[dict]:
 
     # 3 and 4. choose what is trained, look where it stands
     run = set_up(config, data, model)
+    if processes.rank() == 0:
+        run.progress.origin = {"run": config.run, "data": hash_samples(data),
+                               "weights": [*map(hash_file, weight_files(resolve(config.model)))]}
     base_answer = begin_or_resume(run, out, base_answer)
 
     # 5. show what is about to happen, and the first sample as the model will see it

@@ -482,7 +482,7 @@ def fails(capsys):
 
 
 MISTAKES = {
-    "--limit=0": "--limit 0: it must be at least 1",
+    "--limit=0": "--limit 0: it must be a whole number, at least 1",
     "--batch=0": "--batch 0",
     "--max_new_tokens=-1": "--max_new_tokens -1",
     "--max_length=0": "--max_length 0",
@@ -494,7 +494,7 @@ MISTAKES = {
     "--adapter=nowhere": "nowhere: no such folder",
     "--metric=accuracy": "accuracy needs at least two labels",
     "--metric=accuracy --labels=one": "at least two labels",
-    "--metric=accuracy --labels=1,2": "line 1: the answer",
+    "--metric=accuracy --labels=1,2": "line 1: references[0] ",
     "--device=banana": "--device banana: torch cannot use",
     "--table=nowhere.json": "has no nowhere.json",
     "--lmiit=3": "unrecognized arguments: --lmiit=3",
@@ -522,20 +522,20 @@ def test_an_adapter_for_another_base(chat, trained, tmp_path, fails):
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("references", [[], "one", ["", " "], [1], None])
+@pytest.mark.parametrize("references", [[], "one", ["", " "], [1]])
 def test_references_that_are_none(checkpoint, tmp_path, fails, references):
     data = write_task(tmp_path / "data", [("a", "b"), ("a", "b", references)], metric="bleu")
     error = fails(model=checkpoint(), data=data)
-    assert "test.jsonl, line 2: the references (else the assistant" in error
+    assert re.search(r"test.jsonl, line 2: (the )?references(\[0\])? ", error)
 
 
 def test_a_task_that_is_none(checkpoint, tmp_path, fails):
     data = write_task(tmp_path / "data", [("a", "b")], metric="rouge")
     task = data / "task.json"
     error = fails(model=checkpoint(), data=data)
-    assert "the metric 'rouge' is none of exact_match, accuracy, bleu, nor null" in error
+    assert "task.json: metric 'rouge': it must be exact_match or accuracy or" in error
     task.write_text('{"metric": "accuracy", "labels": "b"}')
-    assert "accuracy needs at least two labels" in fails(model=checkpoint(), data=data)
+    assert "labels 'b': it must be a list" in fails(model=checkpoint(), data=data)
     task.write_text('{"metric": ')
     assert "task.json is not valid JSON" in fails(model=checkpoint(), data=data)
 
