@@ -38,7 +38,7 @@ from plumbing.errors import UserError
 from plumbing.files import read_json
 from plumbing.records import COLUMNS, read_rows
 from rates import Best, diverged, extend_grid, find_best_rate, rates_around_best
-from settings import Config
+from settings import ADAPTER_SETTINGS, Config
 
 MARGIN = 0.02       # as good as full fine-tuning: behind by at most this share of the gain
 LONG = 10           # runs with more evaluations after step 0 show where a low rank leaves the curve
@@ -152,7 +152,7 @@ class Arm:
         """"3 to 5 rates, 2 of 3 seeds count, 1 of 13 runs diverged", as far as there is to say."""
         parts = [self.describe_rates(), self.describe_seeds()]
         if self.n_diverged:
-            parts.append(f"{self.n_diverged} of {self.n_runs} runs diverged")
+            parts.append(f"{self.n_diverged} of {count_noun(self.n_runs, 'run')} diverged")
         return ", ".join(filter(None, parts))
 
     def own_rates(self, s: int) -> list[float]:
@@ -195,6 +195,16 @@ def name_values(more: tuple) -> list[str]:
         elif value is not None and value is not False and value != "":
             parts.append(f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}")
     return parts
+
+
+def name_arms(arms: list[Arm]) -> dict[Arm, str]:
+    """The name of each, with its place and its batch if others of `arms` have another."""
+    places = {arm.targets for arm in arms if arm.targets}
+    batches = {arm.batch for arm in arms}
+    names = {arm: arm.place if len(places) > 1 else str(arm) for arm in arms}
+    if len(batches) > 1:
+        names = {arm: f"{name}, batch {arm.batch:g}" for arm, name in names.items()}
+    return names
 
 
 def mean_over_seeds(values: np.ndarray) -> np.ndarray:
@@ -479,6 +489,18 @@ def refuse_other_test_sets(runs: list[list[dict]]):
                 "different folders")
 
 
+def drop_ignored(runs: list[list[dict]]) -> list[list[dict]]:
+    """The runs without a rank, alpha or targets that other runs of their method do not have.
+
+    The first edition wrote these also for methods that ignore them, as BitFit does the rank.
+    """
+    for name in ADAPTER_SETTINGS:
+        ignoring = {rows[0]["method"] for rows in runs if rows[0][name] == ""}
+        runs = [[row | {name: ""} for row in rows] if rows[0]["method"] in ignoring else rows
+                for rows in runs]
+    return runs
+
+
 def add_differences(runs: list[list[dict]]) -> list[list[dict]]:
     """The runs of one model and data set, with `more` and `variant` (see Arm) in their first rows.
 
@@ -578,7 +600,7 @@ def select_of_model(runs: list[list[dict]]) -> Sweeps:
     The long runs have more than LONG evaluations, at the batch size of the usual ones. They also
     serve as the usual ones if there are no others.
     """
-    runs = add_differences(runs)
+    runs = add_differences(drop_ignored(runs))
     refuse_twins(runs)
     by_steps = defaultdict(list)
     for rows in runs:

@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 
 import curves
-from arms import (MARGIN, Arm, count_noun, mean_over_seeds, name_left_out, read_runs,
+from arms import (MARGIN, Arm, count_noun, mean_over_seeds, name_arms, name_left_out, read_runs,
                   select_sweeps)
 from plumbing.cli import make_parser, run_command
 from plumbing.errors import UserError, errors_in_one_line
@@ -547,9 +547,10 @@ def plot_arms(sweeps):
 def arms_figure(head: str, sweep, looks: dict[Arm, dict]):
     """Left: best of sweep. Right: against the rate. looks: {arm: what its style has instead}."""
     figure, (left, right) = new_figure(head, sweep, looks)
-    draw_best(left, sweep, {arm: style_of(arm, **look) for arm, look in looks.items()})
+    names = name_arms(list(looks))
+    draw_best(left, sweep, {arm: style_of(arm, names[arm], **look) for arm, look in looks.items()})
     for i, (arm, look) in enumerate(looks.items()):
-        draw_rates(right, arm, None, cross_height=0.97 - 0.03 * i, **look)
+        draw_rates(right, arm, None, 0.97 - 0.03 * i, names[arm], **look)
     finish_rates_axis(right, sweep)
     add_legend(figure, labelled(right), [*keys_of_rates(looks), *keys_of_bands(looks)])
     return figure
