@@ -414,9 +414,7 @@ def read_runs(folder: Path) -> list[list[dict]]:
         raise UserError(f"there is no folder {folder}")
     rows, settings = {}, {}                 # (run, step) -> row; run -> its settings
     for path in sorted(folder.glob("*.csv")):
-        with open(path, encoding="utf-8", errors="replace") as f:
-            header = f.readline().strip().split(",")
-        if header != COLUMNS:
+        if not has_runs(path):
             print(f"{path} is left out: its columns are not those of train.py", file=sys.stderr)
             continue
         for row in read_rows(path):
@@ -427,15 +425,30 @@ def read_runs(folder: Path) -> list[list[dict]]:
                 settings[row["run"]] = read_settings(row["run"], folder)
             rows[row["run"], row["step"]] = row | {"settings": settings[row["run"]]}
     if not rows:
-        hint = "give the folder that does, or that of a run of train.py"
-        of_train = [str(path.parent) for path in sorted(folder.glob("*/log.csv"))[:2]]
-        if of_train:
-            hint = f"for the curve of a run, or of several: python plot.py {' '.join(of_train)}"
+        hint = suggest_folders(folder) or "give the folder that does, or that of a run of train.py"
         raise UserError(f"{folder} has no CSV file that sweep.py wrote; {hint}")
     runs = defaultdict(list)
     for (run, _), row in sorted(rows.items()):
         runs[run].append(row)
     return list(runs.values())
+
+
+def suggest_folders(folder: Path) -> str:
+    """What to type for the sweeps, or the runs of train.py, in the folders of `folder`; or ""."""
+    paths = [path for path in sorted(folder.glob("*/*.csv")) if has_runs(path)]
+    of_train = [str(path.parent) for path in paths if path.name == "log.csv"]
+    of_sweeps = [path.parent for path in paths if path.name != "log.csv"]
+    if of_sweeps:
+        return f"there are sweeps in folders of {folder}: python plot.py {of_sweeps[0]}"
+    if of_train:
+        return f"for the curve of a run, or of several: python plot.py {' '.join(of_train[:2])}"
+    return ""
+
+
+def has_runs(path: Path) -> bool:
+    """Whether a CSV file has the columns of train.py."""
+    with open(path, encoding="utf-8", errors="replace") as f:
+        return f.readline().strip().split(",") == COLUMNS
 
 
 def read_settings(run: str, folder: Path) -> dict | None:
@@ -552,8 +565,11 @@ def refuse_twins(runs: list[list[dict]]):
         one, two = other.get("settings"), first.get("settings")
         where = "other settings (--eval_samples, --dtype ...), and no .json file says in which"
         if one and two:
-            where = " and ".join(name for name in sorted({*one, *two})
-                                 if one.get(name) != two.get(name))
+            differing = [name for name in sorted({*one, *two})
+                         if one.get(name) != two.get(name) and first.get(name) != ""]
+            if not differing:       # one run, under two ranks that its method ignores
+                continue
+            where = " and ".join(differing)
         raise UserError(f"runs {other['run']} and {first['run']} are alike in every column but "
                         f"differ in {where}; put their files into different folders")
 

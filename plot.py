@@ -36,7 +36,7 @@ import numpy as np
 
 import curves
 from arms import (MARGIN, Arm, count_noun, mean_over_seeds, name_arms, name_left_out, read_runs,
-                  select_sweeps)
+                  select_sweeps, suggest_folders)
 from plumbing.cli import make_parser, run_command
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import make_folder, read_json, replacing
@@ -704,7 +704,10 @@ def plot_sweep(args):
     """Draw the figures of a sweep, or print its table."""
     folder, = args.folders
     runs = read_runs(folder)
-    selected = select_sweeps(runs)
+    try:
+        selected = select_sweeps(runs)
+    except UserError as e:
+        raise UserError("; ".join(filter(None, [str(e), suggest_folders(folder)]))) from None
     name_left_out(runs, selected)
     for sweeps in selected:
         model, data = sweeps.usual.model, sweeps.usual.data

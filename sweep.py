@@ -847,8 +847,8 @@ def warn_of_rates(arms: list[GridArm], settings):
     few = [arm for arm in arms if len(arm.lrs) < 3]
     if settings.grid and few and not settings.bracket:
         print(f"warning: fewer than three rates in {len(few)} of {count_noun(len(arms), 'arm')}, "
-              "so that no best rate can lie between two that are worse, and nothing will be judged; "
-              "add rates or --bracket", file=sys.stderr)
+              "so that no best rate can lie between two that are worse, and nothing will be "
+              "judged; add rates or --bracket", file=sys.stderr)
 
 
 def default_jobs(config, world: int) -> int:
