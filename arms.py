@@ -37,7 +37,7 @@ from plumbing.errors import UserError
 from plumbing.files import read_json
 from plumbing.records import COLUMNS, read_rows
 from rates import Best, diverged, extend_grid, find_best_rate, rates_around_best
-from settings import Config
+from settings import ADAPTER_SETTINGS, Config
 
 MARGIN = 0.02       # as good as full fine-tuning: behind by at most this share of the gain
 LONG = 10           # runs with more evaluations after step 0 show where a low rank leaves the curve
@@ -151,7 +151,7 @@ class Arm:
         """"3 to 5 rates, 2 of 3 seeds count, 1 of 13 runs diverged", as far as there is to say."""
         parts = [self.describe_rates(), self.describe_seeds()]
         if self.n_diverged:
-            parts.append(f"{self.n_diverged} of {self.n_runs} runs diverged")
+            parts.append(f"{self.n_diverged} of {count_noun(self.n_runs, 'run')} diverged")
         return ", ".join(filter(None, parts))
 
     def own_rates(self, s: int) -> list[float]:
@@ -194,6 +194,16 @@ def name_values(more: tuple) -> list[str]:
         elif value is not None and value is not False and value != "":
             parts.append(f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}")
     return parts
+
+
+def name_arms(arms: list[Arm]) -> dict[Arm, str]:
+    """The name of each, with its place and its batch if others of `arms` have another."""
+    places = {arm.targets for arm in arms if arm.targets}
+    batches = {arm.batch for arm in arms}
+    names = {arm: arm.place if len(places) > 1 else str(arm) for arm in arms}
+    if len(batches) > 1:
+        names = {arm: f"{name}, batch {arm.batch:g}" for arm, name in names.items()}
+    return names
 
 
 def mean_over_seeds(values: np.ndarray) -> np.ndarray:
@@ -403,9 +413,7 @@ def read_runs(folder: Path) -> list[list[dict]]:
         raise UserError(f"there is no folder {folder}")
     rows, settings = {}, {}                 # (run, step) -> row; run -> its settings
     for path in sorted(filter(Path.is_file, folder.glob("*.csv"))):
-        with open(path, encoding="utf-8", errors="replace") as f:
-            header = f.readline().strip().split(",")
-        if header != COLUMNS:
+        if not has_runs(path):
             print(f"{path} is left out: its columns are not those of train.py", file=sys.stderr)
             continue
         for row in read_rows(path):
@@ -413,15 +421,30 @@ def read_runs(folder: Path) -> list[list[dict]]:
                 settings[row["run"]] = read_settings(row["run"], folder)
             rows[row["run"], row["step"]] = row | {"settings": settings[row["run"]]}
     if not rows:
-        hint = "give the folder that does, or that of a run of train.py"
-        of_train = [str(path.parent) for path in sorted(folder.glob("*/log.csv"))[:2]]
-        if of_train:
-            hint = f"for the curve of a run, or of several: python plot.py {' '.join(of_train)}"
+        hint = suggest_folders(folder) or "give the folder that does, or that of a run of train.py"
         raise UserError(f"{folder} has no CSV file that sweep.py wrote; {hint}")
     runs = defaultdict(list)
     for (run, _), row in sorted(rows.items()):
         runs[run].append(row)
     return list(runs.values())
+
+
+def suggest_folders(folder: Path) -> str:
+    """What to type for the sweeps, or the runs of train.py, in the folders of `folder`; or ""."""
+    paths = [path for path in sorted(folder.glob("*/*.csv")) if has_runs(path)]
+    of_train = [str(path.parent) for path in paths if path.name == "log.csv"]
+    of_sweeps = [path.parent for path in paths if path.name != "log.csv"]
+    if of_sweeps:
+        return f"there are sweeps in folders of {folder}: python plot.py {of_sweeps[0]}"
+    if of_train:
+        return f"for the curve of a run, or of several: python plot.py {' '.join(of_train[:2])}"
+    return ""
+
+
+def has_runs(path: Path) -> bool:
+    """Whether a CSV file has the columns of train.py."""
+    with open(path, encoding="utf-8", errors="replace") as f:
+        return f.readline().strip().split(",") == COLUMNS
 
 
 def read_settings(run: str, folder: Path) -> dict | None:
@@ -464,6 +487,18 @@ def refuse_other_test_sets(runs: list[list[dict]]):
                 f"runs {one} and {other} begin at test NLLs of {low:.3f} and {high:.3f}, so they "
                 "were not evaluated alike (--eval_samples, --max_length ...); put their files into "
                 "different folders")
+
+
+def drop_ignored(runs: list[list[dict]]) -> list[list[dict]]:
+    """The runs without a rank, alpha or targets that other runs of their method do not have.
+
+    The first edition wrote these also for methods that ignore them, as BitFit does the rank.
+    """
+    for name in ADAPTER_SETTINGS:
+        ignoring = {rows[0]["method"] for rows in runs if rows[0][name] == ""}
+        runs = [[row | {name: ""} for row in rows] if rows[0]["method"] in ignoring else rows
+                for rows in runs]
+    return runs
 
 
 def add_differences(runs: list[list[dict]]) -> list[list[dict]]:
@@ -517,8 +552,11 @@ def refuse_twins(runs: list[list[dict]]):
         one, two = other.get("settings"), first.get("settings")
         where = "other settings (--eval_samples, --dtype ...), and no .json file says in which"
         if one and two:
-            where = " and ".join(name for name in sorted({*one, *two})
-                                 if one.get(name) != two.get(name))
+            differing = [name for name in sorted({*one, *two})
+                         if one.get(name) != two.get(name) and first.get(name) != ""]
+            if not differing:       # one run, under two ranks that its method ignores
+                continue
+            where = " and ".join(differing)
         raise UserError(f"runs {other['run']} and {first['run']} are alike in every column but "
                         f"differ in {where}; put their files into different folders")
 
@@ -565,7 +603,7 @@ def select_of_model(runs: list[list[dict]]) -> Sweeps:
     The long runs have more than LONG evaluations, at the batch size of the usual ones. They also
     serve as the usual ones if there are no others.
     """
-    runs = add_differences(runs)
+    runs = add_differences(drop_ignored(runs))
     refuse_twins(runs)
     by_steps = defaultdict(list)
     for rows in runs:

@@ -36,8 +36,8 @@ from pathlib import Path
 import numpy as np
 
 import curves
-from arms import (MARGIN, Arm, count_noun, mean_over_seeds, name_left_out, read_runs,
-                  select_sweeps)
+from arms import (MARGIN, Arm, count_noun, mean_over_seeds, name_arms, name_left_out, read_runs,
+                  select_sweeps, suggest_folders)
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import make_folder, read_json, replacing
@@ -549,9 +549,10 @@ def plot_arms(sweeps):
 def arms_figure(head: str, sweep, looks: dict[Arm, dict]):
     """Left: best of sweep. Right: against the rate. looks: {arm: what its style has instead}."""
     figure, (left, right) = new_figure(head, sweep, looks)
-    draw_best(left, sweep, {arm: style_of(arm, **look) for arm, look in looks.items()})
+    names = name_arms(list(looks))
+    draw_best(left, sweep, {arm: style_of(arm, names[arm], **look) for arm, look in looks.items()})
     for i, (arm, look) in enumerate(looks.items()):
-        draw_rates(right, arm, None, cross_height=0.97 - 0.03 * i, **look)
+        draw_rates(right, arm, None, 0.97 - 0.03 * i, names[arm], **look)
     finish_rates_axis(right, sweep)
     add_legend(figure, labelled(right), [*keys_of_rates(looks), *keys_of_bands(looks)])
     return figure
@@ -708,7 +709,10 @@ def plot_sweep(args):
     """Draw the figures of a sweep, or print its table."""
     folder, = args.folders
     runs = read_runs(folder)
-    selected = select_sweeps(runs)
+    try:
+        selected = select_sweeps(runs)
+    except UserError as e:
+        raise UserError("; ".join(filter(None, [str(e), suggest_folders(folder)]))) from None
     name_left_out(runs, selected)
     for sweeps in selected:
         model, data = sweeps.usual.model, sweeps.usual.data

@@ -180,6 +180,7 @@ class Config:
 
 ADAPTER_SETTINGS = ("rank", "alpha", "targets")     # full fine-tuning has none of them
 
+
 # The settings that the first edition hashed, whatever their value. A field that is added to Config
 # later goes into neither tuple: it is hashed only where it differs from its default, so that the
 # runs that do not use it keep their names.
@@ -216,6 +217,14 @@ def check_config(config: Config):
                         "because it keeps blocks of moments that shards would cut; take adamw")
     if config.resume and config.overwrite:
         raise UserError("--resume and --overwrite contradict each other; give one of them")
+
+
+def missing_settings(config: Config) -> tuple:
+    """Of rank, alpha and targets, those that the run's method has not."""
+    if config.method == "full":
+        return ADAPTER_SETTINGS
+    from methods import find_method                 # here, because it loads torch
+    return find_method(config.adapter_method).ignores
 
 
 def settled(config: Config, n_train: int) -> Config:

@@ -71,7 +71,7 @@ from tqdm import tqdm
 
 import stack
 import train
-from arms import NO_ARM, name_values
+from arms import NO_ARM, count_noun, name_values
 from lora import find_targets
 from model import ModelConfig, Transformer
 from plumbing.cli import (add_flags, flag, make_parser, nearest, read_flags, run_command,
@@ -83,7 +83,7 @@ from plumbing.files import existing, make_folder, replacing, write_json
 from plumbing.records import read_rows, write_rows
 from plumbing.workers import BUSY, claim_file, do_jobs, local_rank, rank_and_world
 from rates import best_tried, diverged, extend_grid, plan_rates
-from settings import LESS_MEMORY, Config, check_config, settled
+from settings import LESS_MEMORY, Config, check_config, missing_settings, settled
 
 # ----- the grids: change them here ----------------------------------------------------------------
 # A grid is a list of arms. An arm is every combination of its values; the names are train.py's
@@ -331,6 +331,9 @@ def list_arms(grid: list[dict], common: Config) -> list[GridArm]:
     for point in expand_grid(grid, common.model):
         config = dataclasses.replace(common, **typed_point(point))
         check_config(config)
+        if config.lr is None:
+            raise UserError(f"an arm in a grid has no learning rates ({point}); give "
+                            "it some, as lr = [1e-4, 2e-4, 4e-4]")
         config = settled(config, n_train=0)             # --epochs, which needs it, is refused
         same_arm = dataclasses.replace(config, lr=1.0).run
         _, lrs = arms.setdefault(same_arm, (config, set()))
@@ -363,13 +366,14 @@ def plan_runs(arms: list[GridArm], settings, finals) -> dict[str, Config]:
 
 
 def describe_arm(config) -> str:
-    name = "full"
-    if config.method != "full":
-        name = f"{config.method} {config.targets} r={config.rank} alpha={config.alpha:g}"
+    parts = {"targets": config.targets, "rank": f"r={config.rank}",
+             "alpha": f"alpha={config.alpha:g}"}
+    missing = missing_settings(config)
+    names = [config.method, *(text for name, text in parts.items() if name not in missing)]
     plain = Config()
     more = [(key, value) for key, value in config.decides.items()
             if key not in NO_ARM | {"dtype"} and value != getattr(plain, key)]
-    return " ".join([name, *(text.replace(" = ", "=") for text in name_values(more))])
+    return " ".join([*names, *(text.replace(" = ", "=") for text in name_values(more))])
 
 
 def describe_run(config) -> str:
@@ -676,15 +680,15 @@ def list_runs(board: Board, jobs: int):
     """
     for name, config in board.runs.items():
         print(f"{name}  {'done ' if name in board.finals else 'to do'}  {describe_run(config)}")
-    about = "? (nothing to go by yet)"
+    how_long = "how long they take shows when one of them is finished"
     lasts = [read_rows(board.out / f"{name}.csv")[-1]
              for name, nll in board.finals.items() if math.isfinite(nll)]   # others were cut short
     if lasts:
         seconds = sum(row["seconds"] for row in lasts)
         samples = sum(row["step"] * row["batch_eff"] for row in lasts)
         left = board.count_samples(finished=False)
-        about = f"{format_duration(seconds / samples * left / jobs)} of training"
-    print(f"{len(board.runs)} runs, {len(board.waiting)} to do, about {about}")
+        how_long = f"about {format_duration(seconds / samples * left / jobs)} of training"
+    print(f"{count_noun(len(board.runs), 'run')}, {len(board.waiting)} to do, {how_long}")
 
 
 def explain_plan(arms: list[GridArm], settings, finals):
@@ -700,7 +704,7 @@ def explain_plan(arms: list[GridArm], settings, finals):
                   + explain_seed(list(runs.values()), finals))
         n_runs += sum(map(len, plan))
         n_all += len(plan) * len({config.lr for runs in plan for config in runs.values()})
-    print(f"{n_runs} runs by now; with every rate at every seed {n_all}")
+    print(f"{count_noun(n_runs, 'run')} by now; with every rate at every seed {n_all}")
 
 
 def explain_seed(runs: list[Config], finals) -> str:
@@ -709,9 +713,9 @@ def explain_seed(runs: list[Config], finals) -> str:
         return "waits for the first seed's best rate"
     tried = {config.lr: finals[config.run] for config in runs if config.run in finals}
     if not tried:
-        return f"{len(runs)} rates to try"
+        return f"{count_noun(len(runs), 'rate')} to try"
     best = best_tried(tried)
-    text = f"best {best:g} ({tried[best]:.4f}) of {len(tried)} rates"
+    text = f"best {best:g} ({tried[best]:.4f}) of {count_noun(len(tried), 'rate')}"
     if best in (min(tried), max(tried)):
         text += ", at their end"
     missing = ", ".join(f"{config.lr:g}" for config in runs if config.lr not in tried)
@@ -821,9 +825,9 @@ def warn_of_rates(arms: list[GridArm], settings):
     """
     few = [arm for arm in arms if len(arm.lrs) < 3]
     if settings.grid and few and not settings.bracket:
-        print(f"warning: {len(few)} of {len(arms)} arms have fewer than three rates, so that no "
-              "best rate can lie between two that are worse, and nothing will be judged; add rates "
-              "or --bracket", file=sys.stderr)
+        print(f"warning: fewer than three rates in {len(few)} of {count_noun(len(arms), 'arm')}, "
+              "so that no best rate can lie between two that are worse, and nothing will be "
+              "judged; add rates or --bracket", file=sys.stderr)
 
 
 def default_jobs(config, world: int) -> int:
@@ -864,7 +868,7 @@ def sweep(argv=None) -> int:
     data = train.read_data(first)           # what is wrong with the data shows here, once
     make_missing_runs(board, data, jobs, may_grow=settings.bracket)
     made = len(board.runs) - len(board.errors)
-    print(f"{made} of {len(board.runs)} runs are in {settings.out}: "
+    print(f"{settings.out} has {made} of {count_noun(len(board.runs), 'run')}: "
           f"python plot.py {settings.out}")
     for name, error in board.errors.items():
         print(f"failed: {describe_run(board.runs[name])}: {error}", file=sys.stderr)

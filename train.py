@@ -58,7 +58,8 @@ from plumbing.state import load_state, save_state
 from plumbing.text import print_fitted, stack_cells, text_width
 from plumbing.workers import claim_or_stop
 from quant import NF4Tensor, quantize_model
-from settings import ADAPTER_SETTINGS, FULL_LR, LESS_MEMORY, Config, check_config, parse, settled
+from settings import (FULL_LR, LESS_MEMORY, Config, check_config, missing_settings, parse,
+                      settled)
 from tokenizer import TOKENIZER_FILES, Tokenizer, stop_ids
 
 # ----- 1. read the data ---------------------------------------------------------------------------
@@ -345,7 +346,7 @@ def show_settings(run: Run):
     # --epochs is already in max_steps, and in the number of passes below
     for name in ("out", "resume", "overwrite", "epochs", *(() if config.options else ("options",))):
         del shown[name]
-    ignored = missing_settings(run)
+    ignored = missing_settings(config)
     if not config.dropout:
         ignored += ("dropout",)
     for name in ignored:
@@ -390,11 +391,6 @@ def show_settings(run: Run):
 # passes of micro_bs samples add up their gradients, and AdamW updates once. Memory is decided by
 # micro_bs, learning by the product.
 
-def missing_settings(run: Run) -> tuple:
-    """Of rank, alpha and targets, those that the run's method has not."""
-    return run.method.ignores if run.method else ADAPTER_SETTINGS
-
-
 def add_row(run: Run, test_nll: float):
     """Add a row to run.progress: what log.csv says of this step.
 
@@ -406,7 +402,7 @@ def add_row(run: Run, test_nll: float):
     train_nll = progress.nll_sum / progress.nll_tokens if progress.step else ""
     progress.nll_sum, progress.nll_tokens = 0.0, 0
     progress.rows.append(records.make_row(
-        config, **dict.fromkeys(missing_settings(run), ""), step=progress.step,
+        config, **dict.fromkeys(missing_settings(config), ""), step=progress.step,
         tokens=progress.tokens, train_nll=train_nll, test_nll=test_nll,
         seconds=round(progress.seconds, 3),
         peak_gb=round(peak_gb(torch.device(config.device)), 3),

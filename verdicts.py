@@ -27,8 +27,8 @@ normal, t is exact for two seeds and more, which no rule of thumb is: the mean o
 their distance by luck in 30 % of cases, half of them to either side.
 
 Two seeds tell little about s (t is 6.31), and one nothing. Then s is what other seeds have shown:
-those under results/ for the same model and data, with their degrees of freedom (known_noise).
-"Noise from results/" in the table says so.
+those under results/ for the same model, data, steps and test samples, with their degrees of freedom
+(find_noise). "Noise from results/" in the table says so.
 
 More seeds do not help against a coarse grid, because all seeds have the same one. `below` and
 `above` are what it leaves open (rates.fit_errors): how much lower or higher the quantity may be
@@ -66,7 +66,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from arms import MARGIN, Arm, Sweep, Sweeps, read_runs, select_sweeps
+from arms import (MARGIN, Arm, Sweep, Sweeps, count_noun, name_arms, read_runs, select_sweeps)
 from plumbing.text import markdown_table
 from rates import lora_rate_multiple
 
@@ -141,30 +141,40 @@ def deviations(values):
 
 
 def find_noise(sweep) -> dict[str, Noise]:
-    """{"nll", "rate"}: what results/ knows of one arm's noise with the sweep's model and data.
+    """{"nll", "rate"}: what results/ knows of one arm's noise in runs like those of `sweep`.
 
-    After equal samples nothing: a large batch takes few steps there, and their noise is larger.
+    They have its model, data and steps, because shorter runs have more noise: on nano 0.020 nats at
+    step 10, 0.015 at step 40. And they begin at its test NLL, because fewer test samples have more
+    noise, too. After equal samples nothing is known: a large batch takes few steps there. Within
+    one sweep, one noise is assumed for all arms and batch sizes. {} if nothing is known.
     """
-    if sweep.unit == "samples":
-        return {}
-    return known_noise(Path(sweep.model).name, Path(sweep.data).name)
+    alike = [known for known in known_sweeps()
+             if names_of(known) == names_of(sweep) and known.end == sweep.end
+             and begin_alike(known, sweep)]
+    pooled = {name: pool_noise(alike, quantity) for name, quantity in QUANTITIES.items()}
+    return {name: noise for name, noise in pooled.items() if noise}
 
 
 @functools.cache
-def known_noise(model: str, data: str) -> dict[str, Noise]:
-    """See find_noise. {} if nothing is known.
+def known_sweeps() -> list[Sweep]:
+    """Those under results/ that the findings are about."""
+    return [sweeps.usual for path in sorted(RESULTS.glob("findings_*/rows.csv"))
+            for sweeps in select_sweeps(read_runs(path.parent))]
 
-    It assumes one noise for all arms and batch sizes, and that the runs judged by it are about as
-    long as those under results/. Shorter runs have more: on nano 0.020 nats at step 10, 0.015 at
-    step 40.
+
+def names_of(sweep) -> tuple[str, str]:
+    return Path(sweep.model).name, Path(sweep.data).name
+
+
+def begin_alike(*sweeps: Sweep) -> bool:
+    """Whether the test NLLs at step 0 are one to 1 part in 10,000: the test samples are the same.
+
+    The rows do not say how many there were. Nano begins at 4.1464 on the first 128 of its test
+    samples, and at 4.1471 on the first 96. Rounding in float32 explains less than that, in 16 bits
+    more: other precisions have no known noise either.
     """
-    sweeps = []
-    for path in sorted(RESULTS.glob("findings_*/rows.csv")):
-        for usual, *_ in select_sweeps(read_runs(path.parent)):
-            if (Path(usual.model).name, Path(usual.data).name) == (model, data):
-                sweeps.append(usual)
-    pooled = {name: pool_noise(sweeps, quantity) for name, quantity in QUANTITIES.items()}
-    return {name: noise for name, noise in pooled.items() if noise}
+    one, other = ([np.nanmean(arm.curves[:, 0]) for arm in sweep.arms] for sweep in sweeps)
+    return bool(np.isclose(np.array(one)[:, None], other, rtol=1e-4).any())
 
 
 # ----- the rule -----------------------------------------------------------------------------------
@@ -202,7 +212,8 @@ def judge_claim(claim) -> Verdict:
         return Verdict("undecided", math.nan, math.nan, "one seed shows no noise; run two or more")
     reasons = [missing] if missing else []
     if noise is claim.known:
-        reasons.append(f"noise from results/: {noise.sd:.2g}, {noise.df} degrees of freedom")
+        degrees = count_noun(noise.df, "degree")
+        reasons.append(f"noise from results/: {noise.sd:.2g}, {degrees} of freedom")
     ends = find_interval(values.mean(), noise, len(values), claim)
     word = compare(*ends, low, high)
     if word == "undecided":
@@ -252,14 +263,13 @@ def describe_missing(arms: list[Arm]) -> str:
     counting = np.all([arm.counts for arm in arms], axis=0).sum() if arms else 0
     if run == counting:
         return ""
-    several = len({arm.batch for arm in arms}) > 1
     rates = []
-    for arm in arms:
-        name = f"{arm}, batch {arm.batch:g}" if several else str(arm)
+    for arm, name in name_arms(arms).items():
         for lr, seeds in arm.rates_to_add().items():
             of_seeds = "" if len(seeds) == arm.has_seed.sum() else f" in seed {join(seeds)}"
             rates.append(f"{name} at {lr:.3g}{of_seeds}")
-    return f"{counting} of {run} seeds bracket their best rate: run {'; '.join(rates)}"
+    return (f"{counting} of {count_noun(int(run), 'seed')} bracket their best rate: "
+            f"run {'; '.join(rates)}")
 
 
 def join(items) -> str:
@@ -491,13 +501,13 @@ def settings_table(sweep) -> str:
 
 def comparison_table(title: str, sweep, pairs: list[tuple[Arm, Arm | None]]) -> str:
     """The first arm of each pair next to the second. A pair without a second is left out."""
-    rows = []
+    pairs = [pair for pair in pairs if None not in pair]
+    names = name_arms([arm for pair in pairs for arm in pair])
+    noise, rows = find_noise(sweep), []
     for arm, other in pairs:
-        if other is None:
-            continue
-        claim = claim_gap("", arm, other, find_noise(sweep), AS_GOOD, sweep.full_gain())
+        claim = claim_gap("", arm, other, noise, AS_GOOD, sweep.full_gain())
         verdict = judge_claim(claim)
-        rows.append((str(arm), format_parameters(arm.trainable), str(other),
+        rows.append((names[arm], format_parameters(arm.trainable), names[other],
                      format_parameters(other.trainable), format_value(claim, verdict),
                      f"*{name_comparison(verdict)}*", verdict.why))
     return "\n\n".join([
@@ -531,10 +541,8 @@ def arm_table(sweep, arms: list[Arm]) -> str:
     arms = sorted(arms, key=lambda arm: (
         arm.batch, arm.method != "full", arm.method != "lora", arm.method, arm.targets,
         arm.alpha != arm.rank, arm.rank or 0, arm.variant))
-    several = len({arm.batch for arm in arms}) > 1
     rows = []
-    for arm in arms:
-        name = f"{arm}, batch {arm.batch:g}" if several else str(arm)
+    for arm, name in name_arms(arms).items():
         rows.append([name, *arm_cells(arm, sweep.full_arm(arm.batch, like=arm))])
     return "\n\n".join([
         f"## {sweep.describe(arms)}",

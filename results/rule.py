@@ -206,7 +206,7 @@ def print_tables(errors: dict[str, list[float]]):
 def print_noise():
     """The noise of one arm, as pool_noise finds it in nano's rows and in simulated ones."""
     rng = np.random.default_rng(0)
-    measured = find_noise(Sweep("nano", "nano", np.zeros(1), [], set()))
+    measured = find_noise(select_sweeps(read_runs(HERE / "findings_nano"))[0].usual)
     for name in ("nll", "rate"):
         print(f"{name}: measured {measured[name].sd:.4f}", end="")
         for factor in (2.0, 3.0):

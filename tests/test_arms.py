@@ -398,6 +398,36 @@ def test_twins_are_refused_where_no_file_tells_them_apart():
                                   "eval_samples; put their files into different folders")
 
 
+@pytest.mark.parametrize(("method", "ignored"), [
+    ("bitfit", {"rank": 8, "alpha": 8.0}), ("adapter", {"targets": "mlp", "alpha": 8.0})])
+def test_old_rows_have_no_settings_that_their_method_ignores(method, ignored):
+    """The first edition wrote BitFit's rank; new rows have none. All of them are one arm.
+
+    The run at 2e-4 was made again, because its name had another rank. LoRA keeps its rank.
+    """
+    key = ArmKey(method, "all-linear", 64, 64.0, 16)
+    runs = make_grid(key, (1e-4, 2e-4), 2e-4, 1.0, **ignored,
+                     settings=other_settings(method=method, **ignored))
+    runs += make_grid(key, (2e-4, 4e-4), 2e-4, 1.0, **dict.fromkeys(ignored, ""),
+                      settings=other_settings(method=method))
+    runs += make_grid(R64, LORA_LR, 2e-4, 1.0, settings=other_settings())
+    arm, lora = sweep_of(*runs).arms
+    assert {getattr(arm, name) for name in ignored} == {""} and lora.rank == 64
+    assert arm.lrs == [1e-4, 2e-4, 4e-4] and arm.n_runs == 3 and arm.counts.all()
+
+
+def test_names_in_a_table_have_the_place_and_the_batch_where_they_differ():
+    mlp, small = R64._replace(targets="mlp"), R64._replace(batch=8)
+    sweep = sweep_of(*(run for key in (FULL, R64, mlp, small)
+                       for run in make_grid(key, LORA_LR, 2e-4, 1.0)))
+    full, r64, mlp, small = (find_arm(sweep, key) for key in (FULL, R64, mlp, small))
+    assert list(arms.name_arms([full, r64]).values()) == ["full", "r = 64"]
+    assert list(arms.name_arms([full, r64, mlp]).values()) == [
+        "full", "all layers, r = 64", "mlp, r = 64"]
+    assert list(arms.name_arms([full, r64, small]).values()) == [
+        "full, batch 16", "r = 64, batch 16", "r = 64, batch 8"]
+
+
 def test_like_is_compared_with_like():
     """Most runs have cosine, so claims are about it. An arm with dropout is compared with the full
     fine-tuning of its schedule, which has no dropout, and dora with the LoRA of its schedule."""

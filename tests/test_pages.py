@@ -24,6 +24,16 @@ def test_a_page_has_the_commands_of_the_readme(page):
     assert ours[:2] == readme[:2]
 
 
+def test_every_link_to_a_file_leads_to_one():
+    """In a fresh clone, so that a picture that git ignores is missed."""
+    missing = []
+    for page in sorted([*REPO.glob("*.md"), *REPO.glob("results/*.md"), *REPO.glob("data/*/*.md")]):
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            if not link.startswith("http") and not (page.parent / link).exists():
+                missing.append((page.name, link))
+    assert missing == []
+
+
 def cells_of_notebook():
     notebook = json.loads((REPO / "quickstart.ipynb").read_text(encoding="utf-8"))
     assert notebook["nbformat"] == 4

@@ -150,7 +150,12 @@ def test_runs_that_the_columns_do_not_tell_apart_are_refused(tmp_path, capsys):
 
 def test_folders_without_runs_or_with_too_few_are_refused(tmp_path, capsys):
     one_run = write_csv(tmp_path / "one", run_rows(FULL, 1e-5, [3, 2, 1, 1]))
-    assert f"{tmp_path} has no CSV file that sweep.py wrote" in error_of(capsys, tmp_path)
+    error = error_of(capsys, tmp_path)
+    assert f"{tmp_path} has no CSV file that sweep.py wrote; there are sweeps in" in error
+    assert error.endswith(f": python plot.py {one_run}\n")
+    write_csv(tmp_path, run_rows(R1, 1e-4, [3, 2, 1, 1]), run_rows(R64, 1e-4, [4, 2, 1, 1]))
+    error = error_of(capsys, tmp_path)      # runs that cannot be compared, and a sweep below them
+    assert "were not evaluated alike" in error and error.endswith(f": python plot.py {one_run}\n")
     for path in (tmp_path / "missing", one_run / "0.csv"):
         assert f"there is no folder {path}" in error_of(capsys, path)
     assert "has 1 run of nano on nano, and a figure compares two" in error_of(capsys, one_run)

@@ -205,7 +205,7 @@ def test_the_files_are_those_of_a_sweep_without_it(argv, tmp_path, passes, capsy
             assert_same_rows(read_rows(out / name), read_rows(path))
         else:
             assert read_json(out / name) == read_json(path)
-    assert "6 of 6 runs are in" in capsys.readouterr().out
+    assert "has 6 of 6 runs: " in capsys.readouterr().out
 
 
 def test_a_stack_leaves_out_what_another_process_makes(argv, tmp_path, passes):

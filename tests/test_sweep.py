@@ -293,14 +293,30 @@ def test_dry_run_lists_the_runs_and_makes_nothing(tiny_grid, argv, tmp_path, cap
     assert code_of(argv(out, "--dry_run", "--seeds=2")) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * N
-    assert last == f"{2 * N} runs, {2 * N} to do, about ? (nothing to go by yet)"
+    assert last == (f"{2 * N} runs, {2 * N} to do, "
+                    "how long they take shows when one of them is finished")
     expected = "to do  lora all-linear r=4 alpha=4 lr=0.05 batch=16 steps=6 seed=43"
     assert lines[-1].endswith(expected) and not out.exists()
     for name, n in (("finding1", 8), ("finding2", 20), ("finding3", 12), ("all", 40)):
         # another model than nano gets the tutorial's grids
         assert code_of([name, f"--model={qwen}", "--dry_run", f"--out={out}"]) == 0
         last = capsys.readouterr().out.splitlines()[-1]
-        assert last.startswith(f"{n} runs, {n} to do, about ")
+        assert last.startswith(f"{n} runs, {n} to do, how long ")
+
+
+def test_runs_are_listed_with_the_settings_that_their_methods_have(tiny_grid, argv, tmp_path,
+                                                                   capsys):
+    """BitFit has neither rank nor alpha, bottlenecks no targets. One run is not "1 runs"."""
+    listed = []
+    for arm in ({"method": "bitfit", "targets": "mlp"}, {"method": "adapter", "rank": 4},
+                {"method": "full"}):
+        tiny_grid([arm | {"lr": 1e-2}])
+        assert code_of(argv(tmp_path, "--dry_run", "--bracket")) == 0
+        line, summary, _, planned = capsys.readouterr().out.splitlines()
+        listed.append(line.partition("  to do  ")[2].partition(" batch")[0])
+        assert summary.startswith("1 run, 1 to do, how long they take shows ")
+        assert planned == "1 run by now; with every rate at every seed 1"
+    assert listed == ["bitfit mlp lr=0.01", "adapter r=4 lr=0.01", "full lr=0.01"]
 
 
 def test_a_dry_run_says_that_the_model_is_missing(tmp_path, capsys, qwen):
@@ -347,7 +363,7 @@ def test_a_file_has_grids_of_ones_own(own, capsys):
     said = capsys.readouterr()
     assert said.out.splitlines()[-1].startswith("14 runs, 14 to do")
     assert said.err == (
-        "warning: 1 of 5 arms have fewer than three rates, so that no best rate can lie between "
+        "warning: fewer than three rates in 1 of 5 arms, so that no best rate can lie between "
         "two that are worse, and nothing will be judged; add rates or --bracket\n")
     settings, common = sweep.parse_sweep(["schedules", *own(OWN, "--eval_steps=3")])
     runs = list(planned(settings, common).values())
@@ -380,9 +396,11 @@ def test_a_file_has_grids_of_ones_own(own, capsys):
     ("[[a]]\nfoo = 3", "foo in a grid is no setting of train.py; python train.py --help lists"),
     ("[[a]]\nrank = 'x'", "a grid: rank 'x': it must be a whole number"),
     ("[[a]]\nrank = true", "a grid: rank True: it must be a whole number"),
-    ("[[a]]\nrank = [4, 1.5]", "a grid: rank 1.5: it must be a whole number"),
+    ("[[a]]\nlr = 1.0\nrank = [4, 1.5]", "a grid: rank 1.5: it must be a whole number"),
     ("[[a]]\nrank = []", "rank = [] in a grid: an arm without a value has no runs"),
     ("[[a]]\nrank = 0", "a grid: rank 0: it must be a whole number, at least 1"),
+    ("[[a]]\nrank = [4, 8]",
+     "an arm in a grid has no learning rates ({'rank': 4}); give it some, as lr = [1e-4"),
     ("[[a]]\nschedule = 'sawtooth'",
      "a grid: schedule 'sawtooth': it must be constant or cosine or linear"),
     ("[[a]]\nmax_length = 64", "max_length in a grid: it is the same in all runs: give it as a"),
@@ -459,7 +477,7 @@ def test_files_have_the_columns_of_the_contract_and_nothing_else_is_left(
     assert code_of(argv(tmp_path)) == 0 and len(loaded) == 1
 
     *lines, last = capsys.readouterr().out.splitlines()
-    assert last == f"{N} of {N} runs are in {tmp_path}: python plot.py {tmp_path}"
+    assert last == f"{tmp_path} has {N} of {N} runs: python plot.py {tmp_path}"
     assert [line.split(":")[0] for line in lines] == [f"run {i + 1} of {N}" for i in range(N)]
     finals = [read_rows(path)[-1] for path in tmp_path.glob("*.csv")]
     lowest = min(row["test_nll"] for row in finals)
@@ -657,7 +675,7 @@ def test_two_sweeps_in_one_folder_make_each_run_once(argv, tmp_path, script, who
     assert [result[0] for result in results] == [0, 0], results
     assert begun(tmp_path) == sorted(whole) and rows_of(tmp_path / "out") == whole
     # each ends when all runs are there
-    assert all(f"{N} of {N} runs are in" in out for _, out, _ in results)
+    assert all(f"has {N} of {N} runs: " in out for _, out, _ in results)
 
 
 def test_jobs_share_the_runs_and_one_that_dies_takes_none_along(argv, tmp_path, script, whole):
@@ -887,7 +905,7 @@ def test_bracket_goes_on_until_the_best_rate_lies_between_worse_ones(argv, tmp_p
     code, said, error = ends(start(fake, *argv(out, "--bracket", "--jobs=1")))
     assert code == 0, error
     assert rates_by_arm(out) == expected_rates([42])
-    assert said.splitlines()[-1].startswith("10 of 10 runs are in")
+    assert "has 10 of 10 runs: " in said.splitlines()[-1]
 
     # what is known is not made again, and a plain sweep knows nothing of the extension
     assert ends(start(fake, *argv(out, "--bracket", "--jobs=1")))[0] == 0

@@ -24,9 +24,9 @@ spec.loader.exec_module(rule)
 def nothing_is_known(monkeypatch, tmp_path):
     """No noise from results/, unless a test puts rows there."""
     monkeypatch.setattr(verdicts, "RESULTS", tmp_path)
-    verdicts.known_noise.cache_clear()
+    verdicts.known_sweeps.cache_clear()
     yield
-    verdicts.known_noise.cache_clear()
+    verdicts.known_sweeps.cache_clear()
 
 
 # ----- the rule -----------------------------------------------------------------------------------
@@ -128,14 +128,31 @@ def test_one_seed_is_judged_by_the_noise_that_results_show(tmp_path):
              for run in make_grid(key, LORA_LR, 2e-4, 1.0, SEEDS, shift=shift, model="/some/nano")]
     (tmp_path / "findings_here").mkdir()
     write_rows(tmp_path / "findings_here" / "rows.csv", [row for run in known for row in run])
-    verdicts.known_noise.cache_clear()
-    noise = verdicts.known_noise("nano", "nano")["nll"]
+    verdicts.known_sweeps.cache_clear()
+    noise = verdicts.find_noise(sweep_of(*runs))["nll"]
     claim, = (claim for claim in verdicts.list_claims(sweeps_of(*runs))
               if claim.quantity == quantity)
     assert claim.known == pytest.approx((noise.sd * 2 ** 0.5 / 2.0, 4))
     word, why = judged_claims(*runs)[quantity]
     assert word == "supported" and why.startswith("noise from results/")
-    assert verdicts.known_noise("nano", "gsm8k") == {}
+
+
+@pytest.mark.parametrize(("changes", "known"), [
+    ({}, True), ({"model": "/some/nano"}, True), ({"start": 3.0002}, True),
+    ({"data": "gsm8k"}, False), ({"model": "llama"}, False),
+    ({"start": 3.001}, False),                      # other test samples
+    ({"steps": (0, 10, 20)}, False), ({"steps": (0, 10, 20, 40)}, False)])
+def test_noise_is_known_of_runs_like_those_of_results_alone(tmp_path, changes, known):
+    """The same model, data, length and test samples: noise depends on each of them."""
+    shifts = {FULL: (0.0, 0.01, 0.0), R1: (0.0, 0.0, 0.01)}
+    rows = [row for key, shift in shifts.items()
+            for run in make_grid(key, LORA_LR, 2e-4, 1.0, SEEDS, shift=shift) for row in run]
+    (tmp_path / "findings_here").mkdir()
+    write_rows(tmp_path / "findings_here" / "rows.csv", rows)
+    others = {name: value for name, value in changes.items() if name != "start"}
+    runs = [[run[0] | {"test_nll": changes.get("start", 3.0)}, *run[1:]]
+            for run in make_grid(R1, LORA_LR, 2e-4, 1.0, **others)]
+    assert set(verdicts.find_noise(sweep_of(*runs))) == ({"nll", "rate"} if known else set())
 
 
 # ----- its errors ---------------------------------------------------------------------------------
