@@ -21,6 +21,7 @@ ROW = {             # of log.csv: one evaluation. "" is what full fine-tuning, o
     "train_nll": (int, float, ""), "test_nll": (int, float),        # nan, inf: it diverged
     "seconds": (int, float), "peak_gb": (Number(0), ""), "trainable": whole(1)}
 COLUMNS = list(ROW)
+WHOLE_COLUMNS = ("rank", "batch_eff", "seed", "step", "tokens", "trainable")
 RUN = {             # of run.json, what is read; of its settings, those that settle a run
     "run": str, "finished": bool, "base_answer": str, "samples?": (whole(1), None),
     "settings": {"alpha": Number(), "lr": Number(), "max_steps": whole(), "eval_steps": whole(),
@@ -68,7 +69,8 @@ def cell_value(column: str, cell: str):
     """What a cell says, as JSON would have it; the cell itself if that is none of its column's."""
     if ROW.get(column) is str or not isinstance(cell, str):
         return cell
-    return number_of(cell.removesuffix(".0"))           # the first edition wrote ranks as 64.0
+    # the first edition wrote 64.0
+    return number_of(cell.removesuffix(".0") if column in WHOLE_COLUMNS else cell)
 
 
 def row_line(row: dict) -> str:

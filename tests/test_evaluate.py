@@ -443,8 +443,8 @@ TABLE = """\
 | data | model  | trained     | parameters | on disk | training | test NLL | exact match | answers |
 |------|--------|-------------|-----------:|--------:|---------:|---------:|------------:|--------:|
 | sums | m      | full        |    974,000 |  1.9 MB |  1,234 s |   0.5000 | 5.0 ± 1.0 % |     475 |
-| sums | m      | LoRA, r = 4 |      9,000 |  1.9 MB |     61 s |   1.2346 |             |         |
-| sums | m, NF4 | pretrained  |          – |  1.9 MB |        – |   1.2346 |             |         |
+| sums | m      | LoRA, r = 4 |      9,000 |  1.9 MB |     61 s |   1.2346 |             |     475 |
+| sums | m, NF4 | pretrained  |          – |  1.9 MB |        – |   1.2346 |             |     475 |
 """
 
 
@@ -454,10 +454,10 @@ def test_the_table(tmp_path, capsys):
     sqrt(0.05 * 0.95 / 475) is 0.01.
     """
     base = {"model": "/models/m", "method": "pretrained", "rank": None, "trainable": 0,
-            "bytes": 1_940_000, "test_nll": 1.23456, "finished": True,
+            "bytes": 1_940_000, "test_nll": 1.23456, "finished": True, "n": 475,
             "settings": {"data": "/data/sums", "nf4": False}}
     full = {"method": "full", "trainable": 974_000, "train_seconds": 1234.4, "test_nll": 0.5,
-            "exact_match": 0.05, "n": 475}
+            "exact_match": 0.05}
     lora = {"method": "lora", "rank": 4, "trainable": 9_000, "train_seconds": 61.2}
     nf4 = {"settings": {"data": "sums", "nf4": True}}
     changes = [nf4, lora, full, {"finished": False}]
