@@ -285,7 +285,8 @@ def test_a_grid_that_is_added_can_be_named(monkeypatch, tmp_path, capsys):
     assert code_of(flags) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("6 runs, 6 to do")
     code = code_of([*flags, "--preset=tutorial"])
-    assert "the preset tutorial: grid 'schedules': it must be finding1 or" in one_line(code, capsys.readouterr().err)
+    assert ("the preset tutorial: grid 'schedules': it must be finding1 or"
+            in one_line(code, capsys.readouterr().err))
 
 
 def test_dry_run_lists_the_runs_and_makes_nothing(tiny_grid, argv, tmp_path, capsys, qwen):
