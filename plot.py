@@ -277,10 +277,13 @@ def make_logarithmic(ax, write):
 
 
 def write_power(x: float) -> str:
-    """0.0002 -> 2 x 10^-4, as matplotlib sets it."""
+    """0.0002 -> 2×10⁻⁴."""
     digit, _, power = f"{x:.0e}".partition("e")
-    factor = "" if digit == "1" else rf"{digit}\times"
-    return f"${factor}10^{{{int(power)}}}$"
+    factor = "" if digit == "1" else f"{digit}×"
+    return f"{factor}10{str(int(power)).translate(SUPERSCRIPT)}"
+
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def keys_of_rates(arms) -> list:
