@@ -145,7 +145,8 @@ class Arm:
         n, n_counting = self.has_seed.sum(), self.counts.sum()
         if n == n_counting:
             return ""
-        return f"{n_counting} of {n} seeds count" if n_counting else "at the edge"
+        verb = "counts" if n_counting == 1 else "count"
+        return f"{n_counting} of {n} seeds {verb}" if n_counting else "at the edge"
 
     def describe_grid(self) -> str:
         """"3 to 5 rates, 2 of 3 seeds count, 1 of 13 runs diverged", as far as there is to say."""

@@ -86,6 +86,10 @@ def find_dataset(name: str) -> Path:
         if missing == ["test"]:
             hint = f"; python data/check.py {name} --convert NEW_FOLDER draws one by share"
         raise UserError(f"--data {name}: the folder has no {missing[0]}.jsonl{hint}")
+    if Path(name).is_file():
+        raise UserError(f"--data {name}: a file, but a folder with train.jsonl and test.jsonl is "
+                        "needed; python data/check.py FILE --convert NEW_FOLDER makes one of a "
+                        ".jsonl, .json or .csv file, and a spreadsheet can be saved as .csv")
     known = sorted(path.parent.name for path in (ROOT / "data").glob("*/prepare.py"))
     raise UserError(f"--data {name}: no folder with train.jsonl and test.jsonl, and none of "
                     + ", ".join(known) + " (data/custom/README.md has how to write one)")

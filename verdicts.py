@@ -268,7 +268,7 @@ def describe_missing(arms: list[Arm]) -> str:
         for lr, seeds in arm.rates_to_add().items():
             of_seeds = "" if len(seeds) == arm.has_seed.sum() else f" in seed {join(seeds)}"
             rates.append(f"{name} at {lr:.3g}{of_seeds}")
-    return (f"{counting} of {count_noun(int(run), 'seed')} bracket their best rate: "
+    return (f"the best rate is bracketed in {counting} of {count_noun(int(run), 'seed')}: "
             f"run {'; '.join(rates)}")
 
 

@@ -235,8 +235,8 @@ def read_rows_to_convert(path: Path) -> list[dict]:
     print(f"{path}: {len(rows):,} samples in {form or 'no known'} form, left out: {len(wrong):,}")
     show_wrong(wrong)
     if not rows:
-        raise UserError(f"{path} holds no sample that can be converted; data/forms.py lists the "
-                        "forms")
+        raise UserError(f"{path} holds no sample that can be converted; call its columns or keys "
+                        "question and answer, or as another form of data/custom/README.md has them")
     return rows
 
 

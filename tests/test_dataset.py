@@ -341,6 +341,9 @@ def test_a_data_set_is_a_folder_or_a_name(chat, tmp_path):
         dataset.find_dataset(str(tmp_path))
     with pytest.raises(UserError, match="none of .*gsm8k.*nano.*vi_gsm8k"):
         dataset.find_dataset("nowhere")
+    (tmp_path / "shop.xlsx").write_bytes(b"PK")
+    with pytest.raises(UserError, match="a file, but a folder with .* can be saved as .csv"):
+        dataset.find_dataset(str(tmp_path / "shop.xlsx"))
 
 
 # ----- order and batches --------------------------------------------------------------------------

@@ -353,7 +353,7 @@ def test_arms_at_the_edge_are_named_in_each_of_their_claims():
     for seed in SEEDS:
         for arm, at in ((R1, 100), (R64, 300), (FULL, 300)):
             runs += leaving_runs(arm, at, seed)[1:]
-    edges = {quantity: why.partition("0 of 3 seeds bracket their best rate: run ")[2]
+    edges = {quantity: why.partition("the best rate is bracketed in 0 of 3 seeds: run ")[2]
              for quantity, (_, why) in judged_claims(*runs).items()}
     assert edges == {
         "r = 1 above full, share of the gain": "full at 0.00016",
@@ -377,7 +377,8 @@ def test_a_seed_at_the_edge_does_not_count_but_the_others_do():
         "r = 1 above full, share of the gain"]
     assert claim.values == pytest.approx([0.15, 0.151, math.nan], nan_ok=True)
     verdict = judge_claim(claim)
-    assert verdict.why == ("2 of 3 seeds bracket their best rate: run r = 1 at 0.0002 in seed 44")
+    assert verdict.why == (
+        "the best rate is bracketed in 2 of 3 seeds: run r = 1 at 0.0002 in seed 44")
     assert verdict.word == "supported"
 
 
