@@ -431,7 +431,7 @@ def lr_at(step: int, config: Config) -> float:
 
 
 def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_clip,
-                   penalty=None, after_update=None) -> tuple[float, int]:
+                   penalty=None, after_update=None, seed=None) -> tuple[float, int]:
     """One AdamW step on the samples of all `micro_batches` -> (sum of the NLL, supervised tokens).
 
     The loss is the mean NLL over the n supervised tokens of the whole batch, and its gradient
@@ -444,6 +444,7 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 
     micro_batches: pairs of ids and labels (B, T). grad_clip: 0 for none. penalty() is added to the
     loss once, and after_update() called while the gradients are still there: see methods/.
+    seed: of what dropout draws, for the first micro-batch; others follow from it.
     """
     device = model.device
     # labels[:, 0] is never predicted, because nothing comes before it
@@ -452,7 +453,10 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 
     # Forward and backward. backward() adds to p.grad, so the micro-batches' gradients add up.
     # `total` stays on the device: .item() would wait for the GPU after each micro-batch.
-    for ids, labels in processes.take_share(micro_batches, dataset.BLANK):
+    numbered = list(enumerate(micro_batches))
+    for i, (ids, labels) in processes.take_share(numbered, (0, dataset.BLANK)):
+        if seed is not None:
+            torch.manual_seed(seed ^ i)     # whichever process computes it drops the same
         with autocast():
             nll, _ = model.loss(send(ids, device), labels)
         scaler.scale(nll / batch_tokens).backward()
@@ -519,14 +523,13 @@ def make_step(run: Run) -> float:
     micro_batches = dataset.micro_batches(samples, config.micro_bs)
 
     # ----- dropout: what is set to zero is another such function, so a run can be resumed -----
-    if config.dropout:
-        torch.manual_seed(step_seed(config.seed, progress.step) ^ processes.rank())
-        run.model.train()
+    seed = step_seed(config.seed, progress.step) if config.dropout else None
+    run.model.train(config.dropout > 0)
 
     # ----- forward, backward, update -----
     nll, tokens = optimizer_step(
         run.model, run.optimizer, run.scaler, micro_batches, run.autocast,
-        lr_at(progress.step, config), config.grad_clip, **method_hooks(run))
+        lr_at(progress.step, config), config.grad_clip, seed=seed, **method_hooks(run))
     run.model.eval()
 
     progress.note_step(samples, nll, tokens, time.perf_counter() - start)

@@ -32,15 +32,17 @@ SETTINGS = {
     "lora": {}, "full": {"method": "full", "lr": 2e-3}, "qlora": {"method": "qlora"},
     "adalora": {"method": "adalora", "max_steps": 10}, "rslora": {"method": "rslora"},
     "loraplus": {"method": "loraplus"}, "mora": {"method": "mora"}, "bitfit": {"method": "bitfit"},
-    "adapter": {"method": "adapter"}, "lora in 8 bits": {"optimizer": "adamw8bit"},
+    "adapter": {"method": "adapter"}, "dropout": {"dropout": 0.3},
+    "lora in 8 bits": {"optimizer": "adamw8bit"},
     "the best of full": {"method": "full", "lr": 0.1, "keep": "best"},
     "full, untied": {"method": "full", "lr": 2e-3, "model": "untied"}}
 CHECKPOINTING = ("full", "lora", "qlora")
 # what the several processes make: (name in SETTINGS, flags)
-WHOLE = [(name, ()) for name in ("lora", "full", "qlora", "adalora")]
+WHOLE = [(name, ()) for name in ("lora", "full", "qlora", "adalora", "dropout")]
 SHARDS = [(name, ("--fsdp",)) for name in SETTINGS]
 SHARDS += [(name, ("--fsdp", "--gradient_checkpointing")) for name in CHECKPOINTING]
-FEW = [("lora", ()), ("full", ("--fsdp",)), ("qlora", ("--fsdp",))]     # in every run of the suite
+# in every run of the suite
+FEW = [("dropout", ()), ("full", ("--fsdp",)), ("qlora", ("--fsdp",))]
 
 
 @pytest.fixture(scope="module")
