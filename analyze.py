@@ -44,7 +44,7 @@ from model import ModelConfig, Transformer
 from plumbing import checkpoint
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.errors import UserError, errors_in_one_line
-from plumbing.files import cached_folder, make_folder, read_json, replacing, resolve
+from plumbing.files import cached_folder, check_weight, make_folder, read_json, replacing, resolve
 from plumbing.records import group_by
 from plumbing.text import range_of
 from quant import NF4Tensor
@@ -83,7 +83,6 @@ def analyze(settings: Settings):
         if bases:
             print()
         bases.append(print_adapter(path, adapters[labels[path]], settings))
-        refuse_infinite(path, adapters[labels[path]])
     if settings.out:
         make_folder(settings.out)       # now: what follows may take minutes
 
@@ -130,13 +129,6 @@ def read_factors(path: str) -> dict[str, Factors]:
     if method.unmergeable:
         what = "which changes no W, so there is no dW to look into"
     raise UserError(f"{path}: its method is {method.name}, {what}")
-
-
-def refuse_infinite(path: str, adapter: dict):
-    for name, f in adapter.items():
-        if not (f.A.isfinite().all() and f.B.isfinite().all()):
-            raise UserError(f"{path}: {name} holds a number that is infinite or not a number; did "
-                            "its run diverge?")
 
 
 # ----- the base -----------------------------------------------------------------------------------
@@ -187,10 +179,7 @@ def read_layer(folder: Path, name: str, shape) -> torch.Tensor:
     """W (out, in) of one layer in float32; four bits are dequantized."""
     key = f"{name}.weight"
     parts = checkpoint.read_parts(folder, key)
-    try:
-        quantized = checkpoint.unpack_bnb(parts, key)
-    except (KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{folder}: {name} is not in bitsandbytes' form ({e})") from None
+    quantized = checkpoint.unpack_bnb(parts, key, folder)
     W = NF4Tensor(**quantized).dequantize(torch.float32) if quantized else parts[key]
     if not W.is_floating_point() or len(parts) > 1 and not quantized:
         raise UserError(f"{folder}: of quantized checkpoints only bitsandbytes' NF4 is read; give "
@@ -198,8 +187,7 @@ def read_layer(folder: Path, name: str, shape) -> torch.Tensor:
     if W.shape != shape:
         raise UserError(f"{folder}: {name} has shape {tuple(W.shape)}, the base has "
                         f"{tuple(shape)}")
-    if not W.isfinite().all():
-        raise UserError(f"{folder}: {name} holds a number that is infinite or not a number")
+    check_weight(folder, name, W)
     return W.float()
 
 

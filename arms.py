@@ -23,7 +23,6 @@ It does not matter that some seeds have few rates: only the best rate and its tw
 comparison. Early in a curve a higher rate can lead, and three rates may miss that; on nano they did
 not.
 """
-import dataclasses
 import math
 import sys
 from collections import Counter, defaultdict
@@ -414,14 +413,11 @@ def read_runs(folder: Path) -> list[list[dict]]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     rows, settings = {}, {}                 # (run, step) -> row; run -> its settings
-    for path in sorted(folder.glob("*.csv")):
+    for path in sorted(filter(Path.is_file, folder.glob("*.csv"))):
         if not has_runs(path):
             print(f"{path} is left out: its columns are not those of train.py", file=sys.stderr)
             continue
         for row in read_rows(path):
-            if "" in (row["step"], row["test_nll"]):
-                raise UserError(f"{path} is damaged (a row has no step or no test NLL); delete it "
-                                "and let the sweep make it again")
             if row["run"] not in settings:
                 settings[row["run"]] = read_settings(row["run"], folder)
             rows[row["run"], row["step"]] = row | {"settings": settings[row["run"]]}
@@ -460,19 +456,10 @@ def read_settings(run: str, folder: Path) -> dict | None:
     None if there is no such file: the first edition wrote none. Settings that a file does not have
     were added later, and are at their defaults.
     """
-    known = {field.name for field in dataclasses.fields(Config)}
     for path in (folder / f"{run}.json", folder / "run.json"):
         content = read_json(path) if path.exists() else {}
-        if content.get("run") != run:
-            continue
-        try:
-            given = {name: value for name, value in content["settings"].items() if name in known}
-            decides = Config(**given).decides
-            hash(tuple(decides.values()))       # no list among them
-            return decides
-        except (KeyError, AttributeError, TypeError):
-            raise UserError(f"{path} is damaged (its settings are not those of a run); delete it, "
-                            "and the command that made the run writes it again") from None
+        if content.get("run") == run:
+            return Config.of_settings(content, path).decides
     return None
 
 

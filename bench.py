@@ -33,6 +33,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -50,9 +51,10 @@ import train
 from engine import open_model
 from lora import TARGETS, AdaptedLinear, linear_layers
 from model import MLP, Attention, Layer, RMSNorm
-from plumbing.cli import add_flags, check_ranges, flag, make_parser, run_command
+from plumbing.cli import add_flags, flag, make_parser, read_flags, run_command
 from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line
+from plumbing.fields import Number, check, whole
 from plumbing.files import ROOT, resolve
 from settings import LESS_MEMORY, METHODS, Config, check_config, settled
 
@@ -226,9 +228,9 @@ def train_trl(config: Config):
 
 
 def prompts_of(config: Config, count: int) -> list[list[dict]]:
-    """The questions of the first `count` test samples."""
+    """The questions of the first `count` test samples; of fewer, again from the first."""
     chats = dataset.read_messages(dataset.find_dataset(config.data) / "test.jsonl")
-    return [chat[:-1] for chat in chats[:count]]
+    return [chats[i % len(chats)][:-1] for i in range(count)]
 
 
 def generate_ours(config: Config):
@@ -285,12 +287,16 @@ def be_a_side(name: str, settings: str):
 
 # ----- the parent: sides in turn ------------------------------------------------------------------
 
+REPLY = {"seconds": Number(above=0), "tokens": whole(1), "peak_gb": Number(0),
+         "loss?": (int, float), "ids?": [[whole()]]}
+
+
 class Side:
     """A process of `be_a_side`. kind: of SIDES; name: how it is called where it is printed."""
 
     def __init__(self, kind: str, config: Config, python=sys.executable, folder=ROOT, name=""):
         self.name, self.rows = name or kind, []
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")
         self.began = time.perf_counter()
         self.process = subprocess.Popen(
             [python, str(folder / "bench.py"), "--side", kind,
@@ -302,13 +308,13 @@ class Side:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write("\n")
             self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
+        try:
+            self.rows.append(check(json.loads(self.process.stdout.readline()), REPLY))
+        except ValueError:                  # also of no line, the end
             self.errors.seek(0)
             last = self.errors.read().strip().splitlines()[-1:] or ["it said nothing"]
             hint = f"; is everything there? {INSTALL}" if "No module" in last[0] else ""
-            raise UserError(f"{self.name} ended: {last[0]}{hint}")
-        self.rows.append(json.loads(line))
+            raise UserError(f"{self.name} ended: {last[0]}{hint}") from None
         if len(self.rows) == 1:
             self.first_step = time.perf_counter() - self.began
 
@@ -476,11 +482,8 @@ def parse_bench(argv) -> tuple[Settings, list[Config]]:
     parser = make_parser("bench.py", __doc__)
     add_flags(parser, Settings)
     add_flags(parser, Config)
-    flags = vars(parser.parse_args(argv))
-    settings = Settings(**{field.name: flags.pop(field.name)
-                           for field in dataclasses.fields(Settings)})
-    config = dataclasses.replace(Config(**flags), epochs=None)      # turns are counted here
-    check_ranges(settings)
+    settings, config = read_flags(parser, argv, Settings, Config)
+    config = dataclasses.replace(config, epochs=None)       # turns are counted here
     check_config(config)
     peer = settings.peer
     if peer == ("trl" if settings.generate else "transformers"):
@@ -494,6 +497,8 @@ def parse_bench(argv) -> tuple[Settings, list[Config]]:
                           or config.supervise != "last" or config.optimizer != "adamw"):
         raise UserError("--peer trl does full, lora and qlora with --supervise last and "
                         "--optimizer adamw")
+    if settings.peer_python and not shutil.which(settings.peer_python):
+        raise UserError(f"--peer_python {settings.peer_python}: there is no such program")
     configs = [config]
     if peer in METHODS:         # not settled yet: that would make lora with --nf4 another method
         configs.append(dataclasses.replace(config, method=peer, lr=None))

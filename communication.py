@@ -15,7 +15,7 @@ the same. To sum it and have all of it is both, 2 (n - 1) / n b. Qwen2.5-7B with
                                                 E = 1,089,998,336 outside the layers: 24.7 GB
 
 E is gathered once: embedding and unembedding stay from the forward to the backward pass. In 16 bits
-what is sent is 2 bytes per parameter, but E and the gradients of full fine-tuning are float32. A
+what is sent is 2 bytes per parameter, and in full fine-tuning E and the gradients are float32. A
 base in four bits is sent in four bits. NVLink moves some 400 GB per second, a network of 200 Gbit/s
 25 GB. So shards want GPUs in one machine, or long micro-batches.
 

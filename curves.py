@@ -8,9 +8,8 @@ import math
 import textwrap
 from pathlib import Path
 
-from plumbing.errors import UserError
 from plumbing.files import read_json, replacing
-from plumbing.records import COLUMNS, read_rows
+from plumbing.records import COLUMNS, RUN, read_rows
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # of COLUMNS, those that say what a run is; run.json has more settings
@@ -21,12 +20,10 @@ FILE = "curve.png"
 def read_run(folder: Path) -> tuple[list[dict], dict]:
     """-> the rows of a run's log.csv, and its settings: run.json's, else those of the rows."""
     rows = read_rows(folder / "log.csv")
-    if not rows:
-        raise UserError(f"{folder / 'log.csv'} has no rows yet")
     settings = {name: rows[0][name] for name in NAMING}
     if (folder / "run.json").exists():
-        run = read_json(folder / "run.json")
-        settings = run.get("settings", {}) | {"samples": run.get("samples")}
+        run = read_json(folder / "run.json", RUN)
+        settings = run["settings"] | {"samples": run.get("samples")}
     return rows, settings
 
 
@@ -58,9 +55,10 @@ def lowest_row(rows: list[dict]) -> dict:
 
 def draw_runs(folders: list[Path], path: Path):
     """Save the figure of all runs in `folders` as the PNG `path`."""
-    from matplotlib.figure import Figure
+    import matplotlib.figure
+    matplotlib.rcParams["text.parse_math"] = False          # a $ in a name is a $
     runs = [read_run(folder) for folder in folders]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
     ax = figure.subplots()
     for i, ((rows, _), name) in enumerate(zip(runs, name_runs([one for _, one in runs]))):
         draw_run(ax, rows, name, COLOURS[i % len(COLOURS)])

@@ -29,6 +29,7 @@ is the end token: masking by id would hide the end from the loss, and the model 
 """
 import itertools
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,8 @@ from typing import NamedTuple
 import torch
 
 from plumbing.errors import UserError
-from plumbing.files import ROOT
+from plumbing.fields import check
+from plumbing.files import ROOT, existing
 
 ROLES = ("system", "user", "assistant", "tool")
 IGNORED = -100      # the label of a token that is not learned, as in Hugging Face's code
@@ -66,14 +68,14 @@ class Sample(NamedTuple):
 def find_dataset(name: str) -> Path:
     """The folder of a data set: a path, or a name under data/.
 
-    If its files are missing and it has a prepare.py, that is run. Raises UserError if the folder
-    has no train.jsonl and test.jsonl in the end.
+    If its files are missing, its prepare.py is run: that of a folder under data/, not a stranger's.
+    Raises UserError if the folder has no train.jsonl and test.jsonl in the end.
     """
     folder = Path(name) if Path(name).is_dir() else ROOT / "data" / name
     missing = [split for split in ("train", "test") if not (folder / f"{split}.jsonl").exists()]
     if not missing:
         return folder
-    if (folder / "prepare.py").exists():
+    if (folder / "prepare.py").exists() and folder.resolve().parent == ROOT / "data":
         made = subprocess.run([sys.executable, folder / "prepare.py"], stdout=sys.stderr)
         if made.returncode == 0:
             return folder
@@ -96,11 +98,7 @@ def find_dataset(name: str) -> Path:
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The number and the bytes of each line that is not blank."""
     # Opened as bytes: then only \n ends a line, and a byte that is not UTF-8 spoils no other line.
-    try:
-        lines = open(path, "rb")
-    except (FileNotFoundError, IsADirectoryError) as e:
-        raise UserError(f"{path}: {e.strerror}") from None
-    with lines:
+    with open(existing(path), "rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, line
@@ -144,14 +142,8 @@ def check_messages(row) -> list[dict]:
 
     Raises ValueError unless it is {"messages": [..., {"role": "assistant", "content": "..."}]}.
     """
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
-        raise ValueError('it must be {"messages": [...]}')
+    check(row, {"messages": [{"role": ROLES, "content": str}]})
     messages = row["messages"]
-    for m in messages:
-        is_message = isinstance(m, dict) and isinstance(m.get("content"), str)
-        if not is_message or m.get("role") not in ROLES:
-            raise ValueError(f'a message must be {{"role": one of {", ".join(ROLES)}, "content": '
-                             f"text}}, not {str(m)[:60]}")
     if any(m["role"] == "system" for m in messages[1:]):
         raise ValueError("a system message must come first, where chat templates expect it")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
@@ -169,8 +161,9 @@ def prompt_of(messages: list[dict], tokenizer) -> str:
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, date_string=DATE)
 
 
-def encode_sample(messages: list[dict], tokenizer, supervise: str = "last") -> Sample:
-    """The sample's ids and labels, uncut.
+def encode_sample(messages: list[dict], tokenizer, supervise: str = "last",
+                  max_length: float = math.inf) -> Sample:
+    """The sample's ids and labels, uncut, or the first of them: at least `max_length`.
 
     supervise: "last", the last message is learned; "all", every answer of the assistant. What it
     says before the first question (a greeting) answers nothing, and is never learned. Raises
@@ -182,6 +175,8 @@ def encode_sample(messages: list[dict], tokenizer, supervise: str = "last") -> S
         turns = [i for i, m in enumerate(messages) if i and m["role"] == "assistant"]
     ids, labels, done = [], [], 0           # done: characters of `whole` that are encoded
     for turn in turns:
+        if len(ids) >= max_length:      # each turn renders all before it: 20,000 would take hours
+            break
         start, end = find_answer(messages, turn, whole, tokenizer)
         context, answer = tokenizer.encode(whole[done:start]), tokenizer.encode(whole[start:end])
         ids += context + answer
@@ -236,7 +231,7 @@ def load_split(path: Path, tokenizer, max_length: int, supervise: str = "last"
     samples, dropped = [], 0
     for messages, (number, _) in zip(read_messages(path), numbered_lines(path)):
         try:
-            sample = encode_sample(messages, tokenizer, supervise).cut(max_length)
+            sample = encode_sample(messages, tokenizer, supervise, max_length).cut(max_length)
         except UserError as e:
             raise UserError(f"{path}, line {number}: {e}") from None
         if sample.learned:

@@ -19,6 +19,7 @@ A checkpoint holds its linear layers in one of two forms. The example is of Qwen
 Either can be opened in four bits. The first is quantized while it is read: 0.99 GB of bfloat16
 become 0.46 GB, and for a model of 7.6B parameters 15.2 GB become 5.6 GB.
 """
+import bisect
 import codecs
 import contextlib
 import gc
@@ -37,6 +38,7 @@ from model import ModelConfig, Transformer
 from plumbing import checkpoint, shards
 from plumbing.device import DTYPES, choose_device, send
 from plumbing.errors import UserError
+from plumbing.fields import check
 from plumbing.files import read_json, resolve
 from plumbing.processes import sum_over_processes, take_share
 from quant import NF4, NF4Linear, NF4Tensor, dynamic_code, quantize_layer
@@ -111,9 +113,7 @@ def load_quantized(name_or_path, dtype=None, device=None, each=None) -> Transfor
 
     if not how:
         return Transformer.from_pretrained(folder, dtype, device, quantize_and)
-    if how.get("quant_method") != "bitsandbytes" or how.get("bnb_4bit_quant_type") != "nf4":
-        raise UserError(f"{folder}: of quantized checkpoints only bitsandbytes' NF4 is read; give "
-                        "the model that it was made from")
+    check(how, QUANTIZED, f"{folder}: of quantized checkpoints only bitsandbytes' NF4 is read")
     model = Transformer.empty(ModelConfig.from_hf(hf))
     shapes = {name: p.shape for name, p in model.named_parameters()}
 
@@ -130,18 +130,22 @@ def load_quantized(name_or_path, dtype=None, device=None, each=None) -> Transfor
     for name, shape in shapes.items():
         parts = checkpoint.read_parts(folder, name)
         parts = {key: part.to(device, copy=True) for key, part in parts.items()}
-        try:
-            quantized, tensor = checkpoint.unpack_bnb(parts, name), parts[name]
-        except (KeyError, TypeError, ValueError) as e:
-            raise UserError(f"{folder}: {name} is missing, or not in bitsandbytes' form ({e}); "
-                            "fetch it again") from None
-        if quantized is None:
-            model.put(name, tensor, folder, dtype, device)
-        else:
+        quantized = checkpoint.unpack_bnb(parts, name, folder)
+        skipped = ["embed_tokens", "lm_head", *(how.get("llm_int8_skip_modules") or [])]
+        if quantized is not None:
             put_quantized(model, name, NF4Tensor(**quantized), dtype, shape, folder)
+        elif len(shape) == 1 or any(skip in name for skip in skipped):
+            model.put(name, parts[name], folder, dtype, device)
+        else:
+            raise UserError(f"{folder}: by its config.json {name} is in four bits, and it is not; "
+                            "fetch the checkpoint again")
         each(model, name.rpartition(".")[0])
     model.tie_weights()
     return model
+
+
+QUANTIZED = {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4",
+             "llm_int8_skip_modules?": ([str], None)}       # quantization_config
 
 
 def put_quantized(model: Transformer, name: str, weight: NF4Tensor, dtype, shape, folder):
@@ -179,7 +183,8 @@ def base_of(adapter) -> str:
     writes it: a folder, or a hub repository and its revision ("owner/name@revision" here). Raises
     UserError if it does not say, or names a folder that is gone.
     """
-    config = read_json(Path(adapter) / "adapter_config.json")
+    config = read_json(Path(adapter) / "adapter_config.json",
+                       {"base_model_name_or_path?": (str, None), "revision?": (str, None)})
     name = config.get("base_model_name_or_path")
     if not name:
         raise UserError(f"{adapter} does not say which base it is for; give --model")
@@ -249,14 +254,21 @@ def fit_prompt(messages: list[dict], tokenizer: Tokenizer, room: float) -> list[
     A2, Q3, and then system, Q3. Raises UserError if the last question alone does not fit.
     """
     first = 1 if messages[0]["role"] == "system" else 0
-    while True:
-        ids = tokenizer.encode(dataset.prompt_of(messages, tokenizer))
-        if len(ids) <= room:
-            return ids
-        if len(messages) - first < 3:
-            raise UserError(f"the question takes {len(ids)} tokens, and next to --max_new_tokens "
-                            f"the model has room for {room}")
-        del messages[first:first + 2]
+
+    def ids_without(pairs: int) -> list[int]:
+        """The ids without the oldest `pairs` questions and answers."""
+        rest = [*messages[:first], *messages[first + 2 * pairs:]]
+        return tokenizer.encode(dataset.prompt_of(rest, tokenizer))
+
+    # By halving: one by one, a conversation of 20,000 messages would be rendered 10,000 times.
+    most = (len(messages) - first - 1) // 2
+    pairs = bisect.bisect_left(range(most), True, key=lambda n: len(ids_without(n)) <= room)
+    ids = ids_without(pairs)
+    if not 0 < len(ids) <= room:
+        raise UserError(f"the question takes {len(ids)} tokens, and next to --max_new_tokens the "
+                        f"model has room for 1 to {room}")
+    del messages[first:first + 2 * pairs]
+    return ids
 
 
 def generate_answers(model, tokenizer, prompts: list[list[int]], max_new_tokens, **how

@@ -55,22 +55,25 @@ from tqdm import tqdm
 
 import dataset
 from engine import default_base, generate_answers, mean_nll, open_model, room_for_prompt
-from lora import read_tensors, remove_lora
+from lora import remove_lora
 from methods import method_that_reads, open_adapter, switch_adapter
 from metrics import Task, judge_answer, summarize_answers
 from plumbing.checkpoint import weight_files
-from plumbing.cli import check_ranges, flag, parse_flags, run_command
+from plumbing.cli import flag, parse_flags, run_command
 from plumbing.device import DTYPES, choose_device
 from plumbing.errors import UserError, errors_in_one_line
-from plumbing.files import (NANO_BASE, describe_missing_file, make_folder, read_json, replacing,
-                            resolve, write_json)
+from plumbing.fields import Number, check, whole
+from plumbing.files import (NANO_BASE, hash_file, read_json, read_tensors, replacing, resolve,
+                            write_json)
 from plumbing.records import read_rows
 from plumbing.text import markdown_table, print_markdown
+from plumbing.workers import claim_or_stop
 from settings import SUPERVISE, Config
 
 # Each metric, and how many tokens an answer may have: a calculation, a label, a sentence or two.
 METRICS = {"exact_match": 256, "accuracy": 16, "bleu": 96}
 TOKENS_WITHOUT_METRIC = 256
+TASK = {"metric?": (*METRICS, None), "labels?": [str]}            # task.json
 
 
 # ----- settings -----------------------------------------------------------------------------------
@@ -122,10 +125,11 @@ def parse_evaluation(argv=None) -> Settings:
 def take_settings_of_run(settings):
     """Measure the test NLL as the run did that made the weights, unless the flags say otherwise."""
     path = Path(settings.adapter or resolve(settings.model)) / "run.json"
-    of_run = read_json(path).get("settings", {}) if path.exists() else {}
+    content = {"settings": {}} | (read_json(path) if path.exists() else {})
+    of_run = Config.of_settings(content, path)
     for name in ("max_length", "supervise"):
         if getattr(settings, name) is None:
-            setattr(settings, name, of_run.get(name, getattr(Config, name)))
+            setattr(settings, name, getattr(of_run, name))
 
 
 # ----- the questions ------------------------------------------------------------------------------
@@ -139,26 +143,15 @@ class Question(NamedTuple):
 def read_task(folder: Path, metric: str | None = None, labels: str | None = None) -> Task:
     """What the data set's task.json says, unless the command line says otherwise."""
     path = folder / "task.json"
-    given = read_json(path) if path.exists() else {}
+    given = read_json(path, TASK) if path.exists() else {}
     metric = metric or given.get("metric")
-    if metric not in (None, *METRICS):
-        raise UserError(f"{path}: the metric {metric!r} is none of {', '.join(METRICS)}, nor null")
     if metric != "accuracy":
         return Task(metric, [])
-    names = given.get("labels")
-    if labels:
-        names = [name.strip() for name in labels.split(",")]
-    if not is_list_of_texts(names) or len(names) < 2:
+    names = [name.strip() for name in labels.split(",")] if labels else given.get("labels")
+    if len(names or ()) < 2 or not all(map(str.strip, names)):
         raise UserError("accuracy needs at least two labels: --labels negative,positive, or in the "
                         "data set's task.json")
     return Task(metric, [unicodedata.normalize("NFC", name) for name in names])
-
-
-def is_list_of_texts(value) -> bool:
-    """At least one string, and none of them blank."""
-    if not isinstance(value, list) or not value:
-        return False
-    return all(isinstance(text, str) and text.strip() for text in value)
 
 
 def read_questions(path: Path, task, limit: int | None) -> list[Question]:
@@ -166,15 +159,14 @@ def read_questions(path: Path, task, limit: int | None) -> list[Question]:
     questions = []
     lines = zip(dataset.read_messages(path), dataset.numbered_lines(path))
     for index, (messages, (number, line)) in enumerate(lines):
-        references = json.loads(line).get("references", [messages[-1]["content"]])
-        if not is_list_of_texts(references):
+        row = check(dataset.load_row(line), {"references?": [str]}, f"{path}, line {number}")
+        references = row.get("references", [messages[-1]["content"]])
+        if not all(map(str.strip, references or [""])):
             raise UserError(f"{path}, line {number}: the references (else the assistant's message "
                             "is the one) must be a list of at least one text, none of them empty")
         if task.metric == "accuracy":
             references = [unicodedata.normalize("NFC", text.strip()) for text in references]
-            if not set(references) <= set(task.labels):
-                raise UserError(f"{path}, line {number}: the answer {references[0][:60]!r} is none "
-                                f"of the labels {', '.join(task.labels)}")
+            check(references, [tuple(task.labels)], f"{path}, line {number}", "references")
         questions.append(Question(index, messages, references))
     return questions[:limit]
 
@@ -303,19 +295,23 @@ def run_evaluation(settings) -> dict:
     identity = describe_evaluation(settings, task, folder)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     out = Path(settings.out or f"out/eval_{digest[:10]}.jsonl")
-    path = out.with_suffix(".json")
+    with claim_or_stop(out):
+        return finish_evaluation(settings, task, folder, questions, identity, out)
 
+
+def finish_evaluation(settings, task, folder: Path, questions, identity: dict, out: Path) -> dict:
+    """Do what `out` lacks of the evaluation `identity` -> the content of FILE.json."""
     # ----- what has been done already -----
+    path = out.with_suffix(".json")
     result = read_earlier_result(out, identity)
     if result["finished"]:
         print(f"{path} holds this evaluation, finished; delete it and {out.name} to make it again")
         return result
-    rows = read_answers(out)
+    rows = read_answers(out, task)
 
     # ----- the model, its test NLL, its answers -----
     model, tokenizer = open_adapted_model(settings)
     result |= describe_weights(settings.model, settings.adapter)
-    make_folder(out.parent)
     try:
         if "test_nll" not in result:
             result |= measure_test_nll(model, tokenizer, folder / "test.jsonl", settings)
@@ -379,13 +375,6 @@ def describe_evaluation(settings, task, folder: Path) -> dict:
     return description
 
 
-def hash_file(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        raise UserError(describe_missing_file(path)) from None
-
-
 def read_earlier_result(out: Path, identity: dict) -> dict:
     """The result so far. Raises UserError if `out` holds another evaluation than `identity`."""
     path = out.with_suffix(".json")
@@ -394,8 +383,10 @@ def read_earlier_result(out: Path, identity: dict) -> dict:
             raise UserError(f"{out} exists, but no {path.name} says what made it; give another "
                             "--out")
         return {"settings": identity, "finished": False}
-    result = read_json(path)
-    existing = result.get("settings", {})
+    result = read_json(path, {"settings": dict, "finished": bool, "test_nll?": (int, float)})
+    if result["finished"]:
+        check(result, FINISHED, path)
+    existing = result["settings"]
     different = [name for name in identity if existing.get(name) != identity[name]]
     if different:
         raise UserError(f"{path} holds another evaluation, with another {', '.join(different)}; "
@@ -403,19 +394,26 @@ def read_earlier_result(out: Path, identity: dict) -> dict:
     return result
 
 
-def read_answers(path: Path) -> dict[int, dict]:
+ANSWER = {          # of a line of FILE.jsonl
+    "index": whole(), "answer": str, "references": [str], "tokens": whole(), "seconds": Number(0)}
+JUDGED = {"exact_match": {"pred": str, "correct": bool},
+          "accuracy": {"pred": str, "correct": bool, "likeliest": str}}
+
+
+def read_answers(path: Path, task: Task) -> dict[int, dict]:
     """The answers so far, by index. A last line that a killed process left half written is cut."""
     data = path.read_bytes() if path.exists() else b""
-    whole = data[:data.rfind(b"\n") + 1]
+    lines = data[:data.rfind(b"\n") + 1]
     try:
-        rows = {row["index"]: row for row in map(json.loads, whole.splitlines())}
-    except (ValueError, KeyError, TypeError) as e:
+        rows = check([dataset.load_row(line) for line in lines.split(b"\n")[:-1]],
+                     [ANSWER | JUDGED.get(task.metric, {})], "its rows")
+    except ValueError as e:                     # UserError is one
         raise UserError(f"{path} is damaged ({e}); delete it and {path.with_suffix('.json').name} "
                         "to start over") from None
-    if whole != data:
+    if lines != data:
         with replacing(path) as part:
-            part.write_bytes(whole)
-    return rows
+            part.write_bytes(lines)
+    return {row["index"]: row for row in rows}
 
 
 def describe_weights(model: str, adapter: str | None) -> dict:
@@ -438,6 +436,15 @@ def describe_weights(model: str, adapter: str | None) -> dict:
                    "rank": last["rank"] or None, "trainable": last["trainable"],
                    "steps": last["step"], "train_seconds": last["seconds"]}
     return result
+
+
+SHARE = Number(0, at_most=1)
+FINISHED = {        # of FILE.json, what is printed
+    "settings": {"data": str, "nf4": bool}, "finished": True, "model": str, "method": str,
+    "rank": (whole(1), None), "trainable": whole(), "bytes": whole(), "test_nll": (int, float),
+    "train_seconds?": Number(0), "n": whole(1), "exact_match?": SHARE, "accuracy?": SHARE,
+    "accuracy_by_likelihood?": SHARE, "bleu?": Number(0), "labels?": [str],
+    "confusion?": [[whole()]], "confusion_by_likelihood?": [[whole()]]}
 
 
 # ----- printed output -----------------------------------------------------------------------------
@@ -478,7 +485,7 @@ def format_result(result: dict) -> dict[str, str]:
         "accuracy": format_share(result, "accuracy"),
         "by likelihood": format_share(result, "accuracy_by_likelihood"),
         "BLEU": f"{result['bleu']:.2f}" if "bleu" in result else "",
-        "answers": f"{result['n']:,}" if "n" in result else ""}
+        "answers": f"{result['n']:,}"}
 
 
 def format_share(result: dict, key: str) -> str:
@@ -492,6 +499,9 @@ def format_share(result: dict, key: str) -> str:
 
 def format_confusion(labels: list[str], counts: list[list[int]], how: str) -> str:
     """A row for each right label, a column for each given one; "none" if it ever was."""
+    n = len(labels)
+    if [*map(len, counts)] != [n + 1] * n:
+        raise UserError(f"the confusion matrix of a finished evaluation must be {n} x {n + 1}")
     given = [*labels, "none"] if any(row[-1] for row in counts) else labels
     rows = [[label, *map(str, row[:len(given)])] for label, row in zip(labels, counts)]
     return markdown_table([f"right \\ {how}", *given], rows, left=1)
@@ -501,7 +511,7 @@ def print_result(result: dict):
     print_markdown("\n" + format_results([result]))
     for key, how in (("confusion", "written"), ("confusion_by_likelihood", "likeliest")):
         if key in result:
-            print("\n" + format_confusion(result["labels"], result[key], how))
+            print("\n" + format_confusion(result.get("labels", []), result[key], how))
 
 
 def read_finished_results(paths: list[str]) -> list[dict]:
@@ -509,11 +519,9 @@ def read_finished_results(paths: list[str]) -> list[dict]:
     results = []
     for path in map(Path, paths):
         result = read_json(path)
-        if "test_nll" not in result and result.get("finished", True):      # run.json, for instance
-            raise UserError(f"{path} is not the result of an evaluation; --table takes the .json "
-                            "next to the .jsonl")
-        if result["finished"]:
-            results.append(result)
+        if result.get("finished") is not False:
+            results.append(check(result, FINISHED, f"{path} is not the result of an evaluation, as "
+                                 "the .json next to a .jsonl is"))
         else:
             print(f"{path} is left out: it is not finished", file=sys.stderr)
     if not results:
@@ -527,7 +535,6 @@ def main(argv=None):
     advice = "lower --batch, then give the same command again: it continues where this one stopped"
     with errors_in_one_line(advice):
         settings = parse_evaluation(argv)
-        check_ranges(settings)
         if settings.out and Path(settings.out).suffix != ".jsonl":
             raise UserError(f"--out {settings.out}: its name must end in .jsonl")
         if settings.table:

@@ -24,6 +24,7 @@ from model import Transformer
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.device import DTYPES, dtype_name
 from plumbing.errors import UserError, errors_in_one_line
+from plumbing.files import make_folder, replacing
 from quant import NF4Linear
 from tokenizer import Tokenizer, stop_ids
 
@@ -78,8 +79,10 @@ def merge_to_checkpoint(settings: Settings):
                         f"no {extra[0]} that could be written")
 
     # ----- the checkpoint -----
-    model.save_pretrained(folder, stop_ids(tokenizer))
-    tokenizer.save_pretrained(folder)
+    make_folder(folder.absolute().parent)
+    with replacing(folder.absolute(), Path.mkdir) as part:
+        model.save_pretrained(part, stop_ids(tokenizer))
+        tokenizer.save_pretrained(part)
     dtype = dtype_name(model.lm_head.weight.dtype)
     print(f"{folder}: {base_name} with {settings.adapter} merged, in {dtype}")
     print_rounding(before, after, ids[0], dtype)

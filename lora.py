@@ -48,11 +48,11 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from plumbing.errors import UserError
-from plumbing.files import make_folder, read_json, replacing, write_json
+from plumbing.errors import UserError, time_limit
+from plumbing.fields import Number, check, fits_pattern, whole
+from plumbing.files import make_folder, read_json, read_tensors, replacing, write_json
 
 TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
            "mlp": ("gate_proj", "up_proj", "down_proj")}
@@ -171,8 +171,7 @@ def apply_lora(module, rank: int, alpha=None, targets="all-linear", dropout=0.0,
     Raises UserError, before anything is changed, for a rank below 1, for a target that fits no
     layer, and for a layer that cannot be wrapped (see `refuse_unwrappable`).
     """
-    if rank < 1:
-        raise UserError(f"rank {rank}: it must be at least 1")
+    check(rank, whole(1), name="rank")
     alpha = rank if alpha is None else alpha
     return wrap_targets(module, targets,
                         lambda layer: LoRALinear(layer, rank, alpha, dropout, rslora))
@@ -495,11 +494,10 @@ def read_adapter(folder, module=None) -> dict[str, Factors]:
 def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
     """The tensors of PEFT's file -> {name of a layer: its A, B and alpha}.
 
-    Ranks are those of the tensors; alpha follows lora_alpha, alpha_pattern and use_rslora. Raises
-    UserError if parts are missing or left over.
+    config: the content of adapter_config.json. Raises UserError if it is not PEFT's, if parts are
+    missing or left over, and if they do not have the ranks that it says.
     """
-    if "lora_alpha" not in config:
-        raise UserError(f"{Path(folder) / 'adapter_config.json'} lacks 'lora_alpha'")
+    check(config, PEFT_CONFIG, Path(folder) / "adapter_config.json")
     names = [key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
              for key in tensors if key.endswith(".lora_A.weight")]
     expected = {peft_name(name, factor) for name in names for factor in "AB"}
@@ -507,33 +505,52 @@ def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
         raise UserError(f"{folder}: the adapter's tensors are not pairs of A and B of linear "
                         "layers, or some are missing")
     adapter = {}
-    for name in names:
-        A, B = (tensors[peft_name(name, factor)].float() for factor in "AB")
-        adapter[name] = Factors(A, B, alpha_of(name, config), config.get("lora_dropout", 0.0),
-                                config.get("use_rslora", False))
+    with time_limit(2, f"{folder}: finding the layers that its patterns fit"):
+        for name in names:
+            A, B = (tensors[peft_name(name, factor)].float() for factor in "AB")
+            rank = value_of(config.get("rank_pattern"), name, config["r"])
+            if A.dim() != 2 or B.dim() != 2 or len(A) != rank:
+                raise UserError(f"{folder}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}, "
+                                f"and by adapter_config.json rank {rank}")
+            if not is_target(name, config["target_modules"]):
+                raise UserError(f"{folder}: {name} has A and B, and is not among the "
+                                "target_modules of adapter_config.json: PEFT would pass it over")
+            alpha = value_of(config.get("alpha_pattern"), name, config["lora_alpha"])
+            adapter[name] = Factors(A, B, alpha, config.get("lora_dropout", 0.0),
+                                    config.get("use_rslora", False))
     return adapter
+
+
+PEFT_CONFIG = {     # of adapter_config.json, what is read here
+    "r": whole(1), "lora_alpha": Number(above=0), "lora_dropout?": Number(0, at_most=1),
+    "use_rslora?": bool, "rank_pattern?": ({str: whole(1)}, None),
+    "alpha_pattern?": ({str: Number(above=0)}, None), "target_modules": (str, [str])}
+
+
+def value_of(patterns: dict | None, name: str, common):
+    """The value of the first pattern that fits the end of the layer's path, else `common`."""
+    for pattern, value in (patterns or {}).items():
+        if fits_pattern(rf"(.*\.)?({pattern})", name):
+            return value
+    return common
+
+
+def is_target(name: str, targets: str | list[str]) -> bool:
+    """As PEFT reads target_modules: ends of a layer's path, or a regular expression for all."""
+    if isinstance(targets, str):
+        return targets == "all-linear" or fits_pattern(targets, name)
+    return any(f".{name}".endswith(f".{target}") for target in targets)
 
 
 def is_plain_lora(config: dict) -> bool:
     """Whether an adapter_config.json says LoRA next to the base as it is."""
     # Other starts than these, PiSSA's for instance, change the base's weights as well.
     starts = (True, False, "gaussian", "eva", "orthogonal")
-    return (config.get("peft_type") == "LORA" and not config.get("use_dora")
+    return (config.get("peft_type") == "LORA" and not any(map(config.get, NOT_PLAIN))
             and config.get("bias", "none") == "none"
             and config.get("init_lora_weights", True) in starts)
 
 
-def alpha_of(name: str, config: dict) -> float:
-    """alpha of the layer called `name`: of the first pattern that fits the end of its path, or the
-    common one."""
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
-            return alpha
-    return config["lora_alpha"]
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, FileNotFoundError) as e:
-        raise UserError(f"{path} is missing or damaged ({e})") from None
+# PEFT's entries with which an adapter computes something else than W x + s B A x
+NOT_PLAIN = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication",
+             "alora_invocation_tokens", "kasa_config", "monteclora_config", "arrow_config")

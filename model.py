@@ -37,7 +37,9 @@ from torch.utils.checkpoint import checkpoint
 from plumbing.checkpoint import read_weights, write_checkpoint
 from plumbing.device import multiplies_bfloat16, send
 from plumbing.errors import UserError
-from plumbing.files import read_json, resolve
+from plumbing.fields import Number, check, whole
+from plumbing.files import check_weight, read_json, resolve
+from plumbing.processes import is_shard
 from plumbing.shards import shard_like
 
 # MKL computes torch's matrix products on Intel processors. By default the order in which it adds
@@ -93,13 +95,19 @@ class ModelConfig:
 
         Raises UserError for a model that this decoder would not compute as transformers does.
         """
-        refuse_unsupported(hf)
+        check(hf, CONFIG, "config.json")
+        if hf.get("quantization_config"):
+            raise UserError("this checkpoint is quantized (quantization_config). train.py reads "
+                            "bitsandbytes' NF4 with --method qlora, sample.py, evaluate.py and "
+                            "export.py with --nf4; otherwise give the model that it was made from")
         family, hidden, heads = hf["model_type"], hf["hidden_size"], hf["num_attention_heads"]
         kv_heads = hf.get("num_key_value_heads") or heads
         if heads % kv_heads:
             raise UserError(f"{heads} attention heads cannot share {kv_heads} key/value heads "
                             "evenly")
-        default_head_dim = 128 if family == "qwen3" else hidden // heads
+        head_dim = hf.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
+        if head_dim < 2 or head_dim % 2:
+            raise UserError(f"head_dim {head_dim}: it must be even, because RoPE turns pairs")
         rope = rope_settings(hf)
         bias = hf.get("attention_bias", False)
         return cls(
@@ -109,7 +117,7 @@ class ModelConfig:
             num_hidden_layers=hf["num_hidden_layers"],
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
-            head_dim=hf.get("head_dim") or default_head_dim,
+            head_dim=head_dim,
             rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
             rope_theta=rope["rope_theta"],
             rope_scaling=rope if rope["rope_type"] == "llama3" else None,
@@ -121,22 +129,20 @@ class ModelConfig:
             hf=hf)
 
 
-def refuse_unsupported(hf: dict):
-    family = hf.get("model_type")
-    if family not in ("qwen2", "qwen3", "llama"):
-        raise UserError(f"model_type {family!r} is not supported; it must be qwen2, qwen3 or llama")
-    if hf.get("hidden_act", "silu") != "silu":
-        raise UserError(f"hidden_act {hf['hidden_act']!r} is not supported; it must be silu")
-    if hf.get("use_sliding_window"):
-        raise UserError("sliding-window attention (use_sliding_window) is not supported")
-    if hf.get("quantization_config"):
-        raise UserError("this checkpoint is quantized (quantization_config). train.py reads "
-                        "bitsandbytes' NF4 with --method qlora, sample.py, evaluate.py and "
-                        "export.py with --nf4; otherwise give the model that it was made from")
-    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                 "num_attention_heads"):
-        if not isinstance(hf.get(name), int) or hf[name] < 1:
-            raise UserError(f"config.json lacks {name!r}, or it is not a whole number above 0")
+SIZE, FACTOR = whole(1, 2 ** 24), Number(above=0)
+CONFIG = {          # of config.json, what is read here
+    "model_type": ("qwen2", "qwen3", "llama"),
+    "hidden_act?": "silu", "use_sliding_window?": (False, None),
+    "vocab_size": SIZE, "hidden_size": SIZE, "intermediate_size": SIZE,
+    "num_hidden_layers": whole(1, 1000), "num_attention_heads": whole(1, 4096),
+    "num_key_value_heads?": (whole(1), None), "head_dim?": (whole(2, 4096), None),
+    "rms_norm_eps?": Number(above=0, at_most=1), "rope_theta?": Number(above=1),
+    "rope_parameters?": (dict, None), "rope_scaling?": (dict, None), "tie_word_embeddings?": bool,
+    "layer_types?": (["full_attention"], None), "attention_bias?": bool, "mlp_bias?": bool,
+    "max_position_embeddings?": (whole(1), None), "eos_token_id?": (whole(), [whole()], None)}
+ROPE = {"rope_type": ("default", "llama3"), "rope_theta": Number(above=1)}
+LLAMA3_ROPE = ROPE | {"factor": FACTOR, "low_freq_factor": FACTOR, "high_freq_factor": FACTOR,
+                      "original_max_position_embeddings": whole(1)}
 
 
 def rope_settings(hf: dict) -> dict:
@@ -148,14 +154,9 @@ def rope_settings(hf: dict) -> dict:
     rope = {"rope_theta": hf.get("rope_theta", 10_000.0)}
     rope |= hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     rope_type = rope.setdefault("rope_type", rope.get("type", "default"))
-    if rope_type not in ("default", "llama3"):
-        raise UserError(f"rope_scaling of type {rope_type!r} is not supported; it must be none or "
-                        "llama3")
-    if rope_type == "llama3":
-        for name in ("factor", "low_freq_factor", "high_freq_factor",
-                     "original_max_position_embeddings"):
-            if name not in rope:
-                raise UserError(f"config.json lacks {name!r}")
+    check(rope, LLAMA3_ROPE if rope_type == "llama3" else ROPE, "config.json", "rope_parameters")
+    if rope_type == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
+        raise UserError("config.json: low_freq_factor must be below high_freq_factor")
     return rope
 
 
@@ -547,7 +548,7 @@ def draw_token(logits, temperature: float, top_p: float, generator=None):
     (arXiv 1904.09751). For p = (0.5, 0.3, 0.2) and top_p = 0.6 the sums before each token are
     0, 0.5 and 0.8: the first two stay. The first always stays.
     """
-    if temperature == 0:
+    if temperature < 1e-6:      # nearer to 0 than the division below can tell
         return logits.argmax(-1, keepdim=True)
     p, tokens = (logits / temperature).softmax(-1).sort(descending=True)    # (B, V)
     sum_before = p.cumsum(-1) - p
@@ -762,7 +763,7 @@ class Transformer(nn.Module):
     def put(self, name: str, tensor, file, dtype=None, device=None):
         """Make a copy of `tensor`, read from `file`, the parameter called `name`.
 
-        Raises UserError if it does not have the shape that the config gives it.
+        Raises UserError if it does not have the shape that the config gives it, or is no weight.
         """
         path, _, leaf = name.rpartition(".")
         module = self.get_submodule(path)
@@ -771,6 +772,7 @@ class Transformer(nn.Module):
             raise UserError(f"{file}: {name} has shape {tuple(tensor.shape)}, config.json asks for "
                             f"{tuple(empty.shape)}")
         own = shard_like(tensor, empty)             # `tensor` itself, or a copy of some rows
+        check_weight(file, name, own.to_local() if is_shard(own) else own)
         own = own.to(device=device, dtype=dtype, copy=own is tensor)
         setattr(module, leaf, nn.Parameter(own))
 

@@ -65,7 +65,8 @@ from optim import BUCKET
 from plumbing.cli import add_flags, make_parser, run_command
 from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line, is_out_of_memory
-from plumbing.files import replacing, resolve
+from plumbing.fields import check, number_of, whole
+from plumbing.files import make_folder, replacing, resolve
 from plumbing.text import print_fitted
 from quant import quantize_layer
 from rates import lora_rate_multiple
@@ -98,13 +99,8 @@ def linear_shapes(c: ModelConfig) -> dict[str, tuple[int, int]]:
 def targeted_maps(targets: str) -> list[str]:
     """The linear maps of a layer that --targets means. Raises UserError for an unknown one."""
     known = [*TARGETS["attention"], *TARGETS["mlp"]]
-    if targets == "all-linear":
-        return known
-    names = TARGETS.get(targets, targets.split(","))
-    for name in sorted(names):
-        if name not in known:
-            raise UserError(f"plan.py knows no target {name!r}; give all-linear, attention, mlp, "
-                            f"or some of {','.join(known)}")
+    names = known if targets == "all-linear" else TARGETS.get(targets, targets.split(","))
+    check([*names], [tuple(known)], name="--targets")
     return [name for name in known if name in names]
 
 
@@ -943,7 +939,8 @@ def draw_memory(c: ModelConfig, config: Config, path: Path):
     model = Path(config.model)
     name = model.resolve().parent.name if model.suffix == ".json" else model.name
     ax.set_title(f"{name} on a GPU: {config.micro_bs} x {config.max_length} tokens, "
-                 f"r = {config.rank}, {config.dtype}, {config.optimizer}")
+                 f"r = {config.rank}, {config.dtype}, {config.optimizer}",
+                 parse_math=False)              # a $ in a name is a $
     ax.legend(loc="upper right", framealpha=1, edgecolor="none")
     with replacing(path) as part:
         fig.savefig(part, format=path.suffix[1:], dpi=150)
@@ -977,14 +974,12 @@ def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool, list[int]]:
         "what each of N GPUs holds and sends, data parallel or with --fsdp in shards"))
     flags = vars(parser.parse_args(argv))
     picture, measuring = flags.pop("plot"), flags.pop("measure")
-    gpus = [n for n in flags.pop("gpus").split(",") if n]
-    if not all(n.isdecimal() and 1 <= int(n) <= 2 ** 20 for n in gpus):
-        raise UserError(f"--gpus {','.join(gpus)}: it must be numbers of GPUs, such as 8 or 1,8,64")
-    if picture and picture.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--plot {picture}: its name must end in .png, .svg or .pdf")
-    if picture and not picture.parent.is_dir():
-        raise UserError(f"--plot {picture}: there is no folder {picture.parent}")
-    return Config(**flags), picture, measuring, [int(n) for n in gpus]
+    gpus = [number_of(n) for n in flags.pop("gpus").split(",") if n]
+    check(gpus, [whole(1, 2 ** 20)], name="--gpus")
+    if picture:
+        check(picture.suffix, (".png", ".svg", ".pdf"), f"--plot {picture}", "its ending")
+        make_folder(picture.parent)
+    return Config(**flags), picture, measuring, gpus
 
 
 def print_plan(argv=None):

@@ -30,6 +30,7 @@ a rank has seen more than it can hold.
 import itertools
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,10 @@ import numpy as np
 import curves
 from arms import (MARGIN, Arm, count_noun, mean_over_seeds, name_arms, name_left_out, read_runs,
                   select_sweeps, suggest_folders)
-from plumbing.cli import make_parser, run_command
+from plumbing.cli import flag, parse_flags, run_command
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import make_folder, read_json, replacing
-from plumbing.records import read_rows
+from plumbing.records import RUN, read_rows
 from plumbing.text import print_markdown
 from rates import find_best_rate
 from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, geometric_mean,
@@ -70,7 +71,8 @@ STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fo
          "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
          "legend.frameon": False, "legend.handlelength": 3.2, "lines.linewidth": 1.8,
          "lines.markersize": 5, "figure.titlesize": 13, "figure.constrained_layout.use": True,
-         "figure.constrained_layout.wspace": 0.06, "svg.hashsalt": "nanoLoRA"}
+         "figure.constrained_layout.wspace": 0.06, "svg.hashsalt": "nanoLoRA",
+         "text.parse_math": False}          # a $ in a model's name is a $
 WIDTH, PANEL_HEIGHT, ROW_HEIGHT = 10, 4.6, 0.21     # inches: of a figure, its panels, a legend row
 
 
@@ -275,10 +277,13 @@ def make_logarithmic(ax, write):
 
 
 def write_power(x: float) -> str:
-    """0.0002 -> 2 x 10^-4, as matplotlib sets it."""
+    """0.0002 -> 2×10⁻⁴."""
     digit, _, power = f"{x:.0e}".partition("e")
-    factor = "" if digit == "1" else rf"{digit}\times"
-    return f"${factor}10^{{{int(power)}}}$"
+    factor = "" if digit == "1" else f"{digit}×"
+    return f"{factor}10{str(int(power)).translate(SUPERSCRIPT)}"
+
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def keys_of_rates(arms) -> list:
@@ -633,22 +638,24 @@ def save_figure(figure, path: Path, **how):
 
 # ----- the command --------------------------------------------------------------------------------
 
+@dataclass
+class Settings:
+    folders: list[Path] = flag(
+        None, "folder with a sweep's CSV files, or folders of train.py's runs", positional=True,
+        nargs="+", type=Path, metavar="folder")
+    out: Path = flag(None, "folder of the figures; default: that of the CSV files, or of the run; "
+                     "of several runs, the one that all lie in")
+    watch: bool = flag(False, "draw the runs' curves again after each evaluation until all have "
+                       "ended; watch.html shows them in a browser")
+    table: bool = flag(False, "print Markdown instead of drawing")
+    supervised: float = flag(1.0, "share of the tokens that are supervised, for the figure on "
+                             "capacity; nano: 0.34", above=0, at_most=1, metavar="SHARE")
+
+
 def main(argv=None):
-    parser = make_parser("plot.py", __doc__)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="folder",
-                        help="folder with a sweep's CSV files, or folders of train.py's runs")
-    parser.add_argument("--out", type=Path, help="folder of the figures; default: that of the "
-                        "CSV files, or of the run; of several runs, the one that all lie in")
-    parser.add_argument("--watch", action="store_true",
-                        help="draw the runs' curves again after each evaluation until all have "
-                        "ended; watch.html shows them in a browser")
-    parser.add_argument("--table", action="store_true", help="print Markdown instead of drawing")
-    parser.add_argument("--supervised", type=float, default=1.0, metavar="SHARE",
-                        help="share of the tokens that are supervised, for the figure on capacity; "
-                        "nano: 0.34. Default: 1")
-    args = parser.parse_args(argv)
     # If both arms of a gap diverged it is inf - inf. That is nan, as it should be.
     with errors_in_one_line(), np.errstate(invalid="ignore"):
+        args = parse_flags(Settings, "plot.py", __doc__, argv)
         is_run = [(folder / "log.csv").exists() or (folder / "run.json").exists()
                   for folder in args.folders]
         if all(is_run) and not args.table:
@@ -667,7 +674,8 @@ def plot_runs(args):
     out = make_folder(args.out or common_place(folders))
     path, drawn = out / curves.FILE, None
     if args.watch:
-        (out / "watch.html").write_text(WATCH_PAGE, encoding="utf-8")
+        with replacing(out / "watch.html") as part:
+            part.write_text(WATCH_PAGE, encoding="utf-8")
         print(f"open {out / 'watch.html'} in a browser; Ctrl-C stops")
     while True:
         waits = [folder for folder in folders if not (folder / "log.csv").exists()]
@@ -697,7 +705,7 @@ WATCH_PAGE = ('<meta http-equiv="refresh" content="3"><title>nanoLoRA</title>'
 
 
 def has_ended(run: Path) -> bool:
-    return read_json(run / "run.json")["finished"]
+    return read_json(run / "run.json", RUN)["finished"]
 
 
 def plot_sweep(args):

@@ -27,7 +27,7 @@ import dataset
 from engine import (default_base, fit_prompt, generate_answers, open_model, room_for_prompt,
                     stream_answer)
 from methods import open_adapter, switch_adapter
-from plumbing.cli import check_ranges, flag, parse_flags, run_command
+from plumbing.cli import flag, parse_flags, run_command
 from plumbing.device import DTYPES
 from plumbing.errors import UserError, errors_in_one_line, interruption
 from plumbing.files import NANO_BASE, read_json, replacing, resolve
@@ -96,7 +96,6 @@ def name_folders(values: list[str]) -> dict[str, str]:
 
 def check_sampling(settings):
     """Raise UserError for a setting that cannot be meant."""
-    check_ranges(settings)
     shared = settings.adapter.keys() & settings.against.keys()
     if shared:
         raise UserError(f"--adapter and --against are both called {min(shared)}; give NAME=FOLDER")
@@ -108,10 +107,9 @@ def check_sampling(settings):
     if settings.system and settings.data:
         raise UserError("--system and --data contradict each other: the samples say what their "
                         "conversation begins with")
-    if settings.markdown and not Path(settings.markdown).absolute().parent.is_dir():
-        raise UserError(f"--markdown {settings.markdown}: there is no such folder")
-    if settings.markdown and Path(settings.markdown).is_dir():
-        raise UserError(f"--markdown {settings.markdown} is a folder; give the name of a file")
+    page = Path(settings.markdown).absolute() if settings.markdown else None
+    if page and (page.is_dir() or not page.parent.is_dir()):
+        raise UserError(f"--markdown {page}: it must be a file in a folder that exists")
     # what is missing shows now, before a model is loaded and answers
     for folder in settings.adapter.values():
         read_json(Path(folder) / "adapter_config.json")

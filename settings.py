@@ -19,8 +19,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from plumbing.cli import check_ranges, flag, parse_flags
+from plumbing.cli import flag, parse_flags
 from plumbing.errors import UserError
+from plumbing.fields import check, check_ranges, shape_of_flag
 
 # A file of methods/ is a method. qlora is lora on a base in four bits.
 FOLDER = Path(__file__).parent / "methods"
@@ -150,6 +151,18 @@ class Config:
             kind = self.device.partition(":")[0]
             named |= {"micro_bs": self.micro_bs, "device": kind, "compile": self.compile}
         return named
+
+    @classmethod
+    def of_settings(cls, content: dict, source) -> "Config":
+        """From a run's .json. null is the default; names of later editions are left out.
+
+        Raises UserError for what no setting can be.
+        """
+        settings = check(content, {"settings": dict}, source)["settings"]
+        shapes = {field.name: shape_of_flag(field) for field in dataclasses.fields(cls)
+                  if settings.get(field.name) is not None}
+        check(settings, shapes, source, "settings")
+        return cls(**{name: settings[name] for name in shapes})
 
     @property
     def run(self) -> str:

@@ -18,7 +18,7 @@ from subspaces import TOP, random_phi, random_spectrum, share_held
 SHOWN = ("q_proj", "v_proj")    # the kinds that Hu et al. draw; of a layer in the middle
 STYLE = {"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 13, "legend.fontsize": 9.5,
          "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-         "figure.constrained_layout.use": True}
+         "figure.constrained_layout.use": True, "text.parse_math": False}
 # Okabe and Ito's colours, which the colour-blind tell apart
 KINDS = {"q_proj": "#0072B2", "k_proj": "#56B4E9", "v_proj": "#009E73", "o_proj": "#000000",
          "gate_proj": "#E69F00", "up_proj": "#D55E00", "down_proj": "#CC79A7"}
@@ -125,12 +125,19 @@ THROUGH = {"UWV_W": ("#000000", "W's own"), "UWV_dW": ("#D55E00", "dW's"),
            "UWV_random": ("#999999", "random")}
 
 
+def write_powers(axis):
+    """Label a logarithmic axis at powers of ten, without the $ of matplotlib's own labels."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter("")
+
+
 def draw_depths(ax, rows: list[dict], key: str, label: str, color, style="o-"):
     """The mean of a column in each layer, logarithmic."""
     by_depth = group_by("depth", rows)
     ax.plot(list(by_depth), [mean_of(at, key) for at in by_depth.values()], style, color=color,
             label=label)
     ax.set(xlabel="layer", yscale="log")
+    write_powers(ax.yaxis)
     ax.margins(y=0.25)          # room for the legend
     ax.grid(alpha=0.3)
     ax.legend(ncols=4, loc="upper center")
@@ -201,7 +208,9 @@ def spectrum_figure(label: str, rows: list[dict]):
     right.set(title="mean over layers", xlabel="r", ylabel="share of ||dW||^2 in the top r")
     for ax in (left, right):
         ax.set_xscale("log")
+        write_powers(ax.xaxis)
         ax.grid(alpha=0.3)
+    write_powers(left.yaxis)
     left.legend(ncols=2)
     return figure
 

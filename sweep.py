@@ -74,11 +74,12 @@ import train
 from arms import NO_ARM, count_noun, name_values
 from lora import find_targets
 from model import ModelConfig, Transformer
-from plumbing.cli import (add_flags, check_ranges, flag, make_parser, nearest, run_command,
+from plumbing.cli import (add_flags, flag, make_parser, nearest, read_flags, run_command,
                           suggest_flag)
 from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
-from plumbing.files import make_folder, write_json
+from plumbing.fields import check, shape_of_flag, whole
+from plumbing.files import existing, make_folder, replacing, write_json
 from plumbing.records import read_rows, write_rows
 from plumbing.workers import BUSY, claim_file, do_jobs, local_rank, rank_and_world
 from rates import best_tried, diverged, extend_grid, plan_rates
@@ -231,22 +232,14 @@ NOT_IN_GRIDS = {
     "overwrite": "is not in sweeps"}
 
 
-def read_grids(path: Path) -> tuple[dict[str, list[dict]], str]:
+def read_grids(path: Path) -> tuple[dict[str, list[dict]], list[str]]:
     """The grids of a TOML file by their names, and its flags of train.py."""
     try:
-        with open(path, "rb") as f:
-            grids = tomllib.load(f)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UserError(f"--grid {path}: no such file") from None
-    except ValueError as e:                 # not TOML, or not UTF-8
-        raise UserError(f"--grid {path} is not valid TOML: {e}") from None
-    flags = grids.pop("flags", "")
-    if not isinstance(flags, str):
-        raise UserError(f'--grid {path}: flags must be a text: flags = "--max_steps 100"')
-    for name, arms in grids.items():
-        if not isinstance(arms, list) or not all(isinstance(arm, dict) for arm in arms):
-            raise UserError(f"--grid {path}: {name} is no list of arms; each arm begins with "
-                            f"[[{name}]]")
+        grids = tomllib.loads(existing(path).read_text(encoding="utf-8"))
+        flags = shlex.split(check(grids.pop("flags", ""), str, name="flags"))
+        check(grids, {str: [dict]})                 # each arm begins with [[name]]
+    except (ValueError, RecursionError) as e:       # also: no UTF-8, a quotation without an end
+        raise UserError(f"--grid {path}: {e}") from None
     if not any(grids.values()):
         raise UserError(f"--grid {path} has no arm; each begins with a line like [[my_grid]]")
     if "all" in grids:
@@ -261,15 +254,13 @@ def expand_grid(grid: list[dict], model: str) -> list[dict]:
     points = []
     for arm in grid:
         arm = dict(arm)                 # a copy, because "match" is taken out
-        match = arm.pop("match", None)
+        match = arm.pop("match", None)      # as {attention = [64, 96], mlp = [16, 24]}
         if match is None:
             points += combine_values(arm)
-        elif not isinstance(match, dict) or not all(is_ranks(ranks) for ranks in match.values()):
-            raise UserError(f"match = {match} in a grid: it must be targets with their ranks to "
-                            "choose from, as {attention = [64, 96], mlp = [16, 24]}")
-        else:
-            for targets, rank in match_ranks(model, match).items():
-                points += combine_values(arm | {"targets": targets, "rank": rank})
+            continue
+        check(match, {str: [whole(1)]}, "a grid", "match")
+        for targets, rank in match_ranks(model, match).items():
+            points += combine_values(arm | {"targets": targets, "rank": rank})
     return points
 
 
@@ -280,10 +271,6 @@ def combine_values(arm: dict) -> list[dict]:
         if not values:
             raise UserError(f"{name} = [] in a grid: an arm without a value has no runs")
     return [dict(zip(arm, values, strict=True)) for values in itertools.product(*choices)]
-
-
-def is_ranks(value) -> bool:
-    return isinstance(value, list) and value != [] and all(type(rank) is int for rank in value)
 
 
 def typed_point(point: dict) -> dict:
@@ -299,14 +286,12 @@ def typed_point(point: dict) -> dict:
             raise UserError(f"{name} in a grid is no setting of train.py; {remedy}")
         if name in NOT_IN_GRIDS:
             raise UserError(f"{name} in a grid: it {NOT_IN_GRIDS[name]}")
-        kind, choices = fields[name].type, fields[name].metadata.get("choices")
-        is_kind = type(value) is kind or (kind is float and type(value) is int)
-        if not is_kind or (choices and value not in choices):
-            must = f"one of {', '.join(choices)}" if choices else f"of type {kind.__name__}"
-            close = nearest(str(value), choices or ())
-            hint = f"; write {close}" if close else ""
-            raise UserError(f"{name} = {value!r} in a grid: it must be {must}{hint}")
-        typed[name] = kind(value)
+        try:
+            check(value, shape_of_flag(fields[name]), "a grid", name)
+        except UserError as e:
+            close = nearest(str(value), fields[name].metadata.get("choices", ()))
+            raise UserError(f"{e}; write {close}" if close else e) from None
+        typed[name] = fields[name].type(value)
     return typed
 
 
@@ -324,11 +309,11 @@ def match_ranks(model: str, ranks: dict[str, list[int]]) -> dict[str, int]:
 
     rank1_sizes = [rank1_size(targets) for targets in ranks]
 
-    def difference(chosen: tuple[int, ...]) -> int:
-        sizes = [rank * size for rank, size in zip(chosen, rank1_sizes)]
-        return max(sizes) - min(sizes)
+    def difference(chosen: dict[str, int]) -> int:
+        sizes = [rank * size for rank, size in zip(chosen.values(), rank1_sizes)]
+        return max(sizes, default=0) - min(sizes, default=0)
 
-    return dict(zip(ranks, min(itertools.product(*ranks.values()), key=difference)))
+    return min(combine_values(ranks), key=difference)
 
 
 class GridArm(NamedTuple):
@@ -494,7 +479,7 @@ def claim_run(config, out: Path, claims: contextlib.ExitStack) -> str | None:
     if path.exists():
         return ""
     if failed.exists():                 # another rank of this sweep has tried
-        return failed.read_text(encoding="utf-8")
+        return failed.read_text(encoding="utf-8", errors="replace")
     if not ours:
         return BUSY
     for half_written in out.glob(f"{path.stem}.*.part"):        # by a process that was killed
@@ -521,8 +506,9 @@ def note_failure(e, names: list[str], out: Path) -> str:
     elif not isinstance(e, UserError):
         traceback.print_exc()
     for name in names:
-        with contextlib.suppress(OSError):      # the report at the end has it all the same
-            (out / f"{name}.failed").write_text(why, encoding="utf-8")
+        # the report at the end has it all the same
+        with contextlib.suppress(OSError), replacing(out / f"{name}.failed") as part:
+            part.write_text(why, encoding="utf-8", errors="backslashreplace")
     return why
 
 
@@ -556,7 +542,7 @@ class Board:
             for name in self.runs:
                 path = self.out / f"{name}.csv"
                 if name not in self.finals and path.exists():
-                    rows = read_whole_run(path, self.runs[name].max_steps)
+                    rows = read_whole_run(path, self.runs[name])
                     self.finals[name] = math.inf if diverged(rows) else rows[-1]["test_nll"]
 
     @property
@@ -609,13 +595,13 @@ class Board:
                    for name, config in self.runs.items() if (name in self.finals) == finished)
 
 
-def read_whole_run(path: Path, max_steps: int) -> list[dict]:
-    """The rows of a run of this sweep. Raises UserError if some are missing or damaged."""
+def read_whole_run(path: Path, config: Config) -> list[dict]:
+    """The rows of the run `config`. Raises UserError if they are another run's, or not all."""
     rows = read_rows(path)
-    steps = [row.get("step") for row in rows]
-    if steps[:1] != [0] or steps[-1:] != [max_steps] or "" in [row["test_nll"] for row in rows]:
-        raise UserError(f"{path} is damaged (its rows are not those of a run from step 0 to "
-                        f"{max_steps}); delete it, and the sweep makes the run again")
+    found = rows[0]["step"], rows[-1]["step"], {row["run"] for row in rows}
+    if found != (0, config.max_steps, {config.run}):
+        raise UserError(f"{path} is damaged (its rows are not those of run {config.run} from step "
+                        f"0 to {config.max_steps}); delete it, and the sweep makes the run again")
     return rows
 
 
@@ -748,7 +734,7 @@ class Settings:
         "embedded model, else tutorial",
         choices=tuple(PRESETS))
     seeds: int = flag(
-        1, "seeds of each run: --seed (default: 42) and those after it", at_least=1)
+        1, "seeds of each run: --seed (default: 42) and those after it", at_least=1, at_most=1000)
     bracket: bool = flag(
         False, "extend an arm's rates by the grid's own step until its best one lies between two "
         "that are worse, or diverged")
@@ -776,9 +762,7 @@ class Settings:
         if self.grid:
             grids, _ = read_grids(self.grid)
             every, where = grids, f"{self.grid}"
-        if self.sweep not in ("all", *grids):
-            raise UserError(f"{self.sweep}: {where} has no such grid; it has "
-                            f"{', '.join(grids)}, and all")
+        check(self.sweep, (*grids, "all"), where, "grid")
         return [arm for name in (every if self.sweep == "all" else [self.sweep])
                 for arm in grids[name]]
 
@@ -793,24 +777,19 @@ def parse_sweep(argv=None) -> tuple[Settings, Config]:
     of_train = [field.name for field in dataclasses.fields(Config) if field.name != "out"]
     add_flags(parser.add_argument_group("of train.py, for all runs"), Config, only=of_train)
 
-    def read_flags(argv) -> tuple[Settings, Config]:
-        values = vars(parser.parse_args(argv))
-        common = Config(**{name: values.pop(name) for name in of_train})
-        return Settings(**values), common
-
     argv = sys.argv[1:] if argv is None else argv
-    settings, common = read_flags(argv)
+    settings, common = read_flags(parser, argv, Settings, Config)
     if settings.sweep is None and settings.grid is None:
         parser.error(f"say which sweep: {', '.join(names)} or all; or give --grid FILE")
     preset = settings.preset or ("nano" if common.model == "nano" else "tutorial")
     usual_flags = shlex.split(PRESET_FLAGS[preset])
     if settings.grid:
         _, flags = read_grids(settings.grid)
-        usual_flags = shlex.split(flags) or usual_flags
-    _, plain = read_flags(usual_flags)
-    settings, common = read_flags([*usual_flags, *argv])    # what comes later counts
+        usual_flags = flags or usual_flags
+    _, plain = read_flags(parser, usual_flags, Settings, Config)
+    argv = [*usual_flags, *argv]        # what comes later counts
+    settings, common = read_flags(parser, argv, Settings, Config)
     settings.preset, settings.sweep = preset, settings.sweep or "all"
-    check_ranges(settings)
     if settings.near_best and settings.seeds == 1:
         raise UserError("--near_best says which rates further seeds try; add --seeds 3, or leave "
                         "it out")

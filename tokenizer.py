@@ -43,7 +43,8 @@ import jinja2.ext
 import jinja2.sandbox
 import tiktoken
 
-from plumbing.errors import UserError
+from plumbing.errors import UserError, time_limit
+from plumbing.fields import whole
 from plumbing.files import read_json, replacing, resolve
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -74,14 +75,21 @@ def byte_alphabet() -> dict[str, int]:
     return letters | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def merged_tokens(merges: list) -> list[str]:
+def merged_tokens(bpe: dict) -> list[str]:
     """The tokens that the merges make, in the order of learning, each once.
 
     A merge is written "Ġt Ã", in newer files ["Ġt", "Ã"]. Two merges may make the same token.
+    Raises UserError for a merge of a token that no merge makes: Hugging Face never comes to it, and
+    tiktoken would make its token from other pieces. With ignore_merges (Llama 3) words that are
+    tokens need no merges, so there it may be right.
     """
-    joined = [merge.replace(" ", "") if isinstance(merge, str) else "".join(merge)
-              for merge in merges]
-    return list(dict.fromkeys(joined))
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in bpe["merges"]]
+    joined = dict.fromkeys(map("".join, pairs))
+    strays = set().union(*pairs) - {*byte_alphabet(), *joined}
+    if strays and not bpe.get("ignore_merges") or {*map(len, pairs)} - {2}:
+        raise UserError("tokenizer.json: each of its merges must join two tokens, which are bytes "
+                        "or made by other merges")
+    return list(joined)
 
 
 def split_pattern(pre_tokenizer: dict) -> str:
@@ -91,40 +99,40 @@ def split_pattern(pre_tokenizer: dict) -> str:
 
     Raises UserError for a pre-tokenizer that no regular expression of ours stands for.
     """
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    steps = pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
     kinds = [step["type"] for step in steps]
     first, byte_level = steps[0], steps[-1]
     isolates = first.get("behavior") == "Isolated" and not first.get("invert")
-    if kinds == ["Split", "ByteLevel"] and isolates:
+    if kinds == ["Split", "ByteLevel"] and isolates and first.get("pattern"):
         pattern = first["pattern"]["Regex"]                             # Qwen, Llama 3, nano
     elif kinds == ["ByteLevel"]:
         pattern = GPT2_WORDS
-    elif kinds == ["Digits", "ByteLevel"] and first["individual_digits"]:
+    elif kinds == ["Digits", "ByteLevel"] and first.get("individual_digits"):
         pattern = GPT2_WORDS_AND_DIGITS
     else:
         raise UserError(f"tokenizer.json: the pre-tokenizer {' + '.join(kinds)} is not supported; "
                         "it must be byte-level")
     uses_gpt2 = kinds[0] != "Split"
-    if byte_level["add_prefix_space"] or byte_level["use_regex"] != uses_gpt2:
+    if byte_level.get("add_prefix_space", True) or byte_level.get("use_regex", True) != uses_gpt2:
         raise UserError("tokenizer.json: a ByteLevel step with these settings is not supported")
     return pattern
 
 
-def refuse_other_tokenizers(spec: dict):
-    """Raise UserError for a tokenizer.json whose ids would differ from ours."""
-    bpe = spec["model"]
-    if bpe["type"] != "BPE" or bpe.get("byte_fallback"):
-        raise UserError(f"tokenizer.json: a {bpe['type']} model is not supported; it must be a "
-                        "byte-level BPE")
-    normalizer = spec.get("normalizer")
-    if normalizer and normalizer["type"] != "NFC":
-        raise UserError(f"tokenizer.json: the normalizer {normalizer['type']} is not supported; it "
-                        "must be NFC or none")
-    for token in spec["added_tokens"]:
-        for option in ("single_word", "lstrip", "rstrip"):
-            if token.get(option):
-                raise UserError(f"tokenizer.json: the added token {token['content']} has {option}, "
-                                "which is not supported")
+# What is read of the files. A value that stands here alone is the only one with which ids are ours.
+STEP = {"type": str, "pattern?": {"Regex": str}, "behavior?": str, "invert?": bool,
+        "individual_digits?": bool, "add_prefix_space?": bool, "use_regex?": bool}
+ID = whole(at_most=2 ** 24)
+TOKENIZER = {       # tokenizer.json
+    "model": {"type": "BPE", "vocab": {str: int}, "merges": [(str, [str])], "byte_fallback?": False,
+              "dropout?": None, "continuing_subword_prefix?": (None, ""),
+              "end_of_word_suffix?": (None, ""), "ignore_merges?": bool},
+    "normalizer?": ({"type": "NFC"}, None), "pre_tokenizer": STEP | {"pretokenizers?": [STEP]},
+    "added_tokens": [{"content": str, "id": ID, "special": bool, "single_word?": False,
+                      "lstrip?": False, "rstrip?": False}]}
+TOKEN = (str, {"content": str}, None)
+TOKENIZER_CONFIG = {"bos_token?": TOKEN, "eos_token?": TOKEN,
+                    "chat_template?": (str, [{"name": str, "template": str}], None)}
+END_TOKENS = {"eos_token_id?": (whole(), [whole()], None)}  # generation_config.json, config.json
 
 
 def added_token_text(token) -> str | None:
@@ -142,7 +150,6 @@ class Tokenizer:
 
     def __init__(self, spec: dict, config: dict, template: str | None):
         """From the contents of tokenizer.json and tokenizer_config.json, and the chat template."""
-        refuse_other_tokenizers(spec)
         self.nfc = bool(spec.get("normalizer"))
         self.template = template
         self.bos_token = added_token_text(config.get("bos_token"))
@@ -151,17 +158,21 @@ class Tokenizer:
 
         # The vocabulary in the order of learning. A byte that it lacks has the id None.
         alphabet, vocab = byte_alphabet(), spec["model"]["vocab"]
-        merged = merged_tokens(spec["model"]["merges"])
+        merged = merged_tokens(spec["model"])
         self.to_id = [vocab.get(letter) for letter in alphabet] + [vocab[token] for token in merged]
         learned = [bytes(alphabet[letter] for letter in token) for token in [*alphabet, *merged]]
         self.bpe = tiktoken.Encoding(
             "bpe", pat_str=split_pattern(spec["pre_tokenizer"]), special_tokens={},
-            mergeable_ranks={token: rank for rank, token in enumerate(learned)})
+            mergeable_ranks={token: rank for rank, token in enumerate([*learned, b""])})
+        # Of a pattern that fits nothing, words have no letters: tiktoken panics if b"" is no token.
+        if self.bpe.decode_bytes(self.cut_words(PROBE)) != PROBE.encode():
+            raise UserError("tokenizer.json: its pattern for words passes over parts of a text")
 
         # Tokens that were added after the learning. All are cut out of a text before anything else.
         # Special ones, <|im_end|>, are structure, and an answer is shown without them. Others are
         # not, as <think>. The longest comes first, because one may begin with another.
-        self.added = {token["content"]: token["id"] for token in spec["added_tokens"]}
+        self.added = {token["content"]: token["id"] for token in spec["added_tokens"]
+                      if token["content"]}
         self.special_ids = {token["id"] for token in spec["added_tokens"] if token["special"]}
         longest_first = sorted(self.added, key=len, reverse=True)
         matches_nothing = r"(?!)"
@@ -179,19 +190,19 @@ class Tokenizer:
         Raises UserError for files that are missing, broken or of another kind of tokenizer.
         """
         folder = resolve(name_or_path)
-        spec, config = read_json(folder / "tokenizer.json"), {}
+        spec, config = read_json(folder / "tokenizer.json", TOKENIZER), {}
         if (folder / "tokenizer_config.json").exists():
-            config = read_json(folder / "tokenizer_config.json")
+            config = read_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
         try:
             tokenizer = cls(spec, config, read_template(folder, config))
             tokenizer.eos_ids = read_eos_ids(folder)
         except UserError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as e:  # null instead of a table
+        except (KeyError, ValueError) as e:     # a merge of no tokens, a pattern that is none
             raise UserError(f"{folder}: its files are not a byte-level BPE tokenizer's "
                             f"({type(e).__name__}: {e})") from None
         tokenizer.files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES
-                           if (folder / name).exists()}
+                           if (folder / name).is_file()}
         return tokenizer
 
     def save_pretrained(self, folder):
@@ -202,7 +213,7 @@ class Tokenizer:
 
     def check_vocabulary(self, size: int, name):
         """Raise UserError if the embedding of the model `name`, `size` rows, lacks tokens."""
-        if self.n_vocab > size:
+        if self.n_vocab > size or min(self.to_bytes) < 0:
             raise UserError(f"{name}: the tokenizer has {self.n_vocab} tokens, the embedding "
                             f"{size}")
 
@@ -222,8 +233,16 @@ class Tokenizer:
         """The ids of a text without added tokens. Under NFC, decode gives the composed letters."""
         if self.nfc:
             text = unicodedata.normalize("NFC", text)
-        ids = [self.to_id[rank] for rank in self.bpe.encode_ordinary(text)]
+        ids = [self.to_id[rank] for rank in self.cut_words(text)]
         return [i for i in ids if i is not None]
+
+    def cut_words(self, text: str) -> list[int]:
+        """The ranks of the tokens of `text`. Raises UserError where tiktoken's pattern gives up."""
+        try:
+            return self.bpe.encode(text, disallowed_special=())     # encode_ordinary panics
+        except ValueError:                                          # on a million spaces
+            raise UserError(f"tiktoken cannot cut a text of {len(text):,} characters into words; "
+                            f"it begins with {text[:40]!r}") from None
 
     def decode(self, ids, skip_special: bool = False) -> str:
         """The text of `ids`.
@@ -253,7 +272,11 @@ class Tokenizer:
                  "tools": None, "documents": None,
                  "bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
         try:
-            return compile_template(self.template).render(known | variables)
+            with time_limit(2, "it"):
+                text = compile_template(self.template).render(known | variables)
+            if len(text) > 1_000_000 + 10 * len(str(messages)):
+                raise ValueError(f"it makes {len(text):,} characters of them")
+            return text
         except Exception as e:          # a stranger's program can raise anything
             raise UserError(f"the model's chat template refuses these messages: {e}") from None
 
@@ -273,6 +296,10 @@ class Tokenizer:
         return special[0] if special else None
 
 
+# All kinds of characters, and runs of one that make a careless pattern try every way to cut them.
+PROBE = "It's 2 quả táo \t\r\n 苹果 e\u0301 👍\x00\u200d" + "".join(c * 60 + "." for c in "aA1 !\n")
+
+
 # ----- where generation stops ---------------------------------------------------------------------
 
 def read_eos_ids(folder: Path) -> set[int]:
@@ -283,8 +310,8 @@ def read_eos_ids(folder: Path) -> set[int]:
     trained on. save_pretrained writes all stop_ids into config.json instead.
     """
     for name in ("generation_config.json", "config.json"):
-        eos = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
-        if eos is not None:
+        file = folder / name
+        if file.exists() and (eos := read_json(file, END_TOKENS).get("eos_token_id")) is not None:
             return set(eos) if isinstance(eos, list) else {eos}
     return set()
 
@@ -304,7 +331,7 @@ def stop_ids(tokenizer: Tokenizer) -> set[int]:
 
 def read_template(folder: Path, config: dict) -> str | None:
     """chat_template.jinja, else tokenizer_config.json's: one template or several with names."""
-    if (folder / "chat_template.jinja").exists():
+    if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):

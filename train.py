@@ -48,12 +48,15 @@ from methods import Method, find_method, kept_buffers, put_on, setup_of
 from model import Transformer
 from optim import OPTIMIZERS, restore_tensor, state_tensors
 from plumbing import processes, records, shards
+from plumbing.checkpoint import weight_files
 from plumbing.cli import run_command
 from plumbing.device import DTYPES, peak_gb, send
 from plumbing.errors import UserError, errors_in_one_line, interruption
-from plumbing.files import make_folder, read_json, resolve
+from plumbing.fields import whole
+from plumbing.files import hash_file, make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
 from plumbing.text import print_fitted, stack_cells, text_width
+from plumbing.workers import claim_or_stop
 from quant import NF4Tensor, quantize_model
 from settings import (FULL_LR, LESS_MEMORY, Config, check_config, missing_settings, parse,
                       settled)
@@ -131,6 +134,7 @@ class Progress:
     nll_tokens: int = 0         # their number
     rows: list[dict] = field(default_factory=list)          # of log.csv
     scaler: dict = field(default_factory=dict)              # the gradient scaler's state
+    origin: dict = field(default_factory=dict)      # what it is the progress of: see train_in
 
     def note_step(self, samples: list[dataset.Sample], nll: float, nll_tokens: int,
                   seconds: float):
@@ -139,6 +143,10 @@ class Progress:
         self.nll_tokens += nll_tokens
         self.tokens += sum(len(sample.ids) for sample in samples)
         self.seconds += seconds
+
+
+PROGRESS = {"step": whole(), "tokens": whole(), "seconds": (int, float), "nll_sum": (int, float),
+            "nll_tokens": whole(), "rows": [records.ROW], "scaler": dict, "origin": dict}
 
 
 @dataclass
@@ -242,7 +250,7 @@ def begin_or_resume(run: Run, out: Path, base_answer: str) -> str:
     processes.wait_for_all()            # what is cleared must not be found
     if state.exists():
         go_on_from(run, state)
-        return read_json(out / "run.json")["base_answer"]
+        return read_json(out / "run.json", records.RUN)["base_answer"]
     processes.wait_for_all()            # what is written from here on neither
     if processes.rank() > 0:
         return ""
@@ -255,7 +263,12 @@ def begin_or_resume(run: Run, out: Path, base_answer: str) -> str:
 def go_on_from(run: Run, state: Path):
     """Bring `run` to where the file `state` says. Raises UserError for a damaged file."""
     names, give_back = restorer(run)
-    run.progress = Progress(**load_state(state, names, give_back))
+    origin = run.progress.origin
+    run.progress = Progress(**load_state(state, names, give_back, PROGRESS))
+    changed = [name for name in origin if run.progress.origin.get(name) != origin[name]]
+    if changed:
+        raise UserError(f"{state} was made from other {' and '.join(changed)}; bring these back, "
+                        "or --overwrite begins again")
     run.scaler.load_state_dict(run.progress.scaler)
 
 
@@ -298,7 +311,7 @@ def keep_best(run: Run, best: Path):
 def take_best(run: Run, best: Path) -> int:
     """Give the model the weights in the file `best` -> the step that they are of."""
     names, give_back = restorer(run)
-    return load_state(best, names, give_back)["step"]
+    return load_state(best, names, give_back, {"step": whole()})["step"]
 
 
 def kept_tensors(run: Run) -> dict:
@@ -418,7 +431,7 @@ def lr_at(step: int, config: Config) -> float:
 
 
 def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_clip,
-                   penalty=None, after_update=None) -> tuple[float, int]:
+                   penalty=None, after_update=None, seed=None) -> tuple[float, int]:
     """One AdamW step on the samples of all `micro_batches` -> (sum of the NLL, supervised tokens).
 
     The loss is the mean NLL over the n supervised tokens of the whole batch, and its gradient
@@ -431,6 +444,7 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 
     micro_batches: pairs of ids and labels (B, T). grad_clip: 0 for none. penalty() is added to the
     loss once, and after_update() called while the gradients are still there: see methods/.
+    seed: of what dropout draws, for the first micro-batch; others follow from it.
     """
     device = model.device
     # labels[:, 0] is never predicted, because nothing comes before it
@@ -439,7 +453,10 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 
     # Forward and backward. backward() adds to p.grad, so the micro-batches' gradients add up.
     # `total` stays on the device: .item() would wait for the GPU after each micro-batch.
-    for ids, labels in processes.take_share(micro_batches, dataset.BLANK):
+    numbered = list(enumerate(micro_batches))
+    for i, (ids, labels) in processes.take_share(numbered, (0, dataset.BLANK)):
+        if seed is not None:
+            torch.manual_seed(seed ^ i)     # whichever process computes it drops the same
         with autocast():
             nll, _ = model.loss(send(ids, device), labels)
         scaler.scale(nll / batch_tokens).backward()
@@ -506,14 +523,13 @@ def make_step(run: Run) -> float:
     micro_batches = dataset.micro_batches(samples, config.micro_bs)
 
     # ----- dropout: what is set to zero is another such function, so a run can be resumed -----
-    if config.dropout:
-        torch.manual_seed(step_seed(config.seed, progress.step) ^ processes.rank())
-        run.model.train()
+    seed = step_seed(config.seed, progress.step) if config.dropout else None
+    run.model.train(config.dropout > 0)
 
     # ----- forward, backward, update -----
     nll, tokens = optimizer_step(
         run.model, run.optimizer, run.scaler, micro_batches, run.autocast,
-        lr_at(progress.step, config), config.grad_clip, **method_hooks(run))
+        lr_at(progress.step, config), config.grad_clip, seed=seed, **method_hooks(run))
     run.model.eval()
 
     progress.note_step(samples, nll, tokens, time.perf_counter() - start)
@@ -659,6 +675,12 @@ def train(config: Config) -> list[dict]:
     if out.resolve() in (resolve(config.model).resolve(), data.folder.resolve()):
         raise UserError(f"--out {out} is the folder of the model or of the data; give another "
                         "--out")
+    with claim_or_stop(out) if processes.rank() == 0 else contextlib.nullcontext():
+        return train_in(out, config, data)
+
+
+def train_in(out: Path, config: Config, data: Data) -> list[dict]:
+    """The rest of `train`: the settled run in its folder, which no other process may write to."""
     rows = records.finished_rows(config, out, quiet=processes.rank() > 0)
     processes.wait_for_all()            # nobody writes or leaves before all have looked
     if rows is not None:
@@ -675,6 +697,9 @@ def train(config: Config) -> list[dict]:
 
     # 3 and 4. choose what is trained, look where it stands
     run = set_up(config, data, model)
+    if processes.rank() == 0:
+        run.progress.origin = {"run": config.run, "data": hash_samples(data),
+                               "weights": [*map(hash_file, weight_files(resolve(config.model)))]}
     base_answer = begin_or_resume(run, out, base_answer)
 
     # 5. show what is about to happen, and the first sample as the model will see it

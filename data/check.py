@@ -34,7 +34,7 @@ from dataset import (  # noqa: E402
     show_sample,
 )
 from forms import find_form, is_list, read_any_form, split_by_share  # noqa: E402
-from plumbing.cli import check_ranges, flag, parse_flags, run_command  # noqa: E402
+from plumbing.cli import flag, parse_flags, run_command  # noqa: E402
 from plumbing.errors import UserError, errors_in_one_line, fail  # noqa: E402
 from settings import SUPERVISE  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
@@ -275,9 +275,8 @@ def find_files(settings) -> tuple[Path, Path | None]:
 
 
 def main(argv=None):
-    settings = parse_flags(Settings, "data/check.py", __doc__, argv)
     with errors_in_one_line():
-        check_ranges(settings)
+        settings = parse_flags(Settings, "data/check.py", __doc__, argv)
         train, test = find_files(settings)
         if settings.convert:
             convert_files(train, test, settings)

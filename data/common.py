@@ -18,7 +18,8 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from plumbing.cli import make_parser
-from plumbing.errors import fail
+from plumbing.errors import errors_in_one_line, fail
+from plumbing.fields import check
 from plumbing.files import replacing
 
 
@@ -121,13 +122,8 @@ def read_raw_json(path: Path) -> list:
 
 def read_raw_fields(path: Path, fields: list[str]) -> list[dict[str, str]]:
     """The `fields` of each record of a raw file, as text. They may be numbers, but not null."""
-    records = read_raw_json(path)
-    for index, record in enumerate(records):
-        for field in fields:
-            value = record.get(field) if isinstance(record, dict) else None
-            if not isinstance(value, (str, int, float)):
-                fail(f"{path}: the record at index {index} has no `{field}`; it needs "
-                     f"{', '.join(fields)}")
+    with errors_in_one_line():
+        records = check(read_raw_json(path), [dict.fromkeys(fields, (str, int, float))], path)
     return [{field: str(record[field]) for field in fields} for record in records]
 
 

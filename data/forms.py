@@ -19,11 +19,18 @@ from pathlib import Path
 
 from dataset import check_messages, load_row, numbered_lines
 from plumbing.errors import UserError
+from plumbing.fields import check
+from plumbing.files import existing
 
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant",
                   "assistant": "assistant"}
 PAIRS = {"prompt / completion": ("prompt", "completion"),
          "question / answer": ("question", "answer")}
+REST = "cells without a name"       # of a table's row: an answer with a comma, and no quotes
+SHAPES = {"ShareGPT": {"conversations": [{"from": tuple(SHAREGPT_ROLES), "value": str}]},
+          "Alpaca": {"instruction": str, "input?": (str, None), "output": str, f"{REST}?": None},
+          **{form: {**dict.fromkeys(names, str), f"{REST}?": None}
+             for form, names in PAIRS.items()}}
 
 
 # ----- files --------------------------------------------------------------------------------------
@@ -64,13 +71,12 @@ def read_table(path: Path) -> list[dict]:
     Spreadsheet programs write commas between the cells, or semicolons where a comma is the decimal
     point, and some a byte order mark before the first name.
     """
+    existing(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
         first, _, _ = text.partition("\n")
         between = ";" if first.count(";") > first.count(",") else ","
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=between))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), restkey=REST, delimiter=between))
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8; save it as UTF-8 (spreadsheet programs call it CSV "
                         "UTF-8)") from None
@@ -125,32 +131,24 @@ def form_of(row) -> str | None:
 def read_messages_of(row) -> list[dict]:
     """The messages of a row in another form. Raises ValueError for a row in none of them."""
     form = form_of(row)
+    if form not in SHAPES:
+        has = f" (it has {', '.join(row)})" if isinstance(row, dict) else ""
+        raise ValueError(f"it is in none of the forms that data/forms.py lists{has}")
+    check(row, SHAPES[form], form)
     if form == "ShareGPT":
         return read_sharegpt(row["conversations"])
     if form == "Alpaca":
         question, more, answer = row["instruction"], row.get("input") or "", row["output"]
-    elif form in PAIRS:
-        (question, answer), more = [row[name] for name in PAIRS[form]], ""
     else:
-        has = f" (it has {', '.join(row)})" if isinstance(row, dict) else ""
-        raise ValueError(f"it is in none of the forms that data/forms.py lists{has}")
-    for text in (question, more, answer):
-        if not isinstance(text, str):
-            raise ValueError(f"{form}: its parts must be text, not {str(text)[:60]}")
+        (question, answer), more = [row[name] for name in PAIRS[form]], ""
     if more.strip():
         question = f"{question}\n\n{more}"
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def read_sharegpt(turns) -> list[dict]:
+def read_sharegpt(turns: list[dict]) -> list[dict]:
     """A question at the end that nobody answers is left out: nothing can be learned from it."""
-    messages = []
-    for turn in turns if isinstance(turns, list) else [turns]:
-        role = SHAREGPT_ROLES.get(turn.get("from")) if isinstance(turn, dict) else None
-        if role is None or not isinstance(turn.get("value"), str):
-            raise ValueError('ShareGPT: a turn must be {"from": one of '
-                             f'{", ".join(SHAREGPT_ROLES)}, "value": text}}, not {str(turn)[:60]}')
-        messages.append({"role": role, "content": turn["value"]})
+    messages = [{"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]} for turn in turns]
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     return messages

@@ -16,7 +16,6 @@ bits. Full fine-tuning puts nothing on the model, and is no file here.)
 """
 import dataclasses
 import importlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,10 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
-from lora import (AdaptedLinear, base_entries, merge_lora, read_tensors, remove_lora, unmerge_lora,
-                  write_adapter)
+from lora import AdaptedLinear, base_entries, merge_lora, remove_lora, unmerge_lora, write_adapter
 from plumbing.errors import UserError
-from plumbing.files import read_json
+from plumbing.fields import Number, check, number_of, whole
+from plumbing.files import read_json, read_tensors
 from settings import RELATIVES
 
 
@@ -120,19 +119,13 @@ class Method:
             "target_modules": setup.targets, "options": setup.options}
 
     def unpack_trained(self, model, config: dict, tensors: dict, folder):
-        targets, options = config.get("target_modules"), config.get("options")
-        names = [targets] if isinstance(targets, str) else targets
-        if not isinstance(options, dict) or not isinstance(names, list) or not all(
-                isinstance(name, str) for name in names):
-            raise UserError(f"{folder}: adapter_config.json must have options and target_modules")
-        text = ",".join(f"{name}={value}" for name, value in options.items())
-        rank = int(read_number(config, "r", folder))
+        rank, alpha = read_rank_and_alpha(config, folder)
+        check(config, SAVED, Path(folder) / "adapter_config.json")
+        text = ",".join(f"{name}={value}" for name, value in config["options"].items())
         largest = max((tensor.numel() for tensor in tensors.values()), default=0)
         if "rank" not in self.ignores and rank > largest:
             raise UserError(f"{folder}: r = {rank} is more than any of the adapter's tensors holds")
-        setup = Setup(rank, read_number(config, "lora_alpha", folder), targets,
-                      parse_options(self, text))
-        self.apply(model, setup)
+        self.apply(model, Setup(rank, alpha, config["target_modules"], parse_options(self, text)))
         fill_in(trained_parameters(model), tensors, folder)
 
 
@@ -164,13 +157,15 @@ def kept_buffers(model) -> dict[str, torch.Tensor]:
             for key, buffer in module.named_buffers(recurse=False)}
 
 
-def read_number(config: dict, name: str, folder) -> float:
-    """A number above zero of an adapter_config.json. Raises UserError for anything else."""
-    value = config.get(name)
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f"{folder}: {name} in adapter_config.json must be a number above 0, not "
-                        f"{value!r}")
-    return value
+SAVED = {           # of an adapter_config.json that `pack_trained` wrote
+    "target_modules": (str, [str]), "options": {str: (str, Number())}}
+
+
+def read_rank_and_alpha(config: dict, folder, rank="r") -> tuple[int, float]:
+    """Two entries of an adapter_config.json. Raises UserError for what neither can be."""
+    shape = {rank: whole(1), "lora_alpha": Number(above=0), "rank_pattern?": (dict, None)}
+    check(config, shape, Path(folder) / "adapter_config.json")
+    return config[rank], config["lora_alpha"]
 
 
 @torch.no_grad()
@@ -200,13 +195,10 @@ def parse_options(method: Method, text: str) -> dict:
             raise UserError(f"--options {part}: {method.name} has no option {name!r}; it has: "
                             f"{has}")
         kind = type(method.options[name])
-        try:
-            options[name] = kind(value)
-            if kind is not str and not 0 <= options[name] < math.inf:
-                raise ValueError
-        except ValueError:
-            must = "a whole number" if kind is int else "a number"
-            raise UserError(f"--options {part}: {name} must be {must}, 0 or more") from None
+        if kind is not str:
+            value = check(number_of(value), whole() if kind is int else Number(0),
+                          f"--options {part}", name)
+        options[name] = kind(value)
     return options
 
 
@@ -229,8 +221,7 @@ class Adapter(NamedTuple):
 
 def put_on(model, method: Method, setup: Setup):
     """`method.apply`, after the checks that all methods share."""
-    if setup.rank < 1:
-        raise UserError(f"rank {setup.rank}: it must be at least 1")
+    check(setup.rank, whole(1), name="rank")
     if any(isinstance(module, AdaptedLinear | Wrapper) for module in model.modules()):
         raise UserError("the model has an adapter already; methods.take_off takes it off")
     method.apply(model, setup)

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 
 from lora import (PREFIX, AdaptedLinear, adapted_layers, find_targets, last_name,
                   refuse_unwrappable, wrap_layer, wrap_targets)
-from methods import Method, Setup, Shapes, Target, fill_in, read_number, trained_parameters
+from methods import Method, Setup, Shapes, Target, fill_in, read_rank_and_alpha, trained_parameters
 from plumbing.errors import UserError
 
 B1 = B2 = 0.85
@@ -171,7 +171,7 @@ def pack(model, setup: Setup) -> tuple[dict, dict]:
 
 
 def unpack(model, config: dict, tensors: dict, folder):
-    start, alpha = read_number(config, "init_r", folder), read_number(config, "lora_alpha", folder)
+    start, alpha = read_rank_and_alpha(config, folder, "init_r")
     ranks = {key.removeprefix(PREFIX).removesuffix(".lora_A"): len(Q)
              for key, Q in tensors.items() if key.endswith(".lora_A")}
     pattern = config.get("rank_pattern") or {f"{name}.lora_E": [] for name in ranks}

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 
 from lora import AdaptedLinear, wrap_targets
 from methods import Method, Setup, Shapes, Target
-from plumbing.errors import UserError
+from plumbing.fields import check
 
 
 class MoRALinear(AdaptedLinear):
@@ -82,8 +82,7 @@ def turn(pieces):
 
 def apply(model, setup: Setup):
     form = setup.options["form"]
-    if form not in ("rotation", "sharing"):
-        raise UserError(f"--options form={form}: it must be rotation or sharing")
+    check(form, ("rotation", "sharing"), "--options", "form")
     wrap_targets(model, setup.targets,
                  lambda layer: MoRALinear(layer, setup.rank, setup.alpha, form))
 

@@ -1,29 +1,29 @@
 """Hugging Face's checkpoints: tensors in and out, in 16 or 32 bits and in bitsandbytes' four."""
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from plumbing import processes, shards
 from plumbing.device import DTYPES, dtype_name
 from plumbing.errors import UserError
-from plumbing.files import make_folder, read_json, replacing, write_json
+from plumbing.fields import Number, check, whole
+from plumbing.files import (check_weight, make_folder, open_tensors, read_json, replacing,
+                            write_json)
 
 
 def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the shards that model.safetensors.index.json names."""
     index = folder / "model.safetensors.index.json"
-    table = {"all": "model.safetensors"}
+    names = ["model.safetensors"]
     if index.exists():
-        table = read_json(index).get("weight_map")
-    if not isinstance(table, dict):
-        raise UserError(f"{index} has no weight_map; fetch the checkpoint again")
-    names = sorted(set(table.values()))
+        table = read_json(index, {"weight_map": {str: str}})["weight_map"]
+        names = sorted(set(table.values()))
     for name in names:
-        if not (folder / name).exists():
+        if Path(name).name != name or not (folder / name).is_file():     # a path, a pipe, nothing
             raise UserError(f"{folder} has no {name}; fetch the checkpoint again (only safetensors "
                             "is read)")
     return [folder / name for name in names]
@@ -37,15 +37,12 @@ def read_weights(folder: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
     memory until the last tensor is read.
     """
     for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as f:
-                names = list(f.keys())
-            for name in names:
-                with safe_open(file, framework="pt") as f:
-                    tensor = f.get_tensor(name)
-                yield file, name, tensor
-        except SafetensorError as e:
-            raise UserError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
+        with open_tensors(file) as f:
+            names = list(f.keys())
+        for name in names:
+            with open_tensors(file) as f:
+                tensor = f.get_tensor(name)
+            yield file, name, tensor
 
 
 def read_parts(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -55,11 +52,8 @@ def read_parts(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """
     parts = {}
     for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as f:
-                parts |= {key: f.get_tensor(key) for key in f.keys() if key.startswith(name)}
-        except SafetensorError as e:
-            raise UserError(f"{file} is damaged or incomplete ({e}); fetch it again") from None
+        with open_tensors(file) as f:
+            parts |= {key: f.get_tensor(key) for key in f.keys() if key.startswith(name)}
     if name not in parts:
         raise UserError(f"{folder} has no tensor {name}; is it the right checkpoint?")
     return parts
@@ -92,25 +86,37 @@ BNB_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map",
 BNB_STATE = BNB_PARTS[-1]
 
 
-def unpack_bnb(parts: dict[str, torch.Tensor], name: str) -> dict | None:
+QUANT_STATE = {"shape": [whole(1)], "blocksize": whole(1), "dtype": tuple(DTYPES),
+               "quant_type?": "nf4", "nested_blocksize?": 256, "nested_offset?": Number()}
+
+
+def unpack_bnb(parts: dict[str, torch.Tensor], name: str, folder) -> dict | None:
     """What bitsandbytes' parts of the weight `name` say; None if it is not quantized.
 
-    The keys are the arguments of quant.NF4Tensor. Raises KeyError, TypeError or ValueError for
-    parts that are not in bitsandbytes' form.
+    The keys are the arguments of quant.NF4Tensor. Raises UserError for parts that are not in
+    bitsandbytes' form.
     """
     if name + BNB_STATE not in parts:
         return None
-    state = json.loads(bytes(parts[name + BNB_STATE].tolist()))
-    packed = parts[name].reshape(-1).view(torch.uint8)  # some recipes call the bytes bfloat16
-    absmax, absmax2 = parts[name + ".absmax"], parts.get(name + ".nested_absmax")
-    n, block_size = torch.Size(state["shape"]).numel(), state["blocksize"]
-    if packed.numel() != (n + 1) // 2 or absmax.numel() != -(-n // block_size):
-        raise ValueError(f"{packed.numel()} bytes and {absmax.numel()} scales for {n} weights")
-    offset = None
-    if absmax2 is not None:
-        offset = torch.tensor(state["nested_offset"], device=packed.device)
+    try:
+        state = check(json.loads(bytes(parts[name + BNB_STATE].tolist())), QUANT_STATE, BNB_STATE)
+        packed = parts[name].reshape(-1).view(torch.uint8)  # some recipes call the bytes bfloat16
+        absmax, absmax2 = parts[name + ".absmax"], parts.get(name + ".nested_absmax")
+        n, offset = math.prod(state["shape"]), None
+        K = -(-n // state["blocksize"])                     # blocks; both are rounded up
+        fits = packed.numel() == -(-n // 2) and absmax.numel() == K
+        if absmax2 is not None:
+            offset = torch.tensor(state.get("nested_offset", 0.0), device=packed.device)
+            fits = fits and absmax.dtype == torch.uint8 and absmax2.numel() == -(-K // 256)
+        if not fits:
+            raise ValueError(f"the parts do not fit {n} weights")
+    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise UserError(f"{folder}: {name} is not in bitsandbytes' form ({e}); fetch it again"
+                        ) from None
+    check_weight(folder, f"{name}'s scales", absmax if absmax2 is None else absmax2)
     return {"packed": packed, "absmax": absmax, "absmax2": absmax2, "offset": offset,
-            "shape": state["shape"], "block_size": block_size, "dtype": DTYPES[state["dtype"]]}
+            "shape": state["shape"], "block_size": state["blocksize"],
+            "dtype": DTYPES[state["dtype"]]}
 
 
 def pack_bnb(name: str, w, code: torch.Tensor, code2: torch.Tensor) -> dict[str, torch.Tensor]:

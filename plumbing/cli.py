@@ -2,7 +2,6 @@
 import argparse
 import dataclasses
 import difflib
-import math
 import os
 import re
 import shutil
@@ -10,9 +9,8 @@ import sys
 import textwrap
 from collections.abc import Callable
 
-from plumbing.errors import UserError, fail
-
-RANGES = ("at_least", "above", "at_most")
+from plumbing.errors import fail
+from plumbing.fields import RANGES, check_ranges
 
 # What flags are called elsewhere (transformers, PEFT, TRL, other trainers), and here.
 OURS = {
@@ -148,45 +146,39 @@ def add_flag(group, name: str, kind, default, help: str, **how):
 
 
 def parse_flags(settings_class, script: str, doc: str, argv=None):
-    """-> an instance of `settings_class`. Its ranges are not checked yet."""
+    """-> an instance of `settings_class`. Raises UserError for a number out of its range."""
     parser = make_parser(script, doc)
     add_flags(parser, settings_class)
-    return settings_class(**vars(parser.parse_args(argv)))
+    return read_flags(parser, argv, settings_class)[0]
 
 
-def check_ranges(settings):
-    """Raise UserError for the first field outside the range that its `flag` gives. None passes."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        bounds = {name: field.metadata[name] for name in RANGES if name in field.metadata}
-        if value is not None and bounds:
-            check_range(f"--{field.name}", value, **bounds)
-
-
-def check_range(name: str, value, at_least=None, above=None, at_most=math.inf):
-    """Raise UserError that says what `value` must be. nan lies in no range, and inf is too much."""
-    high_enough = value >= at_least if above is None else value > above
-    highest = min(at_most, 2 ** 63 - 1)             # what torch and a file can hold
-    if high_enough and value <= highest:
-        return
-    must = f"at least {at_least}" if above is None else f"above {above}"
-    if at_most < math.inf or high_enough:
-        must += f" and at most {highest}"
-    raise UserError(f"{name} {value}: it must be {must}")
+def read_flags(parser, argv, *classes) -> list:
+    """-> an instance of each settings class. Raises UserError for a number out of its range."""
+    values = vars(parser.parse_args(argv))
+    made = [one(**{field.name: values[field.name] for field in dataclasses.fields(one)
+                   if field.name in values}) for one in classes]
+    for settings in made:
+        check_ranges(settings)
+    return made
 
 
 def run_command(main: Callable):
-    """Run a script's main(). A letter that a terminal cannot show is no reason to stop.
+    """Run a script's main(), with streams that can be written to whatever the caller left of them.
 
-    Where the reader of the output has gone, as `| head` goes, it ends without a word and with exit
-    code 141, as other programs do in a shell.
+    A closed stream becomes one that leads nowhere. Otherwise the next file that is opened would
+    take its number, and get what is printed. A letter that a terminal cannot show is no reason to
+    stop. Where the reader of the output has gone, as `| head` goes, it ends without a word and with
+    exit code 141, as other programs do in a shell.
     """
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))    # takes the number
+        if hasattr(getattr(sys, name), "reconfigure"):          # a notebook's streams have none
+            getattr(sys, name).reconfigure(errors="replace")
     try:
         main()
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # Python flushes again
+        for stream in (sys.stdout, sys.stderr):         # Python flushes both again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         sys.exit(141)

@@ -1,4 +1,4 @@
-"""Errors that the user can fix, told in one line; Ctrl-C; and running out of memory or disk.
+"""Errors that the user can fix, told in one line; Ctrl-C; running out of memory, disk or time.
 
 A command's work runs inside `errors_in_one_line`. A UserError there ends the command with one line
 on stderr and exit code 2. Everything else is a fault of the program and keeps its traceback,
@@ -8,6 +8,7 @@ import contextlib
 import errno
 import signal
 import sys
+import threading
 from typing import NoReturn
 
 from safetensors import SafetensorError
@@ -16,7 +17,8 @@ from safetensors import SafetensorError
 # machine that is gone, no permission, too many open files. Any other OSError, a FileNotFoundError
 # for instance, is a fault of the program unless somebody has made a UserError of it.
 MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EACCES,
-                  errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG}
+                  errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,
+                  errno.ENOTEMPTY}
 
 
 class UserError(ValueError):
@@ -80,3 +82,26 @@ def interruption():
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, what: str):
+    """Raise UserError if the block computes longer: for a program that came with a stranger's file.
+
+    A signal ends it, which only the main thread can receive, and not on Windows: there is no limit
+    elsewhere. What counts is the process's computing time, so a busy machine changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+        yield
+        return
+
+    def stop(*_):
+        raise UserError(f"{what} takes longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

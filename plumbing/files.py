@@ -1,11 +1,17 @@
 """Files that are whole or absent, JSON, and the folder of a checkpoint, local or from the hub."""
 import contextlib
+import hashlib
 import json
+import math
 import os
 import re
+import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from plumbing.errors import UserError
+from plumbing.fields import check
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO_BASE = ROOT / "data/nano/base"             # the embedded model, which goes by the name "nano"
@@ -15,20 +21,21 @@ CHECKPOINT_FILES = ("config.json", "generation_config.json", "model*.safetensors
 
 
 @contextlib.contextmanager
-def replacing(path: Path):
+def replacing(path: Path, make=Path.touch):
     """Yield a name next to `path` to write to. It is renamed to `path` if nothing goes wrong.
 
-    If something goes wrong, the half-written file is deleted and `path` is what it was before.
+    make: Path.mkdir for a folder; `path` must be new or empty then. If something goes wrong, what
+    is half written is deleted and `path` is what it was before.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.touch()
+        make(part)
         mode = part.stat().st_mode
         yield part
         part.chmod(mode)            # as usual here: safetensors lets nobody but the owner read
         os.replace(part, path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
         raise
 
 
@@ -42,32 +49,69 @@ def make_folder(path) -> Path:
     return path
 
 
-def read_json(path: Path) -> dict:
-    """The JSON object in `path`. Raises UserError if there is none."""
+def read_json(path: Path, shape=dict) -> dict:
+    """The JSON object in `path`. Raises UserError if there is none of this `shape` (fields.py)."""
+    existing(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UserError(describe_missing_file(path)) from None
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not valid JSON: {e}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, and holds a {type(content).__name__}")
+    check(content, shape, path)
     return content
 
 
-def describe_missing_file(path: Path) -> str:
+def existing(path: Path) -> Path:
+    """`path`. Raises UserError unless it is a file: no folder, and no pipe to wait for."""
+    if path.is_file():
+        return path
     if (path.parent / "state").is_dir():
-        return (f"{path.parent} holds a run that is not finished, and has no {path.name} yet; "
-                "finish it: the command that began it, with --resume")
+        raise UserError(f"{path.parent} holds a run that is not finished, and has no {path.name} "
+                        "yet; finish it: the command that began it, with --resume")
     if not path.parent.exists():
-        return f"{path.parent}: no such folder"
-    return f"{path.parent} has no {path.name}; is it the right folder?"
+        raise UserError(f"{path.parent}: no such folder")
+    raise UserError(f"{path.parent} has no {path.name}; is it the right folder?")
+
+
+def hash_file(path: Path) -> str:
+    with open(existing(path), "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: dict):
     with replacing(path) as part:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+# ----- tensors ------------------------------------------------------------------------------------
+
+def read_tensors(path: Path) -> dict:
+    """{name: tensor} of a safetensors file of weights."""
+    with open_tensors(path) as f:
+        tensors = {name: f.get_tensor(name) for name in f.keys()}
+    for name, tensor in tensors.items():
+        check_weight(path, name, tensor)
+    return tensors
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path):
+    """Yield an open safetensors file. Raises UserError for a damaged one."""
+    try:
+        with safe_open(existing(path), framework="pt") as f:
+            yield f
+    except SafetensorError as e:
+        raise UserError(f"{path} is damaged or incomplete ({e}); fetch it again") from None
+
+
+def check_weight(path, name: str, tensor):
+    """Raise UserError unless `tensor` holds real numbers, all of them finite."""
+    if not tensor.is_floating_point() or tensor.itemsize == 1:      # 8 bits need scales
+        raise UserError(f"{path}: {name} is of type {tensor.dtype}, and a weight must be of "
+                        "float32, bfloat16, float16 or float64")
+    if tensor.numel() and not all(map(math.isfinite, tensor.aminmax())):        # nan is both ends
+        raise UserError(f"{path}: {name} holds a number that is infinite or not a number; did its "
+                        "run diverge?")
 
 
 # ----- a checkpoint's folder ----------------------------------------------------------------------

@@ -7,14 +7,25 @@ from importlib.metadata import version
 from pathlib import Path
 
 from plumbing.errors import UserError
-from plumbing.files import read_json, replacing, write_json
+from plumbing.fields import Number, check, number_of, whole
+from plumbing.files import existing, read_json, replacing, write_json
 
-COLUMNS = ("run model data method targets rank alpha lr batch_eff seed step tokens train_nll "
-           "test_nll seconds peak_gb trainable").split()
-TEXT_COLUMNS = ("run", "model", "data", "method", "targets")
 STATE = "state/state.safetensors"       # of a run that is not finished: what --resume needs
 BEST = "state/best.safetensors"         # and the weights of the lowest test NLL, with --keep best
+
+
+ROW = {             # of log.csv: one evaluation. "" is what full fine-tuning, or step 0, has not
+    "run": str, "model": str, "data": str, "method": str, "targets": str,
+    "rank": ("", whole(1)), "alpha": ("", Number(above=0)), "lr": Number(above=0),
+    "batch_eff": whole(1), "seed": whole(), "step": whole(), "tokens": whole(),
+    "train_nll": (int, float, ""), "test_nll": (int, float),        # nan, inf: it diverged
+    "seconds": (int, float), "peak_gb": (Number(0), ""), "trainable": whole(1)}
+COLUMNS = list(ROW)
 WHOLE_COLUMNS = ("rank", "batch_eff", "seed", "step", "tokens", "trainable")
+RUN = {             # of run.json, what is read; of its settings, those that settle a run
+    "run": str, "finished": bool, "base_answer": str, "samples?": (whole(1), None),
+    "settings": {"alpha": Number(), "lr": Number(), "max_steps": whole(), "eval_steps": whole(),
+                 "dtype": ("float32", "bfloat16", "float16")}}
 
 
 # ----- rows ---------------------------------------------------------------------------------------
@@ -30,7 +41,8 @@ def make_row(config, **measured) -> dict:
 
 
 def write_rows(path: Path, rows: list[dict]):
-    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as f:
+    with (replacing(path) as part,
+          open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as f):
         writer = csv.DictWriter(f, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
@@ -39,25 +51,26 @@ def write_rows(path: Path, rows: list[dict]):
 def read_rows(path: Path) -> list[dict]:
     """The rows with the types that make_row gave them; an empty cell is "".
 
-    Raises UserError for a cell that should hold a number, or a whole one, and does not.
+    Raises UserError for a file that is not a run's, and for one without rows.
     """
+    existing(path)
     try:
-        with open(path, newline="", encoding="utf-8") as f:
-            return [{name: cell_value(name, cell) for name, cell in row.items()}
-                    for row in csv.DictReader(f)]
-    except (ValueError, TypeError) as e:        # TypeError: a line has too few or too many cells
+        with open(path, newline="", encoding="utf-8", errors="replace") as f:
+            rows = check([{name: cell_value(name, cell) for name, cell in row.items()}
+                          for row in csv.DictReader(f)], [ROW], name="rows")
+        if not rows or any(row.keys() != ROW.keys() for row in rows):
+            raise UserError("it has no rows, or other columns")
+    except (csv.Error, UserError) as e:
         raise UserError(f"{path} is damaged ({e}); delete it and make the run again") from None
+    return rows
 
 
 def cell_value(column: str, cell: str):
-    if column in TEXT_COLUMNS or cell == "":
+    """What a cell says, as JSON would have it; the cell itself if that is none of its column's."""
+    if ROW.get(column) is str or not isinstance(cell, str):
         return cell
-    number = float(cell)
-    if column not in WHOLE_COLUMNS:
-        return number
-    if not number.is_integer():
-        raise ValueError(f"{column} must be a whole number, not {cell}")
-    return int(number)          # the first edition wrote some of them as 64.0
+    # the first edition wrote 64.0
+    return number_of(cell.removesuffix(".0") if column in WHOLE_COLUMNS else cell)
 
 
 def row_line(row: dict) -> str:
@@ -105,13 +118,17 @@ def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
     if not (out / "run.json").exists():
         refuse_other_files(out)
         return None
+    held = read_json(out / "run.json", RUN)
+    made = config.of_settings(held, out / "run.json")
+    if made.run != held["run"]:
+        raise UserError(f"{out / 'run.json'} is not what a run writes, so {out} may hold files of "
+                        "something else; give another --out")
     if config.overwrite:
         return None
-    existing = read_json(out / "run.json")
-    if existing.get("run") != config.run:
+    if held["run"] != config.run:
         raise UserError(f"{out} holds another run, with other settings ({out / 'run.json'}); give "
                         "another --out, or --overwrite")
-    if not existing["finished"]:
+    if not held["finished"]:
         if config.resume:
             return None
         raise UserError(f"{out} holds this run, unfinished; --resume goes on with it, --overwrite "
@@ -124,9 +141,8 @@ def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
     if quiet:
         return rows
     print(f"{out} holds this run, finished: {row_line(rows[-1])}")
-    optimizer = existing["settings"].get("optimizer", config.optimizer)
-    if optimizer != config.optimizer:
-        print(f"It was made with --optimizer {optimizer}, which gives the same numbers.")
+    if made.optimizer != config.optimizer:
+        print(f"It was made with --optimizer {made.optimizer}, which gives the same numbers.")
     print("Nothing to do; --overwrite makes it again.")
     return rows
 

@@ -12,8 +12,8 @@ layer's own forward and backward pass, a weight is a shard.
 
 What is cut is what is large. In full fine-tuning that is every weight, with its gradient and its
 moments: 16 bytes per parameter. In LoRA and QLoRA it is the frozen base. A and B are put on the
-model when the base is cut already, and stay whole in each process: they are a few percent of the
-weights. So what LoRA trains is summed, updated, saved and resumed as it is without shards.
+model when the base is cut already, and stay whole in each process: they are a few percent of a large
+model's weights. So what LoRA trains is summed, updated, saved and resumed as it is without shards.
 """
 import torch
 import torch.nn as nn
@@ -23,7 +23,7 @@ from plumbing import processes
 
 
 def cut(module: nn.Module, products: torch.dtype | None = None, ignored=()):
-    """Leave this process its shard of each weight in `module`, but of those that are `ignored`.
+    """Leave this process its shard of each weight in `module`, except the `ignored` ones.
 
     On the meta device, before there are any values, it says which rows will be this process's.
     products: gather float32 weights in this dtype, in which the module multiplies, as autocast

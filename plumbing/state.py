@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from plumbing import processes, shards
 from plumbing.errors import UserError, is_out_of_memory
+from plumbing.fields import check
 from plumbing.files import replacing
 
 
@@ -21,8 +22,8 @@ def save_state(path: Path, tensors: dict[str, torch.Tensor], progress: dict):
         save_file(tensors, part, metadata={"progress": json.dumps(progress)})
 
 
-def load_state(path: Path, needed, give_back: Callable[[str, torch.Tensor], None]) -> dict:
-    """Call give_back(name, tensor) for each tensor of the file -> the progress.
+def load_state(path: Path, needed, give_back: Callable, shape=dict) -> dict:
+    """Call give_back(name, tensor) for each tensor of the file -> the progress, of this shape.
 
     needed: the names that must be there. Raises UserError for a damaged file.
     """
@@ -32,7 +33,7 @@ def load_state(path: Path, needed, give_back: Callable[[str, torch.Tensor], None
                 raise KeyError(f"it lacks {min(missing)}")
             for name in f.keys():
                 give_back(name, f.get_tensor(name))
-            return json.loads(f.metadata()["progress"])
+            return check(json.loads(f.metadata()["progress"]), shape)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
         if is_out_of_memory(e):     # moments go to the device here: no reason to begin again
             raise

@@ -17,6 +17,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
+from plumbing.errors import UserError
+from plumbing.fields import check, number_of, whole
+from plumbing.files import make_folder
+
 try:
     import fcntl
 except ImportError:         # Windows
@@ -34,7 +38,8 @@ def rank_and_world() -> tuple[int, int]:
     """
     for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
         if rank in os.environ and world in os.environ:
-            return int(os.environ[rank]), int(os.environ[world])
+            n = read_variable(world, 1)
+            return read_variable(rank, 0, n - 1), n
     return 0, 1
 
 
@@ -45,8 +50,13 @@ def local_rank() -> int:
     """
     for name in ("LOCAL_RANK", "RANK", "SLURM_LOCALID"):
         if name in os.environ:
-            return int(os.environ[name])
+            return read_variable(name)
     return 0
+
+
+def read_variable(name: str, *ends: int) -> int:
+    """A whole number of the environment. Raises UserError if it is none, or not between `ends`."""
+    return check(number_of(os.environ[name]), whole(*ends), "the environment", name)
 
 
 # ----- claims -------------------------------------------------------------------------------------
@@ -57,13 +67,14 @@ def local_rank() -> int:
 def claim_file(path: Path) -> Iterator[bool]:
     """Yield whether this process may make `path`. If so, no other may until the block ends.
 
-    Without locks (Windows, some network folders) every claim is granted, so that two processes may
-    make the same file. This loses time, but no data if the file is renamed into its place.
+    Without locks (Windows, some network folders, a folder in which no lock file may be made) every
+    claim is granted, so that two processes may make the same file. This loses time, but no data if
+    the file is renamed into its place.
     """
-    if fcntl is None:
+    lock = Path(f"{str(path.resolve()).removesuffix('.csv')}.lock")
+    if fcntl is None or not os.access(lock.parent, os.W_OK):
         yield True
         return
-    lock = path.with_suffix(".lock")
     with open(lock, "a") as f:
         held = lock_at_once(f) and is_open_as(f, lock)
         try:
@@ -71,6 +82,19 @@ def claim_file(path: Path) -> Iterator[bool]:
         finally:
             if held:
                 lock.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def claim_or_stop(path: Path):
+    """Let no other process make `path`, a file or a folder, until the block ends.
+
+    Raises UserError if one is making it now.
+    """
+    make_folder(path.parent)
+    with claim_file(path) as ours:
+        if not ours:
+            raise UserError(f"another process is making {path}; wait for it, or give another --out")
+        yield
 
 
 def lock_at_once(f) -> bool:

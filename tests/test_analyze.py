@@ -500,7 +500,7 @@ MISTAKES = {
     "another base": (["sums", "--model", "nano"], "sums: the adapter is for another base"),
     "a relative of LoRA": (["sums", "dora"], "dora: its method is dora, whose dW is not s B A; "
                            "merge it (export.py)"),
-    "a run that diverged": (["diverged"], "diverged: model.layers.0.mlp.down_proj holds a number"),
+    "a run that diverged": (["diverged"], "layers.0.mlp.down_proj.lora_A.weight holds a number"),
     "no base to draw": (["moved", "--out", "out"], "the base is unknown"),
     "two bases": (["sums", "nano_adapter", "--tuned", "tuned"], "different ones; give --model"),
     "two bases to compare": (["sums", "nano_adapter"], "the adapters are for different bases"),

@@ -341,7 +341,7 @@ def test_damaged_settings_are_named(tmp_path, content):
     write_rows(tmp_path / "a.csv",
                [row | {"run": "a"} for row in run_rows(R64, 1e-4, [3, 2, 1, 1])])
     write_json(tmp_path / "a.json", content)
-    with pytest.raises(UserError, match=r"a\.json is damaged \(its settings are not those of a"):
+    with pytest.raises(UserError, match=r"a\.json: settings"):
         arms.read_runs(tmp_path)
 
 

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import bench
 import dataset
 import train
+from plumbing.errors import UserError
 from settings import Config
 
 
@@ -83,7 +84,7 @@ def test_a_peer_that_is_not_there_is_one_line(checkpoint, chat, tmp_path, capsys
 
 
 @pytest.mark.parametrize("more, words", [
-    (["--turns=2"], "--turns 2: it must be at least 3"),
+    (["--turns=2"], "--turns 2: it must be a whole number, at least 3"),
     (["--turns=9", "--max_steps=8"], "--turns 9 are more than the run's 8 steps"),
     (["--peer=transformers"], "--peer transformers answers (--generate)"),
     (["--peer=trl", "--generate"], "--peer trl makes steps"),
@@ -91,10 +92,32 @@ def test_a_peer_that_is_not_there_is_one_line(checkpoint, chat, tmp_path, capsys
     (["--peer=dora", "--generate"], "--peer dora makes steps"),
     (["--peer=lora"], "--peer lora: that is what --method says"),
     (["--peer=full", "--nf4"], "--nf4"),
+    (["--peer=trl", "--peer_python=/nope"], "--peer_python /nope: there is no such program"),
     (["--peer=nowhere"], "--peer nowhere: it must be one of trl, transformers")])
 def test_what_cannot_be_compared(more, words, capsys):
     code, _, error = run_bench(capsys, *more)
     assert words in one_line(code, error)
+
+
+@pytest.mark.parametrize("reply", [b"", b"hello\n", b"\xff\n", b"{}\n", b'{"seconds": 0}\n',
+                                   b'{"seconds": "1", "tokens": 4, "peak_gb": 1}\n'])
+def test_a_peer_that_says_something_else_is_one_line(tmp_path, reply):
+    """Its last words on stderr may be in any encoding."""
+    (tmp_path / "bench.py").write_text(
+        f"import sys; sys.stdin.readline(); sys.stdout.buffer.write({reply!r}); "
+        "sys.stdout.flush(); sys.stderr.buffer.write(b'why \\xff')")
+    side = bench.Side("ours", Config(), folder=tmp_path)
+    try:
+        with pytest.raises(UserError, match="ours ended: "):
+            side.take_turn()
+    finally:
+        side.leave()
+
+
+def test_a_small_test_split_is_asked_again(chat):
+    questions = bench.prompts_of(Config(data=str(chat)), 16)
+    n = len(dataset.read_messages(chat / "test.jsonl"))
+    assert n < 16 == len(questions) and questions[n] == questions[0] != questions[1]
 
 
 def test_both_sides_get_the_rate_of_the_method():

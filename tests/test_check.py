@@ -126,7 +126,7 @@ def test_check_names_every_wrong_line_up_to_ten(tmp_path, check_fails):
     assert [int(number) for number, _ in shown] == [3, 4, 5, 6, 8, 9, 10, 11, 12, 13]
     assert "  and 2 more\n" in out
     assert [reason[:16] for _, reason in shown[:4]] == [
-        "not valid JSON: ", 'it must be {"mes', "the last message", "the assistant's "]
+        "not valid JSON: ", "it []: it must b", "the last message", "the assistant's "]
     assert "between »these marks« are learned" in out               # the good ones are shown anyway
 
 
@@ -173,9 +173,9 @@ def test_check_ends_in_one_line_for_what_a_user_gets_wrong(tmp_path, check_fails
     empty.write_text("\n")
     mistakes = {
         (empty,): "holds no samples",
-        (tmp_path / "no.jsonl",): "No such file",
+        (tmp_path / "no.jsonl",): "has no no.jsonl; is it the right folder",
         ("nowhere",): "no folder with train.jsonl",
-        ("nano", "--max_length=0"): "--max_length 0: it must be at least 1",
+        ("nano", "--max_length=0"): "--max_length 0: it must be a whole number, at least 1",
         ("nano", "--length=3"): "python data/check.py --help"}
     for arguments, words in mistakes.items():
         assert words in check_fails(*arguments)[1]
@@ -366,9 +366,10 @@ def test_nothing_is_written_over(tmp_path, check_fails, name):
 def test_rows_that_cannot_be_learned_from_are_left_out_and_named(tmp_path, check, check_fails):
     good = pairs(["A?", "B?"])
     bad = {
-        '{"prompt": "C?", "completion": 5}': "prompt / completion: its parts must be text, not 5",
+        '{"prompt": "C?", "completion": 5}': "prompt / completion: completion 5: it must be a text",
         '{"prompt": "C?", "completion": ""}': "the assistant's answer is empty",
-        '{"conversations": [{"from": "bot", "value": "x"}]}': "ShareGPT: a turn must be",
+        '{"conversations": [{"from": "bot", "value": "x"}]}':
+            "ShareGPT: conversations[0].from 'bot': it must be",
         '{"conversations": [{"from": "human", "value": "x"}]}': "the last message must be",
         '{"text": "x"}': "it is in none of the forms",
         '{"prompt": ': "not valid JSON"}
@@ -403,13 +404,13 @@ def test_files_that_cannot_be_read_so_end_in_one_line(tmp_path, check_fails):
             ("latin.csv", "question,answer\nQué?,x\n".encode("latin-1"), "call it CSV UTF-8"),
             ("other.csv", "a,b\n1,2\n", "row 1: it is in none of the forms that data/forms.py "
                                         "lists (it has a, b)"),
-            ("missing.csv", None, "missing.csv: no such file")):
+            ("missing.csv", None, "has no missing.csv; is it")):
         if text is None:
             assert words in check_fails(tmp_path / name)[1]
             continue
         (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         assert words in check_fails(tmp_path / name)[1]
-    for flags, words in (("--test_share=0", "--test_share 0.0: it must be above 0"),
+    for flags, words in (("--test_share=0", "--test_share 0.0: it must be a number, above 0"),
                          ("--test_share=1", "at most 0.9"), ("--seed=-1", "--seed -1"),
                          ("--supervise=some", "invalid choice")):
         assert words in check_fails(tmp_path / "other.json", f"--convert={tmp_path}", flags)[1]
@@ -488,3 +489,11 @@ def test_the_settings_for_each_size(tmp_path, check):
         train, test = convert(check, folder, pairs(f"{i}?" for i in range(n)), *share.split())
         assert (len(train), len(test)) == (n - int(n_test), int(n_test))
         assert settled(parse_run(flags.split()), len(train)).max_steps == steps
+
+
+def test_a_comma_in_a_cell_does_not_move_the_cells(tmp_path):
+    (tmp_path / "a.csv").write_text('question,answer\n"4, or 5?",4\n4, or 5?,4\n4?\n')
+    rows, wrong = data_check.read_any_form(tmp_path / "a.csv")
+    assert [row["messages"][0]["content"] for row in rows] == ["4, or 5?"]
+    assert wrong[0].startswith("row 2: question / answer: cells without a name ['4']")
+    assert wrong[1].startswith("row 3: question / answer: answer None: it must be a text")

@@ -44,7 +44,7 @@ def broken(checkpoint, tmp_path):
 # ----- settings -----------------------------------------------------------------------------------
 
 SETTINGS = {
-    "--rank=0": "--rank 0: it must be at least 1",
+    "--rank=0": "--rank 0: it must be a whole number, at least 1",
     "--rank=-1": "--rank -1: it must be",
     "--rank=abc": "--rank: invalid int",
     "--lr=0": "--lr 0.0: it must be",
@@ -67,7 +67,7 @@ SETTINGS = {
     "--weight_decay=inf": "--weight_decay inf",
     "--grad_clip=nan": "--grad_clip nan",
     "--grad_clip=-1": "--grad_clip -1.0",
-    "--dropout=1": "--dropout 1.0: it must be at least 0 and at most 0.9",
+    "--dropout=1": "--dropout 1.0: it must be a number, at least 0 and at most 0.9",
     "--dropout=0.1 --method=mora": "--dropout is of LoRA's input, and --method mora",
     "--seed=-1": "--seed -1",
     "--seed=99999999999999999999": "--seed 99999999999999999999",
@@ -187,22 +187,22 @@ CHECKPOINTS = {
     # config.json
     "unknown model type": (
         edit("config.json", model_type="mamba"),
-        "model_type 'mamba' is not supported; it must be qwen2"),
+        "config.json: model_type 'mamba': it must be qwen2 or"),
     "no model type": (
         lack("config.json", "model_type"),
-        "model_type None is not supported"),
+        "config.json: model_type is missing"),
     "activation": (
         edit("config.json", hidden_act="gelu"),
-        "hidden_act 'gelu' is not supported"),
+        "hidden_act 'gelu': it must be silu"),
     "sliding window": (
         edit("config.json", use_sliding_window=True),
         "use_sliding_window"),
     "rope of another kind": (
         edit("config.json", rope_parameters=YARN),
-        "'yarn' is not"),
+        "rope_type 'yarn': it must be"),
     "llama3 without its numbers": (
         edit("config.json", rope_parameters=LLAMA3),
-        "config.json lacks 'low_freq_factor'"),
+        "config.json: rope_parameters.low_freq_factor is missing"),
     "config missing": (
         delete("config.json"),
         "has no config.json"),
@@ -214,16 +214,16 @@ CHECKPOINTS = {
         "config.json is not valid JSON"),
     "config a list": (
         write("config.json", b"[]"),
-        "config.json must hold a JSON object"),
+        "config.json: it []: it must be a table"),
     "config lacking a key": (
         lack("config.json", "hidden_size"),
-        "config.json lacks 'hidden_size'"),
+        "config.json: hidden_size is missing"),
     "config with a null": (
         write("config.json", b'{"model_type": "qwen2", "vocab_size": null}'),
-        "config.json lacks 'vocab_size'"),
+        "vocab_size None: it must be a whole number"),
     "config with a text": (
         edit("config.json", hidden_size="32"),
-        "'hidden_size', or it is not a whole number"),
+        "hidden_size '32': it must be a whole number, at least 1"),
     "heads that do not divide": (
         edit("config.json", num_key_value_heads=3),
         "4 attention heads cannot share 3"),
@@ -257,7 +257,7 @@ CHECKPOINTS = {
         "the weights lack model.layers.2."),
     "index without a table": (
         write("model.safetensors.index.json", NO_WEIGHT_MAP),
-        "has no weight_map"),
+        "weight_map is missing"),
     "shard missing": (
         write("model.safetensors.index.json", TWO_SHARDS),
         "has no model-00002-of-00002.safetensors"),
@@ -270,19 +270,19 @@ CHECKPOINTS = {
         "tokenizer.json is not valid JSON"),
     "tokenizer of another kind": (
         write("tokenizer.json", json.dumps(UNIGRAM).encode()),
-        "a Unigram model is not supported"),
+        "model.type 'Unigram': it must be BPE"),
     "tokenizer without a pre-tokenizer": (
         lack("tokenizer.json", "pre_tokenizer"),
-        "'pre_tokenizer'"),
+        "pre_tokenizer is missing"),
     "tokenizer with another normalizer": (
         edit("tokenizer.json", normalizer={"type": "Lowercase"}),
-        "normalizer Lowercase is not"),
+        "normalizer.type 'Lowercase': it must be NFC"),
     "tokenizer larger than the embedding": (
         edit("tokenizer.json", added_tokens=ID_400),
         "the tokenizer has 401 tokens, the embedding 320"),
     "tokenizer without merges": (
         edit("tokenizer.json", model={"type": "BPE", "vocab": {}}),
-        "'merges'"),
+        "model.merges is missing"),
     # chat template
     "no chat template": (
         lack("tokenizer_config.json", "chat_template"),
@@ -337,20 +337,20 @@ LINES = {
     "not JSON": (b'{"messages": [', "not valid JSON: Exp"),
     "not UTF-8": (b'{"messages": "\xff"}', "not UTF-8: byte"),
     "nested": (b"[" * 100_000, "not valid JSON: nest"),
-    "a list": (b"[]", 'it must be {"messages": [...]}'),
-    "a number": (b"7", "it must be"),
-    "no messages": (b'{"text": "hi"}', "it must be"),
-    "messages no list": (b'{"messages": "hi"}', "it must be"),
+    "a list": (b"[]", "it []: it must be a table"),
+    "a number": (b"7", "it 7: it must be a table"),
+    "no messages": (b'{"text": "hi"}', "messages is missing: it must be a list"),
+    "messages no list": (b'{"messages": "hi"}', "messages 'hi': it must be a list"),
     "empty": (line_of(), LAST_MESSAGE),
     "no assistant": (line_of(HI), LAST_MESSAGE),
     "user last": (line_of(HI, YES, HI), LAST_MESSAGE),
     "assistant alone": (line_of(YES), LAST_MESSAGE),
-    "no text": (line_of(HI, YES | {"content": 7}), "a message must be"),
-    "null": (line_of(HI, YES | {"content": None}), "a message must be"),
-    "parts": (line_of(HI, YES | {"content": [{"type": "text"}]}), "a message must be"),
-    "no role": (line_of({"content": "hi"}, YES), "a message must be"),
-    "unknown role": (line_of(HI | {"role": "human"}, YES), "a message must be"),
-    "message no table": (line_of("hi", YES), "a message must be"),
+    "no text": (line_of(HI, YES | {"content": 7}), "messages[1].content 7: it must be a text"),
+    "null": (line_of(HI, YES | {"content": None}), "messages[1].content None: it must"),
+    "parts": (line_of(HI, YES | {"content": [{"type": "text"}]}), "messages[1].content [{"),
+    "no role": (line_of({"content": "hi"}, YES), "messages[0].role is missing"),
+    "unknown role": (line_of(HI | {"role": "human"}, YES), "messages[0].role 'human'"),
+    "message no table": (line_of("hi", YES), "messages[0] 'hi': it must be a t"),
     "empty answer": (line_of(HI, YES | {"content": ""}), "the assistant's answer is empty"),
     "system message in the middle": (
         line_of(HI, {"role": "system", "content": "Be brief."}, YES), "a system message must"),
@@ -582,15 +582,16 @@ def leave_alone(folder):
     pass
 
 
-MISSING = "adapter_model.safetensors is missing or damaged"
 ADAPTERS = {
     # what is different about the base, what spoils the adapter, what is said
     "of another width": (
         {"hidden_size": 64}, leave_alone, "the adapter is for another base: "),
     "of a deeper base": (
         {"num_hidden_layers": 1}, leave_alone, "this one has no linear layer model.layers.1."),
-    "truncated": ({}, cut("adapter_model.safetensors", 0.5), MISSING),
-    "without weights": ({}, delete("adapter_model.safetensors"), MISSING),
+    "truncated": (
+        {}, cut("adapter_model.safetensors", 0.5), "adapter_model.safetensors is damaged"),
+    "without weights": (
+        {}, delete("adapter_model.safetensors"), "has no adapter_model.safetensors"),
     "without a config": ({}, delete("adapter_config.json"), "has no adapter_config.json"),
     "of another method": (
         {}, edit("adapter_config.json", use_dora=True), "only plain LoRA adapters"),
@@ -617,7 +618,7 @@ def test_one_line_in_a_shell(broken, chat, tmp_path):
     process = start(command(broken, chat, tmp_path / "out"))
     out, error = process.communicate(timeout=600)
     line = one_line(process.returncode, error)
-    assert out == "" and "error: model_type 'mamba' is not supported; it must be qwen2" in line
+    assert out == "" and "config.json: model_type 'mamba': it must be qwen2 or" in line
 
 
 def test_a_terminal_that_cannot_show_a_letter(checkpoint, chat, tmp_path):

@@ -189,7 +189,7 @@ def test_a_target_may_be_a_path(model):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"rank": 0}, "rank 0: it must be at least 1"),
+    ({"rank": 0}, "rank 0: it must be a whole number, at least 1"),
     ({"rank": -3}, "rank -3"),
     ({"rank": 1, "targets": "query"},
      "'query' fits no linear layer of this model; it has down_proj, gate_proj"),
@@ -331,8 +331,8 @@ print(sorted(file[len(sys.path[0]) + 1:] for file in files if file.startswith(sy
 
 
 def test_it_works_in_a_folder_of_its_own(tmp_path):
-    """lora.py and two files of plumbing, copied elsewhere, adapt a module of torch there."""
-    needed = ["lora.py", "plumbing/errors.py", "plumbing/files.py"]
+    """lora.py and three files of plumbing, copied elsewhere, adapt a module of torch there."""
+    needed = ["lora.py", "plumbing/errors.py", "plumbing/fields.py", "plumbing/files.py"]
     (tmp_path / "plumbing").mkdir()
     for name in needed:
         shutil.copy(REPO / name, tmp_path / name)
@@ -736,6 +736,7 @@ def spoil_adapter(tensors, config, what):
         case "a norm":
             for part in "AB":
                 tensors[f"base_model.model.model.norm.lora_{part}.weight"] = torch.zeros(4, 4)
+            config["target_modules"].append("norm")
         case "other sizes":
             tensors[key.format("B")] = torch.zeros(50, 4)
         case "ranks of A and B differ":
@@ -743,6 +744,9 @@ def spoil_adapter(tensors, config, what):
         case "a tied lm_head":
             tensors["base_model.model.lm_head.lora_A.weight"] = torch.zeros(4, 32)
             tensors["base_model.model.lm_head.lora_B.weight"] = torch.zeros(320, 4)
+            config["target_modules"].append("lm_head")
+        case "a layer that is no target":
+            config["target_modules"].remove("up_proj")
         case "DoRA":
             config["use_dora"] = True
         case "PiSSA":
@@ -766,7 +770,8 @@ def spoil_adapter(tensors, config, what):
     ("ranks of A and B differ", "for another base"),
     ("a tied lm_head", "lm_head is tied to model.embed_tokens"),
     ("DoRA", "only plain LoRA"), ("PiSSA", "only plain LoRA"), ("biases", "only plain LoRA"),
-    ("another method", "only plain LoRA"), ("no alpha", "lacks 'lora_alpha'"),
+    ("another method", "only plain LoRA"), ("no alpha", "lora_alpha is missing"),
+    ("a layer that is no target", "up_proj has A and B, and is not among the target_modules"),
 ])
 def test_what_does_not_fit_is_refused_and_changes_nothing(model, ids, what, message, tmp_path):
     """The model carries an adapter already, and keeps it."""

@@ -539,16 +539,16 @@ def test_picture_shows_the_peaks(tmp_path, monkeypatch):
 
 
 MISTAKES = {
-    "--rank=0": "--rank 0: it must be at least 1",
+    "--rank=0": "--rank 0: it must be a whole number, at least 1",
     "--micro_bs=x": "--micro_bs: invalid int",
     "--method=doro": "invalid choice",
-    "--targets=q_proj,lm_head": "plan.py knows no target 'lm_head'",
+    "--targets=q_proj,lm_head": "--targets[1] 'lm_head': it must be q_proj or",
     "--model=nowhere": "nowhere: no such folder",
-    "--plot=plan.exe": "must end in .png",
-    "--plot=nowhere/plan.png": "there is no folder nowhere",
+    "--plot=plan.exe": "its ending '.exe': it must be .png or .svg",
+    f"--plot={__file__}/plan.png": "a file is in the way of this folder",
     "--optimizer=sgd": "invalid choice",
-    "--gpus=8,0": "--gpus 8,0: it must be numbers of GPUs",
-    "--gpus=many": "--gpus many: it must be numbers of GPUs",
+    "--gpus=8,0": "--gpus[1] 0: it must be a whole number, at least 1",
+    "--gpus=many": "--gpus[0] 'many': it must be a whole number",
     "--data=nowhere": "--data nowhere: no folder",
     "--device=banana": "torch cannot use",
     "--wide": "unrecognized arguments: --wide (python plan.py --help lists",
@@ -566,8 +566,8 @@ def test_mistakes(flag, capsys):
 
 @pytest.mark.parametrize("content, words", [
     ("{", "is not valid JSON"),
-    ('{"model_type": "gpt2"}', "model_type 'gpt2' is not supported"),
-    ('{"model_type": "qwen2"}', "lacks 'vocab_size'")])
+    ('{"model_type": "gpt2"}', "model_type 'gpt2': it must be"),
+    ('{"model_type": "qwen2"}', "vocab_size is missing")])
 def test_broken_config(content, words, tmp_path, capsys):
     (tmp_path / "config.json").write_text(content)
     for model in (tmp_path, tmp_path / "config.json"):

@@ -240,7 +240,7 @@ def test_ticks_are_round_and_have_two_decimals_and_a_real_minus(sweeps):
         plot.finish_gap_axis(ax)
         assert tick_labels(ax.yaxis) == expected
     assert [plot.write_power(lr) for lr in (1e-4, 2e-4, 5e-3)] == [
-        "$10^{-4}$", r"$2\times10^{-4}$", r"$5\times10^{-3}$"]
+        "10⁻⁴", "2×10⁻⁴", "5×10⁻³"]
 
 
 def test_the_labels_of_a_narrow_axis_do_not_collide():

@@ -77,8 +77,8 @@ def gsm8k() -> Case:
                              "the test split has 1 samples instead of 2"),
             "broken line": ("train.jsonl", train.replace("1 + 1 =", '1 + 1" ='),
                             "train.jsonl, line 2: not valid JSON"),
-            "no answer": ("test.jsonl", no_answer, "the record at index 1 has no `answer`"),
-            "null": ("test.jsonl", null_question, "the record at index 0 has no `question`"),
+            "no answer": ("test.jsonl", no_answer, "[1].answer is missing: it must be a text or a"),
+            "null": ("test.jsonl", null_question, "[0].question None: it must be a text or a"),
         })
 
 
@@ -107,9 +107,9 @@ def vi_gsm8k() -> Case:
             "broken line": ("vi_train.json", train.replace('"answer": "2"', '"answer": 2"'),
                             f"vi_train.json, line {broken_line}: not valid JSON"),
             "no explanation": ("vi_test.json", no_explanation,
-                               "the record at index 1 has no `explanation`"),
+                               "[1].explanation is missing"),
             "no object": ("vi_test.json", json_lines([vi_record(0), "text"]),
-                          "the record at index 1 has no `question`"),
+                          "[1] 'text': it must be a table"),
         })
 
 

@@ -32,15 +32,17 @@ SETTINGS = {
     "lora": {}, "full": {"method": "full", "lr": 2e-3}, "qlora": {"method": "qlora"},
     "adalora": {"method": "adalora", "max_steps": 10}, "rslora": {"method": "rslora"},
     "loraplus": {"method": "loraplus"}, "mora": {"method": "mora"}, "bitfit": {"method": "bitfit"},
-    "adapter": {"method": "adapter"}, "lora in 8 bits": {"optimizer": "adamw8bit"},
+    "adapter": {"method": "adapter"}, "dropout": {"dropout": 0.3},
+    "lora in 8 bits": {"optimizer": "adamw8bit"},
     "the best of full": {"method": "full", "lr": 0.1, "keep": "best"},
     "full, untied": {"method": "full", "lr": 2e-3, "model": "untied"}}
 CHECKPOINTING = ("full", "lora", "qlora")
 # what the several processes make: (name in SETTINGS, flags)
-WHOLE = [(name, ()) for name in ("lora", "full", "qlora", "adalora")]
+WHOLE = [(name, ()) for name in ("lora", "full", "qlora", "adalora", "dropout")]
 SHARDS = [(name, ("--fsdp",)) for name in SETTINGS]
 SHARDS += [(name, ("--fsdp", "--gradient_checkpointing")) for name in CHECKPOINTING]
-FEW = [("lora", ()), ("full", ("--fsdp",)), ("qlora", ("--fsdp",))]     # in every run of the suite
+# in every run of the suite
+FEW = [("dropout", ()), ("full", ("--fsdp",)), ("qlora", ("--fsdp",))]
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +309,15 @@ def test_with_one_process_nothing_is_communicated():
     processes.sum_gradients([p])
     assert p.grad is None and processes.take_share([1, 2, 3], 0) == [1, 2, 3]
     assert processes.sum_over_processes(2.5, 3) == [2.5, 3] and processes.world() == 1
+
+
+def test_shares_are_dealt_to_and_fro(monkeypatch):
+    monkeypatch.setattr(processes, "world", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        shares.append(processes.take_share([9, 8, 7, 6, 5, 4, 3], 0))
+    assert shares == [[9, 4, 3], [8, 5, 0], [7, 6, 0]]
 
 
 def test_gradients_are_sent_in_buckets():

@@ -565,6 +565,7 @@ def damage_weights(damage, tensors):
         state = json.loads(bytes(tensors[name + BNB_STATE].tolist())) | {"shape": [320, 64]}
         tensors["lm_head.weight" + BNB_STATE] = as_bytes(json.dumps(state))
         tensors["lm_head.weight.absmax"] = torch.zeros(320, dtype=torch.uint8)
+        tensors["lm_head.weight.nested_absmax"] = torch.ones(2)
         tensors["lm_head.weight"] = torch.zeros(320 * 32, dtype=torch.uint8)
 
 

@@ -8,9 +8,10 @@ from runs import one_line
 
 import optim
 import settings
-from plumbing.cli import OURS, check_ranges, fit_doc, flag, nearest, suggest_flags
+from plumbing.cli import OURS, fit_doc, flag, nearest, suggest_flags
 from plumbing.device import DTYPES
 from plumbing.errors import UserError
+from plumbing.fields import check_ranges
 from settings import Config, settled
 
 BASE = {"rank": 8, "lr": 1e-3, "max_steps": 100, "device": "cpu"}
@@ -92,7 +93,7 @@ def test_a_range_refuses_what_is_outside_and_says_what_is_inside(value, words):
     check_ranges(Some())
     check_ranges(Some(n=10))
     check_ranges(Some(n=None))
-    with pytest.raises(UserError, match=f"--n {value}: it must be .*{words}"):
+    with pytest.raises(UserError, match=f"--n {value}.*: it must be .*{words}"):
         check_ranges(Some(n=value))
 
 

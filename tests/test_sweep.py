@@ -285,7 +285,8 @@ def test_a_grid_that_is_added_can_be_named(monkeypatch, tmp_path, capsys):
     assert code_of(flags) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("6 runs, 6 to do")
     code = code_of([*flags, "--preset=tutorial"])
-    assert "schedules: the preset tutorial has no such" in one_line(code, capsys.readouterr().err)
+    assert ("the preset tutorial: grid 'schedules': it must be finding1 or"
+            in one_line(code, capsys.readouterr().err))
 
 
 def test_dry_run_lists_the_runs_and_makes_nothing(tiny_grid, argv, tmp_path, capsys, qwen):
@@ -386,27 +387,30 @@ def test_a_file_has_grids_of_ones_own(own, capsys):
 @pytest.mark.parametrize(("text", "message"), [
     ("", "has no arm; each begins with a line like [[my_grid]]"),
     ("flags = '--lr 1'", "has no arm"),
-    ("a = [", "is not valid TOML: Invalid value (at end of document)"),
-    ("a = 3", "a is no list of arms; each arm begins with [[a]]"),
-    ("[a]\nrank = 3", "a is no list of arms"),
-    ("flags = 3\n[[a]]\nrank = 3", "flags must be a text"),
+    ("a = [", "grid.toml: Invalid value (at end of document)"),
+    ("a = 3", "['a'] 3: it must be a list"),
+    ("[a]\nrank = 3", "['a'] {'rank': 3}: it must be a list"),
+    ("flags = 3\n[[a]]\nrank = 3", "flags 3: it must be a text"),
     ("[[all]]\nrank = 3", "`all` means all grids of the file"),
     ("[[a]]\nranks = 3", "ranks in a grid is no setting of train.py; write rank"),
     ("[[a]]\nlearning_rate = 3", "learning_rate in a grid is no setting of train.py; write lr"),
     ("[[a]]\nfoo = 3", "foo in a grid is no setting of train.py; python train.py --help lists"),
-    ("[[a]]\nrank = 'x'", "rank = 'x' in a grid: it must be of type int"),
-    ("[[a]]\nrank = true", "rank = True in a grid: it must be of type int"),
-    ("[[a]]\nlr = 1.0\nrank = [4, 1.5]", "rank = 1.5 in a grid: it must be of type int"),
+    ("[[a]]\nrank = 'x'", "a grid: rank 'x': it must be a whole number"),
+    ("[[a]]\nrank = true", "a grid: rank True: it must be a whole number"),
+    ("[[a]]\nlr = 1.0\nrank = [4, 1.5]", "a grid: rank 1.5: it must be a whole number"),
     ("[[a]]\nrank = []", "rank = [] in a grid: an arm without a value has no runs"),
+    ("[[a]]\nrank = 0", "a grid: rank 0: it must be a whole number, at least 1"),
     ("[[a]]\nrank = [4, 8]",
      "an arm in a grid has no learning rates ({'rank': 4}); give it some, as lr = [1e-4"),
-    ("[[a]]\nrank = 0", "--rank 0: it must be at least 1"),
     ("[[a]]\nschedule = 'sawtooth'",
-     "schedule = 'sawtooth' in a grid: it must be one of constant, cosine, linear"),
+     "a grid: schedule 'sawtooth': it must be constant or cosine or linear"),
     ("[[a]]\nmax_length = 64", "max_length in a grid: it is the same in all runs: give it as a"),
     ("[[a]]\nseed = [1, 2]", "seed in a grid: it comes from --seed and --seeds"),
-    ("[[a]]\nmatch = 3", "match = 3 in a grid: it must be targets with their ranks"),
-    ("[[a]]\nmatch = {mlp = 'x'}", "match = {'mlp': 'x'} in a grid: it must be targets"),
+    ("[[a]]\nmatch = 3", "a grid: match 3: it must be a table"),
+    ("[[a]]\nmatch = {mlp = 'x'}", "a grid: match['mlp'] 'x': it must be a list"),
+    ("[[a]]\nmatch = {mlp = []}", "mlp = [] in a grid: an arm without a value has no runs"),
+    ("[[a]]\nmatch = {mlp = [0]}", "match['mlp'][0] 0: it must be a whole number, at least 1"),
+    ("flags = '--model \"x'\n[[a]]\nrank = 3", "grid.toml: No closing quotation"),
     ("flags = '--rnak 3'\n[[a]]\nlr = 1.0", "unrecognized arguments: --rnak; for --rnak write")])
 def test_a_file_that_is_no_grid(own, tmp_path, capsys, text, message):
     code = code_of(own(text))
@@ -416,12 +420,12 @@ def test_a_file_that_is_no_grid(own, tmp_path, capsys, text, message):
 
 def test_names_are_those_that_are_there(own, tmp_path, capsys):
     for argv, message in (
-            (["no", *own(OWN)], f"no: {tmp_path}/my_grid.toml has no such grid; it has schedules, "
-                                "full, and all\n"),
+            (["no", *own(OWN)], f"{tmp_path}/my_grid.toml: grid 'no': it must be schedules or "
+                                "full or all\n"),
             (["--dry_run"], "say which sweep: finding1, finding2"),
-            (["finding9", "--dry_run"], "finding9: the preset nano has no such grid; it has"),
+            (["finding9", "--dry_run"], "the preset nano: grid 'finding9': it must be finding1 or"),
             ([*own(OWN), "--rank=3"], "--rank: the grid of all sets it, in "),
-            (["full", "--grid=/nope"], "--grid /nope: no such file"),
+            (["full", "--grid=/nope"], "/ has no nope; is it the right folder"),
             (["--sedes=3", "all"], "unrecognized arguments: --sedes=3; for --sedes write --seeds"),
             (["--lora_r=3", "all"], "; for --lora_r write --rank (python sweep.py --help")):
         assert message in one_line(code_of(argv), capsys.readouterr().err)
@@ -527,15 +531,15 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--seeds=0"], "--seeds 0: it must be at least 1"),
-    (["--jobs=0"], "--jobs 0: it must be at least 1"),
+    (["--seeds=0"], "--seeds 0: it must be a whole number, at least 1"),
+    (["--jobs=0"], "--jobs 0: it must be a whole number, at least 1"),
     (["--rank=3"], "--rank: the grid of finding1 sets it, at the top of sweep.py; leave it out"),
     (["--lr=1"], "--lr: the grid of finding1 sets it"),
     (["--epochs=1"], "--epochs: a sweep does not have this flag; leave it out"),
     (["--resume"], "--resume: a sweep does not have this flag; leave it out"),
     (["--data=nowhere"], "--data nowhere: no folder"),
     (["--model=nowhere"], "nowhere: no such folder"),
-    (["--micro_bs=0"], "--micro_bs 0: it must be at least 1"),
+    (["--micro_bs=0"], "--micro_bs 0: it must be a whole number, at least 1"),
     (["--wramup_ratio=1"], "unrecognized arguments: --wramup_ratio=1"),
     (["--device=banana"], "--device banana: torch cannot use"),
     (["--preset=mine"], "invalid choice: 'mine'")])

@@ -272,10 +272,10 @@ def spy(monkeypatch):
     seen = {"before": [], "after": []}
     step = train.optimizer_step
 
-    def watched(model, optimizer, *rest):
+    def watched(model, optimizer, *rest, **how):
         seen.update(model=model, optimizer=optimizer)
         seen["before"].append([p.detach().clone() for p in optimized(optimizer)])
-        result = step(model, optimizer, *rest)
+        result = step(model, optimizer, *rest, **how)
         seen["after"].append([p.detach().clone() for p in optimized(optimizer)])
         return result
 
@@ -486,9 +486,9 @@ def test_training_runs_the_compiled_layers(checkpoint, chat, tmp_path, monkeypat
     def counting(graph, _):
         return lambda *args: calls.append(1) or graph.forward(*args)
 
-    def step_and_count(*args):
+    def step_and_count(*args, **how):
         before = len(calls)
-        result = optimizer_step(*args)
+        result = optimizer_step(*args, **how)
         per_step.append((len(calls) - before) / len(args[3]))
         return result
     compile_layer, optimizer_step = torch.nn.Module.compile, train.optimizer_step
@@ -723,7 +723,7 @@ def test_what_is_dropped_is_a_function_of_the_seed_and_the_step(
     seeds, training = [], []
     step, answer = train.optimizer_step, train.generate_answers
     monkeypatch.setattr(train, "optimizer_step",
-                        lambda *args: seeds.append(torch.initial_seed()) or step(*args))
+                        lambda *args, **how: seeds.append(how["seed"]) or step(*args, **how))
     monkeypatch.setattr(train, "generate_answers",
                         lambda model, *how: training.append(model.training) or answer(model, *how))
     for out, *flags in (("plain",), ("checkpointed", "--gradient_checkpointing")):

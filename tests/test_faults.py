@@ -1,0 +1,248 @@
+"""Kills at random moments, two processes in one folder, full disks, folders that may not be
+written, clocks that jump. Afterwards the same command gives the same rows as without."""
+import itertools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPO
+from csv_runs import FULL, FULL_LR, make_grid, write_csv
+from runs import command, numbers, one_line, start
+
+from plumbing.records import read_rows
+
+pytestmark = pytest.mark.slow
+# The whole of what is promised; CI runs a share of it.
+N_KILLS, N_PAIRS = int(os.environ.get("KILLS", 6)), int(os.environ.get("PAIRS", 6))
+LAUNCH = {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]}
+
+
+def run(script, *argv, launch=(), before=()):
+    """A command as a user has it, in a process group of its own."""
+    words = [*before, sys.executable, *launch, REPO / script, *argv]
+    return subprocess.Popen([*map(str, words)], text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, start_new_session=True)
+
+
+def result_of(process):
+    out, error = process.communicate(timeout=600)
+    return process.returncode, out, error
+
+
+def rows_of(folder):
+    """Of train.py's run, or of all runs of a sweep, without what the clock says."""
+    rows = []
+    for path in sorted(folder.glob("*.csv")):
+        for row in read_rows(path):
+            rows.append({key: value for key, value in row.items()
+                         if key not in ("seconds", "peak_gb")})
+    return rows
+
+
+# ----- kills --------------------------------------------------------------------------------------
+
+def jobs(model, data, folder):
+    """{name: (script, its arguments, its folder)}; each can be given again after a kill."""
+    train = command(model, data, folder / "run", "--resume", max_steps=8, eval_steps=1)
+    (folder / "grid.toml").write_text(
+        'flags = "--max_steps 3 --eval_steps 1"\n[[g]]\nmethod = "lora"\nrank = 2\n'
+        "lr = [1e-3, 1e-2]\n")
+    adapter = folder.parent / "adapter"
+    return {
+        "train": ("train.py", train, "run"),
+        "sweep": ("sweep.py", ["--grid", folder / "grid.toml", "--out", folder / "sweep",
+                               f"--model={model}", f"--data={data}"], "sweep"),
+        "evaluate": ("evaluate.py", [f"--model={model}", f"--data={data}", "--batch=2",
+                                     "--max_new_tokens=8", "--out", folder / "eval/e.jsonl"],
+                     "eval"),
+        "export": ("export.py", ["--adapter", adapter, "--model", model, "--out",
+                                 folder / "merged"], "merged")}
+
+
+def bytes_of(folder, name):
+    """What must be the same: rows, weights, answers."""
+    if name in ("run", "sweep"):
+        files = {path.name: path.read_bytes() for path in (folder / name).glob("*.safetensors")}
+        return rows_of(folder / name), files
+    if name == "eval":
+        lines = (folder / "eval/e.jsonl").read_text().splitlines()
+        return [line.partition(', "seconds"')[0] for line in lines]
+    return {path.name: path.read_bytes() for path in (folder / name).iterdir()}
+
+
+@pytest.mark.parametrize(("job", "processes"), [
+    ("train", 1), ("train", 2), ("sweep", 1), ("sweep", 2), ("evaluate", 1), ("export", 1)])
+def test_a_kill_at_any_moment_changes_nothing(checkpoint, chat, tmp_path, job, processes):
+    model = checkpoint()
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    made = run("train.py", *command(model, chat, tmp_path / "adapter", max_steps=1))
+    assert result_of(made)[0] == 0
+    script, argv, name = jobs(model, chat, tmp_path / "whole")[job]
+    begun = time.perf_counter()
+    code, _, error = result_of(run(script, *argv, launch=LAUNCH[processes]))
+    assert code == 0, error
+    seconds, expected = time.perf_counter() - begun, bytes_of(tmp_path / "whole", name)
+
+    script, argv, name = jobs(model, chat, tmp_path / "killed")[job]
+    draw = random.Random(job)
+    for _ in range(N_KILLS):
+        process = run(script, *argv, launch=LAUNCH[processes])
+        time.sleep(draw.uniform(0.2, 1.0) * seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    code, _, error = result_of(run(script, *argv, launch=LAUNCH[processes]))
+    assert code == 0, error
+    assert bytes_of(tmp_path / "killed", name) == expected
+    left = [path.name for path in (tmp_path / "killed").rglob("*.part")]
+    assert not left or job == "export", left        # a folder next to `merged`, under another name
+
+
+# ----- pairs --------------------------------------------------------------------------------------
+
+FLAGS = [(), ("--resume",), ("--overwrite",)]
+PAIRS = [(a, b, lr) for a, b in itertools.product(FLAGS, FLAGS) for lr in (1e-2, 5e-3)]
+
+
+@pytest.mark.parametrize("pair", range(N_PAIRS))
+def test_two_processes_in_one_folder(checkpoint, chat, tmp_path, pair):
+    """One works. The other says that it does, or that the run is there. All rows are one run's."""
+    one, two, lr = random.Random(pair).choice(PAIRS)
+    usual = {"max_steps": 6, "eval_steps": 1}
+    expected = {}
+    for rate in {1e-2, lr}:
+        out = tmp_path / f"alone{rate}"
+        assert result_of(start(command(checkpoint(), chat, out, lr=rate, **usual)))[0] == 0
+        expected[rate] = numbers(out)
+    out = tmp_path / "shared"
+    first = start(command(checkpoint(), chat, out, *one, **usual))
+    second = start(command(checkpoint(), chat, out, *two, lr=lr, **usual))
+    results = [result_of(first), result_of(second)]
+    assert 0 in [code for code, *_ in results], results
+    for code, shown, error in results:
+        if code:
+            assert "another process" in one_line(code, error) or "holds" in error
+    assert numbers(out) in expected.values()
+    settings = read_rows(out / "log.csv")[0]["lr"]
+    assert numbers(out) == expected[settings]
+    assert not list(out.glob("*.lock")) and not (out / "state").exists()
+
+
+# ----- the machine --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("n_bytes", [0, 100, 3000, 20_000, 60_000])
+@pytest.mark.parametrize("job", ["train", "sweep", "evaluate", "export"])
+def test_a_disk_that_is_full_from_some_size_on(checkpoint, chat, tmp_path, job, n_bytes):
+    model = checkpoint()
+    for name in ("whole", "full"):
+        (tmp_path / name).mkdir()
+    made = run("train.py", *command(model, chat, tmp_path / "adapter", max_steps=1))
+    assert result_of(made)[0] == 0
+    script, argv, name = jobs(model, chat, tmp_path / "whole")[job]
+    assert result_of(run(script, *argv))[0] == 0
+    script, argv, name = jobs(model, chat, tmp_path / "full")[job]
+    limited = ("import resource, runpy, sys\n"
+               f"resource.setrlimit(resource.RLIMIT_FSIZE, ({n_bytes}, -1))\n"
+               f"sys.argv = sys.argv[1:]\nsys.path.insert(0, {str(REPO)!r})\n"
+               "runpy.run_path(sys.argv[0], run_name='__main__')")
+    process = subprocess.run([sys.executable, "-c", limited, REPO / script, *map(str, argv)],
+                             capture_output=True, text=True, timeout=600)
+    assert "Traceback" not in process.stderr, process.stderr
+    if process.returncode:
+        assert process.returncode in (1, 2), process.stderr
+    code, _, error = result_of(run(script, *argv))
+    assert code == 0 or "is not empty" in error, error
+    assert bytes_of(tmp_path / "full", name) == bytes_of(tmp_path / "whole", name)
+
+
+def start_obeying(argv):
+    """train.py, to which permissions apply. root is usually exempt from them."""
+    exempt = os.getuid() == 0
+    if exempt and not shutil.which("setpriv"):
+        pytest.skip("root needs setpriv, to give up its exemption from permissions")
+    obey = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] * exempt
+    return run("train.py", *argv, before=obey)
+
+
+def test_a_folder_that_may_not_be_written(checkpoint, chat, tmp_path):
+    """A finished run can be looked at there."""
+    folder = tmp_path / "closed"
+    argv = command(checkpoint(), chat, folder / "out", max_steps=1)
+    assert result_of(start(argv))[0] == 0
+    for path in (folder / "out", folder):
+        path.chmod(0o555)
+    code, shown, error = result_of(start_obeying(argv))
+    assert code == 0 and "holds this run, finished" in shown, error
+    code, _, error = result_of(start_obeying(
+        command(checkpoint(), chat, folder / "new", max_steps=1)))
+    assert "Permission denied" in one_line(code, error)
+
+
+def test_a_permission_that_is_lost_midway(checkpoint, chat, tmp_path):
+    def steps(out, *flags):
+        return command(checkpoint(), chat, tmp_path / out, *flags, max_steps=30, eval_steps=1)
+
+    folders = tmp_path / "out", tmp_path / "out/state"
+    process = start_obeying(steps("out"))
+    wait_for_state(process, tmp_path / "out")
+    for folder in folders:
+        folder.chmod(0o555)
+    code, _, error = result_of(process)
+    assert "Permission denied" in one_line(code, error)
+    for folder in folders:
+        folder.chmod(0o755)
+    code, _, error = result_of(start_obeying(steps("out", "--resume")))
+    assert code == 0, error
+    assert result_of(start(steps("whole")))[0] == 0
+    assert numbers(tmp_path / "out") == numbers(tmp_path / "whole")
+
+
+def wait_for_state(process, out):
+    while not (out / "state/state.safetensors").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_a_clock_that_jumps(checkpoint, chat, tmp_path):
+    """time.time() goes to and fro by years: no row depends on it but through `seconds`."""
+    jumping = ("import random, runpy, sys, time\nreal = time.time\n"
+               "time.time = lambda: real() + random.choice((-1e8, 0, 1e8))\n"
+               f"sys.argv = sys.argv[1:]\nsys.path.insert(0, {str(REPO)!r})\n"
+               "runpy.run_path(sys.argv[0], run_name='__main__')")
+    for name, script in (("a", ["-c", jumping]), ("b", [])):
+        argv = command(checkpoint(), chat, tmp_path / name, max_steps=3)
+        words = [sys.executable, *script, REPO / "train.py", *argv]
+        done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+    assert all(row["seconds"] >= 0 for row in read_rows(tmp_path / "a/log.csv"))
+
+
+def test_a_terminal_that_is_closed(checkpoint, chat, tmp_path):
+    """SIGHUP ends the run, as it ends other programs. --resume goes on."""
+    argv = command(checkpoint(), chat, tmp_path / "out", max_steps=30, eval_steps=1)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)       # as nohup pytest has not
+    process = run("train.py", *argv)
+    signal.signal(signal.SIGHUP, before)
+    wait_for_state(process, tmp_path / "out")
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait() == -signal.SIGHUP
+    process.communicate()
+    assert result_of(start([*argv, "--resume"]))[0] == 0
+    assert result_of(start([*argv[:2], f"--out={tmp_path / 'b'}", *argv[3:]]))[0] == 0
+    assert numbers(tmp_path / "out") == numbers(tmp_path / "b")
+
+
+def test_nobody_reads_what_is_printed(tmp_path):
+    """`2>&1 | head -c 0`, which closes both."""
+    write_csv(tmp_path, *make_grid(FULL, FULL_LR, 2e-5, 1.0))
+    for end in ("| head -c 0", "2>&1 | head -c 0"):
+        done = subprocess.run(f"set -o pipefail; '{sys.executable}' '{REPO}/plot.py' '{tmp_path}' "
+                              f"--table {end}", shell=True, executable="/bin/bash",
+                              capture_output=True, text=True, timeout=300)
+        assert done.returncode in (0, 141) and done.stderr == "", done
