@@ -435,11 +435,13 @@ def suggest_folders(folder: Path) -> str:
     paths = [path for path in sorted(folder.glob("*/*.csv")) if has_runs(path)]
     of_train = [str(path.parent) for path in paths if path.name == "log.csv"]
     of_sweeps = [path.parent for path in paths if path.name != "log.csv"]
+    hints = []
     if of_sweeps:
-        return f"there are sweeps in folders of {folder}: python plot.py {of_sweeps[0]}"
+        hints.append(f"for the sweep in a folder of it: python plot.py {of_sweeps[0]}")
     if of_train:
-        return f"for the curve of a run, or of several: python plot.py {' '.join(of_train[:2])}"
-    return ""
+        hints.append("for the curve of a run, or of several: python plot.py "
+                     f"{' '.join(of_train[:2])}")
+    return "; ".join(hints)
 
 
 def has_runs(path: Path) -> bool:

@@ -489,7 +489,7 @@ def term_of_logits(z: Sizes) -> Term:
         held += 2 * z.V * z.C       # autocast keeps 16-bit weights until the forward pass is over
         if z.config.gradient_checkpointing and z.n == 1:
             held += 2 * z.W
-    formula = f"8 x {z.m} V and more; uncut 4 N V = {4 * z.N * z.V / 1e9:.2f}"
+    formula = f"8 x {z.m} V and more; uncut 4 N V = {name_bytes(4 * z.N * z.V)}"
     return Term("loss", "~ logits", held, formula, "LinearNLL")
 
 

@@ -448,8 +448,8 @@ def claim_capacity(long: Sweep) -> Iterator[Claim]:
 
 # ----- the table ----------------------------------------------------------------------------------
 
-METHOD_HEADER = ("method", "trained", "compared with", "trained there", "above it", "verdict",
-                 "why")
+COMPARISON_HEADER = ("arm", "trained", "compared with", "trained there", "above it", "verdict",
+                     "why")
 ARM_HEADER = ("arm", "trainable", "best rate measured", "parabola fit", "test NLL", "above full",
               "rate / full's")
 CLAIM_HEADER = ("claim", "what was measured", "value", "verdict", "why")
@@ -514,7 +514,7 @@ def comparison_table(title: str, sweep, pairs: list[tuple[Arm, Arm | None]]) -> 
         title, "Above it: how much higher the lowest test NLL is, as a share of what full "
         "fine-tuning gains (without it, of what the best arm gains), and in brackets where it lies "
         f"by the rule of verdicts.py. As good: within {MARGIN:.0%} either way.",
-        markdown_table(METHOD_HEADER, rows, left=1)])
+        markdown_table(COMPARISON_HEADER, rows, left=1)])
 
 
 def name_comparison(verdict) -> str:

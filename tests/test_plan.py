@@ -178,6 +178,9 @@ def test_worked_numbers():
                     plan.term_of_loss_gradients, plan.term_of_logits, plan.term_of_layer_backwards,
                     plan.term_of_embedding_backwards, plan.term_of_update):
         counted[term_of] = [term_of(z).bytes for z in (lora, *others)]
+    short = plan.Sizes(c, dataclasses.replace(run, micro_bs=1, max_length=16))
+    assert [plan.term_of_logits(z).formula.partition("uncut ")[2] for z in (lora, short)] == [
+        "4 N V = 1.2 GB", "4 N V = 10 MB"]
     in_shards = plan.Sizes(c, dataclasses.replace(run, fsdp=True), 2)
     counted[plan.term_of_gathered] = [plan.term_of_gathered(in_shards).bytes]
     counted[plan.terms_of_gradients] = [

@@ -151,7 +151,7 @@ def test_runs_that_the_columns_do_not_tell_apart_are_refused(tmp_path, capsys):
 def test_folders_without_runs_or_with_too_few_are_refused(tmp_path, capsys):
     one_run = write_csv(tmp_path / "one", run_rows(FULL, 1e-5, [3, 2, 1, 1]))
     error = error_of(capsys, tmp_path)
-    assert f"{tmp_path} has no CSV file that sweep.py wrote; there are sweeps in" in error
+    assert f"{tmp_path} has no CSV file that sweep.py wrote; for the sweep in a folder of" in error
     assert error.endswith(f": python plot.py {one_run}\n")
     write_csv(tmp_path, run_rows(R1, 1e-4, [3, 2, 1, 1]), run_rows(R64, 1e-4, [4, 2, 1, 1]))
     error = error_of(capsys, tmp_path)      # runs that cannot be compared, and a sweep below them
