@@ -131,14 +131,14 @@ def note_run(config, *args):
         f.write(config.run + "\\n")
     return set_up(config, *args)
 
-def step_or_die(model, optimizer, scaler, micro, autocast, lr, clip):
+def step_or_die(model, optimizer, scaler, micro, autocast, lr, clip, seed):
     global steps
     steps += 1
     if lr == 0.666 or steps == int(os.environ.get("KILL_AT", 0)):
         os.kill(os.getpid(), 9)
     if lr == 0.777:
         raise OSError(28, "No space left on device")
-    return optimizer_step(model, optimizer, scaler, micro, autocast, lr, clip)
+    return optimizer_step(model, optimizer, scaler, micro, autocast, lr, clip, seed=seed)
 
 train.set_up, train.optimizer_step, train.dataset.load_split = note_run, step_or_die, note_file
 if __name__ == "__main__":
@@ -505,7 +505,7 @@ def test_a_run_that_diverges_is_stopped_and_recorded_and_the_others_go_on(
     tiny_grid([{"method": "full", "lr": [50.0, 1e-3]}, {"method": "lora", "rank": 4, "lr": 1e-2}])
     rates, real = [], train.optimizer_step
     monkeypatch.setattr(
-        train, "optimizer_step", lambda *args: rates.append(args[5]) or real(*args))
+        train, "optimizer_step", lambda *args, **how: rates.append(args[5]) or real(*args, **how))
     assert code_of(argv(tmp_path)) == 0
     assert rates.count(50.0) == 2               # up to the next evaluation, not further
     out = capsys.readouterr().out
@@ -638,7 +638,7 @@ def test_whatever_fails_is_the_runs_own(
 
 
 def test_an_interrupted_sweep_says_how_to_go_on(tiny_grid, argv, tmp_path, monkeypatch, capsys):
-    def press_ctrl_c(*_):
+    def press_ctrl_c(*_, **__):
         raise KeyboardInterrupt
     monkeypatch.setattr(train, "optimizer_step", press_ctrl_c)
     assert code_of(argv(tmp_path)) == 130
