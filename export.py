@@ -25,6 +25,7 @@ from plumbing.cli import flag, parse_flags, run_command
 from plumbing.device import DTYPES, dtype_name
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import make_folder, replacing
+from plumbing.text import print_fitted
 from quant import NF4Linear
 from tokenizer import Tokenizer, stop_ids
 
@@ -84,7 +85,7 @@ def merge_to_checkpoint(settings: Settings):
         model.save_pretrained(part, stop_ids(tokenizer))
         tokenizer.save_pretrained(part)
     dtype = dtype_name(model.lm_head.weight.dtype)
-    print(f"{folder}: {base_name} with {settings.adapter} merged, in {dtype}")
+    print_fitted(f"{folder}: {base_name} with {settings.adapter} merged, in {dtype}")
     print_rounding(before, after, ids[0], dtype)
 
 
@@ -93,13 +94,14 @@ def print_rounding(before, after, ids, dtype: str):
     apart, merged = (F.cross_entropy(logits[:-1], ids[1:]).item() for logits in (before, after))
     largest = (before - after).abs().max()
     same = (before.argmax(-1) == after.argmax(-1)).sum()
-    print(f"a text of {len(ids)} tokens has the NLL {apart:.4f} with B A next to W, and "
-          f"{merged:.4f} merged and rounded to {dtype}")
-    print(f"the largest change of a logit is {largest:.3g}, with logits up to "
-          f"{before.abs().max():.3g}; the likeliest token is the same at {same}")
+    print_fitted(
+        f"a text of {len(ids)} tokens has the NLL {apart:.4f} with B A next to W, and "
+        f"{merged:.4f} merged and rounded to {dtype}\n"
+        f"the largest change of a logit is {largest:.3g}, with logits up to "
+        f"{before.abs().max():.3g}; the likeliest token is the same at {same} of {len(ids)}")
     if abs(merged - apart) > 0.01 and dtype != "float32":
-        print("that is more than rounding should cost: try --dtype float32, which takes twice the "
-              "room, or keep the adapter apart (sample.py --adapter)")
+        print_fitted("that is more than rounding should cost: try --dtype float32, which takes "
+                     "twice the room, or keep the adapter apart (sample.py --adapter)")
 
 
 def main(argv=None):

@@ -71,8 +71,9 @@ def test_merging_is_rounded_once_and_says_how_much_it_changed(folder, tasks, tmp
             for z in (before, after)]
     told = re.search(r"text of (\d+) tokens has the NLL ([\d.]+) .* ([\d.]+) merged and rounded "
                      r"to bfloat16\nthe largest change of a logit is ([\d.e-]+), with logits up to "
-                     r"([\d.e-]+); .* same at (\d+)", said)
-    expected = [ids.shape[1], *nlls, largest.item(), highest.item(), same.item()]
+                     r"([\d.e-]+); .* same at (\d+) of (\d+)\n", said)
+    expected = [ids.shape[1], *nlls, largest.item(), highest.item(), same.item(),
+                len(ids[0])]
     assert [float(x) for x in told.groups()] == pytest.approx(expected, rel=5e-3)
     assert ("more than rounding should cost" in said) == (abs(nlls[0] - nlls[1]) > 0.01)
     assert 0 < largest < 0.05 * highest
