@@ -444,7 +444,7 @@ def optimizer_step(model, optimizer, scaler, micro_batches, autocast, lr, grad_c
 
     micro_batches: pairs of ids and labels (B, T). grad_clip: 0 for none. penalty() is added to the
     loss once, and after_update() called while the gradients are still there: see methods/.
-    seed: of what dropout draws, for the first micro-batch; others follow from it.
+    seed: of dropout. Micro-batch i draws with seed ^ i. None: there is no dropout.
     """
     device = model.device
     # labels[:, 0] is never predicted, because nothing comes before it

@@ -118,8 +118,8 @@ def is_shard(tensor: torch.Tensor) -> bool:
 def sum_gradients(parameters: list[torch.nn.Parameter]):
     """Make each p.grad the sum over all processes. A shard's is that already: see plumbing/shards.
 
-    After the last backward pass and not during it, as DDP does: that needs hooks in the model, and
-    LoRA sends little. Full fine-tuning of 7B sends 53 GB with nothing computed beside it.
+    This comes after the last backward pass. DDP sends during it, for which it needs hooks in the
+    model. LoRA sends little. Full fine-tuning of 7B sends 53 GB, and nothing is computed meanwhile.
     """
     if world() == 1:
         return

@@ -22,7 +22,7 @@ from plumbing.device import peak_gb  # noqa: E402
 
 TOKENS = 4096
 LENGTHS, VOCABULARIES = (256, 512, 1024, 2048, 4096), (2_000, 32_000, 152_000)
-CASES = ([(32_000, length) for length in LENGTHS] + [(V, 256) for V in VOCABULARIES])
+CASES = [(32_000, length) for length in LENGTHS] + [(V, 256) for V in VOCABULARIES]
 
 
 def measure(V: int, length: int) -> str:

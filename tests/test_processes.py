@@ -15,6 +15,7 @@ from runs import command, numbers, one_line, write_chat
 from safetensors.torch import load_file
 
 from plumbing import processes
+from plumbing.errors import UserError
 from plumbing.files import read_json
 
 
@@ -309,6 +310,17 @@ def test_with_one_process_nothing_is_communicated():
     processes.sum_gradients([p])
     assert p.grad is None and processes.take_share([1, 2, 3], 0) == [1, 2, 3]
     assert processes.sum_over_processes(2.5, 3) == [2.5, 3] and processes.world() == 1
+
+
+def test_one_gpu_for_several_processes_is_refused(monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"),
+                        ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="--device cuda:1 is one GPU, and these are 2 processes"):
+        processes.join_processes("cuda:1")
+    monkeypatch.delenv("MASTER_PORT")
+    with pytest.raises(UserError, match="MASTER_ADDR and MASTER_PORT do not say"):
+        processes.join_processes("cpu")
 
 
 def test_shares_are_dealt_to_and_fro(monkeypatch):
