@@ -17,6 +17,10 @@ from plumbing.errors import UserError
 from plumbing.workers import local_rank, rank_and_world
 
 BUCKET = 2 ** 24        # numbers that are sent together: 64 MB of float32
+TIME_TO_MEET = datetime.timedelta(minutes=10)
+# All wait while the first process writes what has been trained: for full fine-tuning of 72B that is
+# 870 GB. A process that is gone is noticed at once by torchrun.
+TIME_TO_WRITE = datetime.timedelta(hours=2)
 
 
 def join_processes(device: str):
@@ -43,10 +47,9 @@ def join_processes(device: str):
         take_gpu(local_rank())
         backend = "nccl"
     try:
-        # Long, because all wait while the first process writes what has been trained: for full
-        # fine-tuning of 72B that is 870 GB. A process that is gone is noticed at once by torchrun.
-        dist.init_process_group(backend, rank=number, world_size=n,
-                                timeout=datetime.timedelta(hours=2))
+        store, *_ = next(dist.rendezvous("env://", number, n, timeout=TIME_TO_MEET))
+        dist.init_process_group(backend, store=store, rank=number, world_size=n,
+                                timeout=TIME_TO_WRITE)
     except (RuntimeError, ValueError) as e:         # a port that is taken, a machine out of reach
         raise UserError(f"the processes cannot meet ({str(e).splitlines()[0]}); is the port of "
                         "torchrun free, and can all machines reach it?") from None

@@ -21,7 +21,7 @@ def torchrun(n, argv, wait=True, script=REPO / "train.py", **env):
     process = subprocess.Popen(line, env=os.environ | env, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True)
     if wait:
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=600)
         return process.returncode, out, err
     return process
 
