@@ -185,7 +185,7 @@ def end_of(process, seconds=60):
     return process.returncode, err
 
 
-KILLS = int(os.environ.get("KILLS", 3))     # of each case; each costs some ten seconds
+KILLS = int(os.environ.get("KILLS", 2))     # of each case; each costs some ten seconds
 
 
 @pytest.mark.slow
