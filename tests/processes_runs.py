@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch.distributed as dist
 from conftest import REPO
+from torch._C._distributed_c10d import _set_thread_isolation_mode
 from torch.testing._internal.distributed import multi_threaded_pg as threads
 
 
@@ -47,18 +48,17 @@ def start_rank(rank, n, port, argv, **how):
 
 def in_threads(n, work):
     """What work() returns in each of n threads, which torch takes for n processes."""
+    _set_thread_isolation_mode(True)
     threads._install_threaded_pg()
     store = dist.HashStore()
 
     def begin(rank):
-        dist.init_process_group("threaded", rank=rank, world_size=n, store=store)
         try:
+            dist.init_process_group("threaded", rank=rank, world_size=n, store=store)
             return work()
         except BaseException as e:
             threads.ProcessLocalGroup.exception_handle(e)       # or the others wait for this one
             raise
-        finally:
-            dist.destroy_process_group()
 
     try:
         with ThreadPoolExecutor(n) as pool:
@@ -66,3 +66,4 @@ def in_threads(n, work):
     finally:
         threads.ProcessLocalGroup.reset()
         threads._uninstall_threaded_pg()
+        _set_thread_isolation_mode(False)
