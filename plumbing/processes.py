@@ -54,7 +54,7 @@ def join_processes(device: str):
 
 
 def leave_processes():
-    """Part from the others, at a normal end: NCCL waits until all have come here."""
+    """Part from the others, at a normal end: NCCL waits for what is under way."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -80,8 +80,8 @@ def lost_process_in_one_line():
         raise UserError("another process of this run has ended, and so does this one; when what "
                         "ended it is mended, --resume goes on") from None
     finally:
-        # After an error gloo's threads must end before Python does. NCCL would wait for the others,
-        # which may be gone: torch aborts it when Python ends, with a warning.
+        # After an error gloo's threads must end before Python does. NCCL could wait for a process
+        # that is gone; torch aborts it when Python ends, with a warning.
         if dist.is_initialized() and dist.get_backend() == "gloo":
             leave_processes()
 
