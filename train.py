@@ -50,7 +50,7 @@ from optim import OPTIMIZERS, restore_tensor, state_tensors
 from plumbing import processes, records, shards
 from plumbing.checkpoint import weight_files
 from plumbing.cli import run_command
-from plumbing.device import DTYPES, peak_gb, send
+from plumbing.device import DTYPES, multiplies_bfloat16, peak_gb, send
 from plumbing.errors import UserError, errors_in_one_line, interruption
 from plumbing.fields import whole
 from plumbing.files import hash_file, make_folder, read_json, resolve
@@ -354,6 +354,9 @@ def show_settings(run: Run):
         ignored += ("dropout",)
     for name in ignored:
         del shown[name]
+    if (config.dtype == "float32" and config.device == "cpu" and multiplies_bfloat16()
+            and run.model.config.hidden_size >= 512):       # nano is as fast in either
+        shown["dtype"] = "float32; this processor is faster with --dtype bfloat16"
     usual_lr = run.method.lr if run.method else FULL_LR
     if config.lr < usual_lr / 8:
         shown["lr"] = f"{config.lr:g}, low: {config.method} usually wants about {usual_lr:g}"

@@ -330,6 +330,17 @@ def test_bfloat16_full_fine_tuning_keeps_small_updates(checkpoint, chat, tmp_pat
     assert saved.double().sum().item() == pytest.approx(after.double().sum().item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("hidden, instructions, dtype, hinted", [
+    (512, "amx", "float32", True), (512, "amx", "bfloat16", False), (512, "", "float32", False),
+    (32, "amx", "float32", False)])
+def test_a_run_says_that_bfloat16_would_be_faster(
+        checkpoint, chat, tmp_path, monkeypatch, capsys, hidden, instructions, dtype, hinted):
+    monkeypatch.setattr(train, "multiplies_bfloat16", lambda: instructions)
+    train.main(command(checkpoint(hidden_size=hidden), chat, tmp_path, dtype=dtype, max_steps=1))
+    said = capsys.readouterr().out
+    assert ("  float32; this processor is faster with --dtype bfloat16\n" in said) == hinted
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_bfloat16_computes_in_bfloat16_and_nearly_the_same(
         checkpoint, chat, tmp_path, spy, whole, method):
