@@ -36,6 +36,7 @@ import numpy as np
 from plumbing.errors import UserError
 from plumbing.files import read_json
 from plumbing.records import COLUMNS, read_rows
+from plumbing.text import count_noun
 from rates import Best, diverged, extend_grid, find_best_rate, rates_around_best
 from settings import ADAPTER_SETTINGS, Config
 
@@ -394,11 +395,6 @@ def size_ratio(*arms: Arm) -> float:
     """By which share the largest arm exceeds the smallest, in parameters."""
     sizes = [arm.trainable for arm in arms]
     return max(sizes) / min(sizes) - 1
-
-
-def count_noun(n: int, noun: str) -> str:
-    """count_noun(3, "run") -> "3 runs"."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 # ----- reading ------------------------------------------------------------------------------------

@@ -36,13 +36,13 @@ from pathlib import Path
 import numpy as np
 
 import curves
-from arms import (MARGIN, Arm, count_noun, mean_over_seeds, name_arms, name_left_out, read_runs,
+from arms import (MARGIN, Arm, mean_over_seeds, name_arms, name_left_out, read_runs,
                   select_sweeps, suggest_folders)
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import make_folder, read_json, replacing
 from plumbing.records import RUN, read_rows
-from plumbing.text import print_markdown
+from plumbing.text import count_noun, print_markdown
 from rates import find_best_rate
 from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, geometric_mean,
                       judge_claim, rate_multiples, verdict_table)

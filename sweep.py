@@ -71,7 +71,7 @@ from tqdm import tqdm
 
 import stack
 import train
-from arms import NO_ARM, count_noun, name_values
+from arms import NO_ARM, name_values
 from lora import find_targets
 from model import ModelConfig, Transformer
 from plumbing.cli import (add_flags, flag, make_parser, nearest, read_flags, run_command,
@@ -81,6 +81,7 @@ from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_
 from plumbing.fields import check, shape_of_flag, whole
 from plumbing.files import existing, make_folder, replacing, write_json
 from plumbing.records import read_rows, write_rows
+from plumbing.text import count_noun
 from plumbing.workers import BUSY, claim_file, do_jobs, local_rank, rank_and_world
 from rates import best_tried, diverged, extend_grid, plan_rates
 from settings import LESS_MEMORY, Config, check_config, missing_settings, settled

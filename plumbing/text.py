@@ -16,6 +16,11 @@ def range_of(numbers) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
+def count_noun(n: int, noun: str) -> str:
+    """count_noun(1, "run") -> "1 run", count_noun(3000, "run") -> "3,000 runs"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 # ----- Markdown -----------------------------------------------------------------------------------
 
 def markdown_table(header: list[str], rows: list[list[str]], left: int) -> str:
