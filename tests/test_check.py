@@ -461,7 +461,8 @@ PAGE = (REPO / "data/custom/README.md").read_text(encoding="utf-8")
 
 def page_commands(script):
     """The arguments of each command of the page that runs `script`."""
-    lines = re.findall(rf"^python {script} (.*)$", PAGE, re.MULTILINE)
+    page = PAGE.replace("\\\n", " ")           # a backslash ends a line that goes on
+    lines = re.findall(rf"^python {script} (.*)$", page, re.MULTILINE)
     return [shlex.split(line) for line in lines]
 
 
