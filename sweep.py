@@ -367,9 +367,12 @@ def plan_runs(arms: list[GridArm], settings, finals) -> dict[str, Config]:
 
 
 def describe_arm(config) -> str:
+    """lora all-linear r=8 alpha=32 schedule=cosine; without alpha where it is r."""
     parts = {"targets": config.targets, "rank": f"r={config.rank}",
              "alpha": f"alpha={config.alpha:g}"}
     missing = missing_settings(config)
+    if config.alpha == config.rank:
+        missing += ("alpha",)
     names = [config.method, *(text for name, text in parts.items() if name not in missing)]
     plain = Config()
     more = [(key, value) for key, value in config.decides.items()
@@ -705,7 +708,7 @@ def explain_plan(arms: list[GridArm], settings, finals):
                   + explain_seed(list(runs.values()), finals))
         n_runs += sum(map(len, plan))
         n_all += len(plan) * len({config.lr for runs in plan for config in runs.values()})
-    print(f"{count_noun(n_runs, 'run')} by now; with every rate at every seed {n_all}")
+    print(f"{count_noun(n_runs, 'run')} so far; every rate at every seed would be {n_all}")
 
 
 def explain_seed(runs: list[Config], finals) -> str:

@@ -43,7 +43,7 @@ from forms import (  # noqa: E402
 )
 from plumbing.cli import flag, parse_flags, run_command  # noqa: E402
 from plumbing.errors import UserError, errors_in_one_line, fail  # noqa: E402
-from plumbing.text import count_noun  # noqa: E402
+from plumbing.text import count_noun, print_fitted  # noqa: E402
 from settings import SUPERVISE  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
@@ -133,7 +133,7 @@ def show_wrong(wrong: list[tuple[int, str]], kind: str):
     for reason, some in list(numbers.items())[:SHOWN]:
         first = ", ".join(map(str, some[:SHOWN]))
         more = f" and {len(some) - SHOWN:,} more" if len(some) > SHOWN else ""
-        print(f"  {kind if len(some) == 1 else kind + 's'} {first}{more}: {reason}")
+        print_fitted(f"  {kind if len(some) == 1 else kind + 's'} {first}{more}: {reason}")
     rest = sum(map(len, list(numbers.values())[SHOWN:]))
     if rest:
         print(f"  and {count_noun(rest, kind)} more")
@@ -155,8 +155,8 @@ def show_lengths(samples: list[Sample], max_length: int):
     show_histogram(lengths, max_length)
     cut = sum(n > max_length for n in lengths)
     dropped = sum(not sample.cut(max_length).learned for sample in samples)
-    print(f"\n  cut at --max_length {max_length:,} (░): {cut:,}; dropped, because nothing of the "
-          f"answer is left: {dropped:,}")
+    print_fitted(f"\n  cut at --max_length {max_length:,} (░): {cut:,}; dropped, because nothing of "
+                 f"the answer is left: {dropped:,}")
 
 
 def show_histogram(lengths: list[int], max_length: int):
@@ -192,7 +192,7 @@ def show_repeats(pairs: list[tuple[Line, Line]], what: str):
     print(f"  {what}: {len(pairs):,}, {len(same_answer):,} with the same answer")
     first, line = pairs[0]
     question = " ".join(line.messages[-2]["content"].split())[:120]
-    print(f"    line {line.number} has that of line {first.number}: {question}")
+    print_fitted(f"    line {line.number} has that of line {first.number}: {question}")
 
 
 def show_first_sample(lines: list[Line], tokenizer, max_length: int):

@@ -148,7 +148,7 @@ def print_fitted(text: str):
     """Print lines. At a terminal, those that are too long go on below, indented."""
     if sys.stdout.isatty():
         columns = shutil.get_terminal_size().columns
-        text = "\n".join(map(lambda line: hang_line(line, columns), text.split("\n")))
+        text = "\n".join(hang_line(line, columns) for line in text.split("\n"))
     print(text, flush=True)
 
 
