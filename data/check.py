@@ -155,8 +155,8 @@ def show_lengths(samples: list[Sample], max_length: int):
     show_histogram(lengths, max_length)
     cut = sum(n > max_length for n in lengths)
     dropped = sum(not sample.cut(max_length).learned for sample in samples)
-    print_fitted(f"\n  cut at --max_length {max_length:,} (░): {cut:,}; dropped, because nothing of "
-                 f"the answer is left: {dropped:,}")
+    print_fitted(f"\n  cut at --max_length {max_length:,} (░): {cut:,}; dropped, because nothing "
+                 f"of the answer is left: {dropped:,}")
 
 
 def show_histogram(lengths: list[int], max_length: int):

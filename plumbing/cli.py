@@ -61,7 +61,7 @@ def make_parser(script: str, doc: str, **more) -> argparse.ArgumentParser:
 
 
 def fit_doc(doc: str, columns: int) -> str:
-    """`doc` in lines of at most `columns`. Of indented ones, those that are too long go on below."""
+    """`doc` in lines of at most `columns`. Indented lines that are too long go on below."""
     paragraphs = doc.split("\n\n")
     for i, paragraph in enumerate(paragraphs):
         if paragraph.startswith(" "):
