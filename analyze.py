@@ -344,7 +344,7 @@ def squared_norm(f: Factors) -> float:
 COLUMNS = {      # the two lines of a column's head
     "dW/W": ("||dW||", "/ ||W||"), "effective_rank": ("effective", "rank"),
     "held_by_8": ("share of", "top 8"), "B/A": ("||B||", "/ ||A||"), "UWV_dW": ("||U^T", "W V||"),
-    "UWV_random": ("the same,", "random"), "amplification": ("ampli-", "fication")}
+    "UWV_random": ("random", "U, V"), "amplification": ("ampli-", "fication")}
 
 
 def print_changes(rows: list[dict]):

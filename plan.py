@@ -8,7 +8,7 @@
 On one device all of a run must fit. In GB of 10^9 bytes, with AdamW, 4 x 512
 tokens per micro-batch and rank 64 on all linear layers:
 
-                  Llama-3.2-1B (1.24e9 parameters)  Qwen2.5-7B (7.62e9 parameters)
+               Llama-3.2-1B (1.24e9 parameters)  Qwen2.5-7B (7.62e9 parameters)
                   full    LoRA    LoRA   QLoRA      full   LoRA   LoRA  QLoRA
                   fp32    fp32    bf16    bf16      fp32   fp32   bf16   bf16
     weights       4.94    4.94    2.47    1.03     30.46  30.46  15.23   5.55

@@ -682,7 +682,8 @@ def plot_runs(args):
         last = drawn if waits else [read_rows(folder / "log.csv")[-1] for folder in folders]
         if last != drawn:
             curves.draw_runs(folders, path)
-            print(f"{path}: step {', '.join(str(row['step']) for row in last)}", flush=True)
+            print(f"{path}: {'step' if len(last) == 1 else 'steps'} "
+                  f"{', '.join(str(row['step']) for row in last)}", flush=True)
             drawn = last
         if not args.watch or all(has_ended(folder) for folder in folders):
             return

@@ -487,7 +487,10 @@ def test_the_shop_from_its_table_to_transformers(checkpoint, tmp_path, monkeypat
     last = read_rows(tmp_path / "out/shop/log.csv")[-1]
     assert last["step"] == 30
     sample.main(compare)
+    capsys.readouterr()
     evaluate.main(answer_all)
+    assert capsys.readouterr().out.startswith(
+        "out/shop_answers.jsonl has every answer, shop_answers.json this result\n")
     result = json.loads((tmp_path / "out/shop_answers.json").read_text())
     assert result["test_nll"] == pytest.approx(last["test_nll"], abs=1e-5)
     assert len(read_lines(tmp_path / "out/shop_answers.jsonl")) == 40
