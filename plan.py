@@ -791,7 +791,7 @@ def show_sizes(c: ModelConfig, config: Config):
           f"{config.grad_accum} per step\n"
           f"  P = {z.P:,}  W = {z.W:,}  a = {a:,} (r = {config.rank}, {config.targets})  "
           f"sum of in + out: attention {attention:,}, MLP {mlp:,}\n"
-          f"  N = {z.N:,}  C = {z.C}  I = {z.I}  Q = {z.Q}  K = {z.K}  V = {z.V:,}  L = {z.L}  "
+          f"  N = {z.N:,}  C = {z.C}  I = {z.I:,}  Q = {z.Q}  K = {z.K}  V = {z.V:,}  L = {z.L}  "
           f"s = {z.s}")
 
 

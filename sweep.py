@@ -81,7 +81,7 @@ from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_
 from plumbing.fields import check, shape_of_flag, whole
 from plumbing.files import existing, make_folder, replacing, write_json
 from plumbing.records import read_rows, write_rows
-from plumbing.text import count_noun
+from plumbing.text import count_noun, print_fitted
 from plumbing.workers import BUSY, claim_file, do_jobs, local_rank, rank_and_world
 from rates import best_tried, diverged, extend_grid, plan_rates
 from settings import LESS_MEMORY, Config, check_config, missing_settings, settled
@@ -259,7 +259,7 @@ def expand_grid(grid: list[dict], model: str) -> list[dict]:
         if match is None:
             points += combine_values(arm)
             continue
-        check(match, {str: [whole(1)]}, "a grid", "match")
+        check(match, {str: [whole(1)]}, "in a grid", "match")
         for targets, rank in match_ranks(model, match).items():
             points += combine_values(arm | {"targets": targets, "rank": rank})
     return points
@@ -288,7 +288,7 @@ def typed_point(point: dict) -> dict:
         if name in NOT_IN_GRIDS:
             raise UserError(f"{name} in a grid: it {NOT_IN_GRIDS[name]}")
         try:
-            check(value, shape_of_flag(fields[name]), "a grid", name)
+            check(value, shape_of_flag(fields[name]), "in a grid", name)
         except UserError as e:
             close = nearest(str(value), fields[name].metadata.get("choices", ()))
             raise UserError(f"{e}; write {close}" if close else e) from None
@@ -649,11 +649,11 @@ def make_missing_runs(board: Board, data, jobs: int, may_grow=False):
             if error == BUSY:
                 continue
             if error:
-                print(f"FAILED {describe_run(config)}: {board.errors[config.run]}", flush=True)
+                print_fitted(f"FAILED {describe_run(config)}: {board.errors[config.run]}")
                 continue
             made = board.count_samples(finished=True) - finished_before
             seconds_per_sample = (time.perf_counter() - start) / max(1, made)
-            print(describe_progress(board, config, seconds_per_sample), flush=True)
+            print_fitted(describe_progress(board, config, seconds_per_sample))
 
 
 def describe_progress(board, config, seconds_per_sample: float) -> str:
@@ -683,7 +683,8 @@ def list_runs(board: Board, jobs: int):
     The finished ones tell how many seconds a sample takes.
     """
     for name, config in board.runs.items():
-        print(f"{name}  {'done ' if name in board.finals else 'to do'}  {describe_run(config)}")
+        state = "done " if name in board.finals else "to do"
+        print_fitted(f"{name}  {state}  {describe_run(config)}")
     how_long = "how long they take shows when one of them is finished"
     lasts = [read_rows(board.out / f"{name}.csv")[-1]
              for name, nll in board.finals.items() if math.isfinite(nll)]   # others were cut short
@@ -704,8 +705,8 @@ def explain_plan(arms: list[GridArm], settings, finals):
     for arm in arms:
         plan = plan_arm(arm, settings, finals)
         for seed, runs in enumerate(plan, arm.config.seed):
-            print(f"{describe_arm(arm.config)} batch={arm.config.batch_eff} seed={seed}: "
-                  + explain_seed(list(runs.values()), finals))
+            print_fitted(f"{describe_arm(arm.config)} batch={arm.config.batch_eff} seed={seed}: "
+                         + explain_seed(list(runs.values()), finals))
         n_runs += sum(map(len, plan))
         n_all += len(plan) * len({config.lr for runs in plan for config in runs.values()})
     print(f"{count_noun(n_runs, 'run')} so far; every rate at every seed would be {n_all}")
