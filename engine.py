@@ -78,17 +78,19 @@ def load_shards(name, dtype, device, nf4: bool, products: torch.dtype) -> Transf
     is cut before the next one is read, so a process holds at most its shards and one layer.
     products: the dtype of the layers' products, in which they are gathered.
     """
+    everyone = shards.all_processes()
+
     def cut(model, module_name):
         layers = model.model.layers
         if module_name == "":
-            shards.cut_all_but(model, layers)
+            shards.cut_all_but(model, layers, everyone)
         if module_name == "" and not nf4:
             for layer in layers:
-                shards.cut(layer, products)
+                shards.cut(layer, everyone, products)
         if nf4 and (path := re.match(r"model\.layers\.\d+", module_name)):
             layer = model.get_submodule(path[0])
             if not any(p.is_meta for p in layer.parameters()):
-                shards.cut(layer, products)
+                shards.cut(layer, everyone, products)
                 gc.collect()        # what was whole is in cycles now, and would stay for long
 
     return load_base(name, dtype, device, nf4, cut)

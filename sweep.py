@@ -77,7 +77,7 @@ from model import ModelConfig, Transformer
 from plumbing.cli import (add_flags, flag, make_parser, nearest, read_flags, run_command,
                           suggest_flag)
 from plumbing.device import take_gpu
-from plumbing.errors import UserError, errors_in_one_line, is_disk_full, is_out_of_memory
+from plumbing.errors import UserError, errors_in_one_line, is_of_the_machine, is_out_of_memory
 from plumbing.fields import check, shape_of_flag, whole
 from plumbing.files import existing, make_folder, replacing, write_json
 from plumbing.records import read_rows, write_rows
@@ -450,8 +450,8 @@ def rows_without_numbers(last: dict, config) -> list[dict]:
 def attempt_runs(configs: list[Config], data, out: Path) -> list[str]:
     """Make the runs, but those whose files exist or which another process has claimed.
 
-    -> for each "" if its file exists now, BUSY, or what went wrong. Raises OSError for a full disk:
-    no other run would find room either.
+    -> for each "" if its file exists now, BUSY, or what went wrong. Raises OSError for a full disk
+    or a lost permission: no other run could be written either.
     """
     answers = {}
     try:
@@ -466,7 +466,7 @@ def attempt_runs(configs: list[Config], data, out: Path) -> list[str]:
                 write_rows(out / f"{config.run}.csv", rows)
                 answers[config.run] = ""
     except Exception as e:              # whatever it is, the other runs go on
-        if is_disk_full(e):
+        if is_of_the_machine(e):
             raise
         failed = [config.run for config in configs if config.run not in answers]
         answers |= dict.fromkeys(failed, note_failure(e, failed, out))

@@ -56,7 +56,7 @@ from plumbing.fields import whole
 from plumbing.files import hash_file, make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
 from plumbing.text import print_fitted, stack_cells, text_width
-from plumbing.workers import claim_or_stop
+from plumbing.workers import claim_or_stop, local_rank
 from quant import NF4Tensor, quantize_model
 from settings import (FULL_LR, LESS_MEMORY, Config, check_config, missing_settings, parse,
                       settled)
@@ -83,6 +83,9 @@ def read_data(config: Config) -> Data:
     """
     check_config(config)
     tokenizer = Tokenizer.from_pretrained(config.model)
+    if local_rank() == 0:               # of several processes one per machine runs prepare.py
+        dataset.find_dataset(config.data)
+    processes.wait_for_all()
     folder = dataset.find_dataset(config.data)
     how = tokenizer, config.max_length, config.supervise
     train_set, dropped = dataset.load_split(folder / "train.jsonl", *how)
@@ -692,6 +695,9 @@ def train_in(out: Path, config: Config, data: Data) -> list[dict]:
     # 2. load the model. It answers a question now, because what comes next changes it
     model = model_for(config).eval()
     data.tokenizer.check_vocabulary(model.config.vocab_size, config.model)
+    origin = {"run": config.run, "data": hash_samples(data),
+              "weights": [*map(hash_file, weight_files(resolve(config.model)))]}
+    processes.refuse_differences("model files", (model.config, origin["weights"]))
     question = dataset.read_messages(data.folder / "test.jsonl")[0]
     base_answer = ""
     if processes.rank() == 0 and not goes_on(config, out):
@@ -699,9 +705,7 @@ def train_in(out: Path, config: Config, data: Data) -> list[dict]:
 
     # 3 and 4. choose what is trained, look where it stands
     run = set_up(config, data, model)
-    if processes.rank() == 0:
-        run.progress.origin = {"run": config.run, "data": hash_samples(data),
-                               "weights": [*map(hash_file, weight_files(resolve(config.model)))]}
+    run.progress.origin = origin
     base_answer = begin_or_resume(run, out, base_answer)
 
     # 5. show what is about to happen, and the first sample as the model will see it
@@ -729,8 +733,9 @@ def train_in(out: Path, config: Config, data: Data) -> list[dict]:
     records.write_run(config, out, base_answer, finished=True, samples=len(data.train_set),
                       saved_step=step)
     shutil.rmtree((out / records.STATE).parent)
-    tuned_answer = answer_question(model, data.tokenizer, question, run.autocast)
-    show_answers(question, base_answer, tuned_answer, config.four_bits)
+    if not shards.is_cut(model):
+        tuned_answer = answer_question(model, data.tokenizer, question, run.autocast)
+        show_answers(question, base_answer, tuned_answer, config.four_bits)
     how = "--model" if config.method == "full" else "--adapter"
     if config.four_bits:
         how = f"--nf4 {how}"

@@ -48,7 +48,7 @@ def errors_in_one_line(out_of_memory: str = "", no_space: str = "", stopped: str
             fail(f"out of memory: {out_of_memory}" if out_of_memory else "out of memory")
         if isinstance(e, RuntimeError):
             raise
-        if isinstance(e, OSError) and e.errno not in MACHINE_ERRORS:
+        if isinstance(e, OSError) and not is_of_the_machine(e):
             raise
         fail(f"{e}; {no_space}" if no_space and is_disk_full(e) else e)
 
@@ -58,6 +58,10 @@ def is_out_of_memory(e: BaseException) -> bool:
     if isinstance(e, RuntimeError):
         return "out of memory" in str(e) or "allocate memory" in str(e)
     return isinstance(e, MemoryError) or isinstance(e, OSError) and e.errno == errno.ENOMEM
+
+
+def is_of_the_machine(e: BaseException) -> bool:
+    return isinstance(e, OSError) and e.errno in MACHINE_ERRORS or is_disk_full(e)
 
 
 def is_disk_full(e: BaseException) -> bool:

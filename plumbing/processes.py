@@ -17,6 +17,10 @@ from plumbing.errors import UserError
 from plumbing.workers import local_rank, rank_and_world
 
 BUCKET = 2 ** 24        # numbers that are sent together: 64 MB of float32
+TIME_TO_MEET = datetime.timedelta(minutes=10)
+# All wait while the first process writes what has been trained: for full fine-tuning of 72B that is
+# 870 GB. A process that is gone is noticed at once by torchrun.
+TIME_TO_WRITE = datetime.timedelta(hours=2)
 
 
 def join_processes(device: str):
@@ -32,7 +36,7 @@ def join_processes(device: str):
         raise UserError(f"this is one of {n} tasks, and MASTER_ADDR and MASTER_PORT do not say "
                         "where they meet; start torchrun in each node's only task, as "
                         "examples/train.sbatch does, or set them")
-    backend = "gloo"
+    backend, gpu = "gloo", None
     if device.startswith("cuda:"):
         raise UserError(f"--device {device} is one GPU, and these are {n} processes; --device cuda "
                         "gives each its own")
@@ -41,35 +45,48 @@ def join_processes(device: str):
             raise UserError(f"more processes than GPUs; give --nproc_per_node "
                             f"{torch.cuda.device_count()}")
         take_gpu(local_rank())
-        backend = "nccl"
+        backend, gpu = "nccl", torch.device("cuda", torch.cuda.current_device())
     try:
-        # Long, because all wait while the first process writes what has been trained: for full
-        # fine-tuning of 72B that is 870 GB. A process that is gone is noticed at once by torchrun.
-        dist.init_process_group(backend, rank=number, world_size=n,
-                                timeout=datetime.timedelta(hours=2))
+        store, *_ = next(dist.rendezvous("env://", number, n, timeout=TIME_TO_MEET))
+        # With device_id NCCL connects here already, and torch need not guess which GPU is ours.
+        dist.init_process_group(backend, store=store, rank=number, world_size=n, device_id=gpu,
+                                timeout=TIME_TO_WRITE)
     except (RuntimeError, ValueError) as e:         # a port that is taken, a machine out of reach
         raise UserError(f"the processes cannot meet ({str(e).splitlines()[0]}); is the port of "
                         "torchrun free, and can all machines reach it?") from None
 
 
 def leave_processes():
+    """Part from the others, at a normal end: NCCL waits for what is under way."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
+# What gloo, NCCL and torch's store say of a process that is gone. Whatever else they complain of,
+# tensors of different shapes for instance, is a fault of the program.
+GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited",
+        "Connection was likely closed")
+
+
 @contextlib.contextmanager
 def lost_process_in_one_line():
-    """Raise UserError if another process is gone. Its own line, or the system's, says why."""
+    """Raise UserError if another process is gone. Its own line, or the system's, says why.
+
+    With NCCL there is seldom an exception, because the host does not wait for what it has sent to
+    the GPU. Then torch's watchdog, or torchrun before it, ends this process.
+    """
     try:
         yield
     except RuntimeError as e:
-        if world() == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e)):
+        if world() == 1 or not any(words in str(e) for words in GONE):
             raise
         raise UserError("another process of this run has ended, and so does this one; when what "
                         "ended it is mended, --resume goes on") from None
     finally:
+        # After an error gloo's threads must end before Python does. NCCL could wait for a process
+        # that is gone; torch aborts it when Python ends, with a warning.
         if dist.is_initialized() and dist.get_backend() == "gloo":
-            leave_processes()           # its threads must end before Python does
+            leave_processes()
 
 
 def rank() -> int:

@@ -18,12 +18,16 @@ shards.
 """
 import torch
 import torch.nn as nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from plumbing import processes
 
 
-def cut(module: nn.Module, products: torch.dtype | None = None, ignored=()):
+def all_processes() -> DeviceMesh:
+    return init_device_mesh(processes.communication_device(), (processes.world(),))
+
+
+def cut(module: nn.Module, everyone: DeviceMesh, products: torch.dtype | None = None, ignored=()):
     """Leave this process its shard of each weight in `module`, except the `ignored` ones.
 
     On the meta device, before there are any values, it says which rows will be this process's.
@@ -33,21 +37,20 @@ def cut(module: nn.Module, products: torch.dtype | None = None, ignored=()):
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard    # loads half of torch
     freeze_buffers(module)
     rounding = MixedPrecisionPolicy(products, torch.float32, cast_forward_inputs=False)
-    everyone = init_device_mesh(processes.communication_device(), (processes.world(),))
     fully_shard(module, mesh=everyone, mp_policy=rounding, ignored_params=set(ignored))
     # The sum, not the mean: optimizer_step has divided by the tokens of all processes already.
     module.set_force_sum_reduction_for_comms(True)
     module.set_gradient_divide_factor(1.0)
 
 
-def cut_all_but(model: nn.Module, layers: nn.Module):
+def cut_all_but(model: nn.Module, layers: nn.Module, everyone: DeviceMesh):
     """`cut` for what is in no layer: embedding, last norm, unembedding.
 
     They are one group, because a tied embedding and unembedding are one weight. The group is
     gathered when `model` computes, and that is `model.loss`, which is not `forward`.
     """
     from torch.distributed.fsdp import register_fsdp_forward_method
-    cut(model, ignored=layers.parameters())
+    cut(model, everyone, ignored=layers.parameters())
     register_fsdp_forward_method(model, "loss")
 
 

@@ -7,6 +7,7 @@ a data set, a grid), changed in structure, type, size or bytes. A command then r
 with exit code 0, or with 2 and one line; within LIMIT seconds; and no file but its own may change.
 """
 import contextlib
+import functools
 import io
 import json
 import random
@@ -286,19 +287,40 @@ def code_of(main, argv) -> int:
     return 0
 
 
+@functools.cache
+def contents_once(folder: Path) -> dict:
+    return contents(folder)
+
+
+def restore(valid: Path, scratch: Path) -> dict:
+    """Make `scratch` a copy of `valid` again, by copying what was touched -> its contents."""
+    copies = {scratch / path.relative_to(valid): path for path in contents_once(valid)}
+    folders = {folder for path in copies for folder in path.parents}
+    for path in sorted(scratch.rglob("*"), reverse=True):       # a folder comes after what is in it
+        if path.is_dir() and path not in folders:
+            path.rmdir()
+        elif path not in folders | copies.keys():
+            path.unlink()
+    for path, original in copies.items():
+        if not path.exists() or path.stat().st_mtime_ns != original.stat().st_mtime_ns:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(original, path)
+    return {path: contents_once(valid)[original] for path, original in copies.items()}
+
+
 def try_mutant(kind: str, seed: int, valid: Path, scratch: Path) -> tuple[str, str]:
     """-> ("accepted" or "refused" or what is wrong, the error). Without a seed nothing is mutated.
 
     scratch: where the mutated copy lies, always under the same name.
     """
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(valid, scratch)
+    before = restore(valid, scratch)
     files, main, argv = cases(scratch)[kind]
     draw = random.Random(f"{kind} {seed}")
     if seed is not None:
-        mutate_file(draw.choice(files), draw)
+        spoilt = draw.choice(files)
+        mutate_file(spoilt, draw)
+        before[spoilt] = spoilt.read_bytes()
     own = scratch / OWN.get(kind, "new")
-    before = contents(scratch)
     start = time.process_time()         # a busy machine is no hang
     with quiet() as error:
         try:

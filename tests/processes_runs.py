@@ -4,8 +4,12 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import torch.distributed as dist
 from conftest import REPO
+from torch._C._distributed_c10d import _set_thread_isolation_mode
+from torch.testing._internal.distributed import multi_threaded_pg as threads
 
 
 def free_port() -> int:
@@ -21,7 +25,7 @@ def torchrun(n, argv, wait=True, script=REPO / "train.py", **env):
     process = subprocess.Popen(line, env=os.environ | env, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True)
     if wait:
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=600)
         return process.returncode, out, err
     return process
 
@@ -40,3 +44,26 @@ def start_rank(rank, n, port, argv, **how):
     return subprocess.Popen([sys.executable, REPO / "train.py", *map(str, argv)], text=True,
                             env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             encoding="utf-8", **how)
+
+
+def in_threads(n, work):
+    """What work() returns in each of n threads, which torch takes for n processes."""
+    _set_thread_isolation_mode(True)
+    threads._install_threaded_pg()
+    store = dist.HashStore()
+
+    def begin(rank):
+        try:
+            dist.init_process_group("threaded", rank=rank, world_size=n, store=store)
+            return work()
+        except BaseException as e:
+            threads.ProcessLocalGroup.exception_handle(e)       # or the others wait for this one
+            raise
+
+    try:
+        with ThreadPoolExecutor(n) as pool:
+            return list(pool.map(begin, range(n)))
+    finally:
+        threads.ProcessLocalGroup.reset()
+        threads._uninstall_threaded_pg()
+        _set_thread_isolation_mode(False)

@@ -181,6 +181,7 @@ def test_a_plan_fetches_config_json_alone(hub, tmp_path):
     assert fetched == {"config.json"}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_fetched_once_and_then_needs_no_hub(load, hub, tmp_path):
     """Two revisions with other weights. Then the hub goes away, and the client knows it or not."""
     names = {"owner/name": "main", "owner/name@v1": "v1"}

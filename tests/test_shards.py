@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import REPO
-from processes_runs import torchrun
+from processes_runs import in_threads, torchrun
 from runs import command, one_line
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -148,54 +148,37 @@ def test_bytes_sent_in_a_step(checkpoint, pretend, method, fsdp, dtype, checkpoi
     assert (counted["reduce_scatter_base"] > 0) == (fsdp and method == "full")
 
 
-# ----- the gradient: of real processes ------------------------------------------------------------
+# ----- the gradient -------------------------------------------------------------------------------
 
-GRADIENT = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-import train
-from plumbing import processes
-from plumbing.state import save_state
-from settings import Config, settled
+def step_by_gradient(config):
+    """A step of plain descent, which a wrong factor of the gradient shows; AdamW's steps hide it.
 
-processes.join_processes("cpu")
-config = settled(Config(**json.loads(sys.argv[2])), 1)
-run = train.set_up(config, None, train.model_for(config))
-draw = torch.Generator().manual_seed(0)
-micro_batches = []
-for supervised in (3, 15, 9):
-    ids = torch.randint(300, (2, 16), generator=draw)
-    labels = ids.clone()
-    labels[:, :-supervised] = -100
-    micro_batches.append((ids, labels))
-with torch.no_grad():
-    for p in run.trained.values():          # B, too, so that A has a gradient
-        p.add_(0.1)
-descent = torch.optim.SGD(run.trained.values(), lr=1.0)
-train.optimizer_step(run.model, descent, run.scaler, micro_batches, run.autocast, 1.0, 0)
-save_state(Path(sys.argv[3]), run.trained, {})
-processes.leave_processes()
-"""
+    Three micro-batches of 6, 30 and 18 supervised tokens -> {name: what is trained, whole}.
+    """
+    run = train.set_up(config, None, train.model_for(config))
+    draw = torch.Generator().manual_seed(0)
+    micro_batches = []
+    for supervised in (3, 15, 9):
+        ids = torch.randint(300, (2, 16), generator=draw)
+        labels = ids.clone()
+        labels[:, :-supervised] = -100
+        micro_batches.append((ids, labels))
+    with torch.no_grad():
+        for p in run.trained.values():          # B, too, so that A has a gradient
+            if config.method != "full":
+                p.copy_(0.1 * torch.randn(p.shape, generator=draw))
+    descent = torch.optim.SGD(run.trained.values(), lr=1.0)
+    train.optimizer_step(run.model, descent, run.scaler, micro_batches, run.autocast, 1.0, 0)
+    return shards.gather({name: p.detach() for name, p in run.trained.items()})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method, fsdp", [
     ("full", False), ("full", True), ("lora", False), ("lora", True), ("qlora", True)])
-def test_the_gradient_of_several_processes_is_that_of_one(checkpoint, tmp_path, method, fsdp):
-    """By a step of plain descent, which a wrong factor would show; AdamW's steps hide it. Three
-    micro-batches of 6, 30 and 18 supervised tokens for two processes."""
-    config = {"model": str(checkpoint(tie_word_embeddings=True)), "method": method, "fsdp": fsdp,
-              "rank": 4, "dtype": "float32", "device": "cpu"}
-    (tmp_path / "gradient.py").write_text(GRADIENT)
-    stepped = []
-    for n in (1, 2):
-        code, _, err = torchrun(n, [REPO, json.dumps(config), tmp_path / f"{n}.safetensors"],
-                                script=tmp_path / "gradient.py")
-        assert code == 0, err
-        stepped.append(load_file(tmp_path / f"{n}.safetensors"))
-    one, two = stepped
+def test_the_gradient_of_several_processes_is_that_of_one(checkpoint, method, fsdp):
+    """Summed over the processes, not averaged."""
+    config = setting(checkpoint(tie_word_embeddings=True), method=method, fsdp=fsdp)
+    one = step_by_gradient(config)
+    two, _ = in_threads(2, lambda: step_by_gradient(config))
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6)

@@ -616,7 +616,7 @@ def test_a_run_whose_claim_another_holds_is_busy(runs_and_data, tmp_path, whole)
 
 @pytest.mark.parametrize(("error", "message", "traceback"), [
     (RuntimeError("no such thing"), "RuntimeError: no such thing", True),
-    (OSError(5, "broken"), "OSError: [Errno 5] broken", True),
+    (OSError(22, "broken"), "OSError: [Errno 22] broken", True),
     (torch.OutOfMemoryError("CUDA out of memory. Tried"), f"out of memory: {LESS_MEMORY}", False)])
 def test_whatever_fails_is_the_runs_own(
         tiny_grid, argv, tmp_path, monkeypatch, capsys, error, message, traceback):
@@ -915,6 +915,7 @@ def test_bracket_goes_on_until_the_best_rate_lies_between_worse_ones(argv, tmp_p
     assert said.splitlines()[-1].startswith("8 runs, 0 to do")
 
 
+@pytest.mark.slow
 def test_further_seeds_try_only_rates_near_the_best(argv, tmp_path, fake):
     """Seed 44's own best is one rate higher. A dry run says what is next, and why."""
     out, flags = tmp_path / "out", ("--near_best", "--seeds=3", "--jobs=1")
@@ -935,7 +936,8 @@ def test_further_seeds_try_only_rates_near_the_best(argv, tmp_path, fake):
     assert said.splitlines()[-1] == "31 runs so far; every rate at every seed would be 36"
 
 
-@pytest.mark.parametrize("kill_at", [1, 5, 9, 20])
+@pytest.mark.parametrize("kill_at", [pytest.param(n, marks=[pytest.mark.slow] * (n in (1, 9)))
+                                     for n in (1, 5, 9, 20)])
 def test_a_bracket_that_was_killed_goes_on_and_ends_the_same(argv, tmp_path, fake, kill_at):
     command = [fake, *argv(tmp_path / "out", "--near_best", "--seeds=3", "--jobs=1")]
     assert ends(start(*command, KILL_AT=str(kill_at)))[0] == -signal.SIGKILL

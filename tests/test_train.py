@@ -600,7 +600,8 @@ def wait_for_rows(out, n, process):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize(("method", "kills"), [("lora", 3), ("full", 1)])
+@pytest.mark.parametrize(("method", "kills"), [
+    ("lora", 2), pytest.param("full", 4, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_the_same(
         checkpoint, chat, tmp_path, whole, method, kills):
     draw = random.Random()
