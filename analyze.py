@@ -7,12 +7,12 @@
 subspaces.py has the mathematics, and says what to beware of; subspace_plots.py draws. Under each
 figure stand what to look for, the paper's number and ours, and what would speak against it:
 
-    phi_ONE_TWO.png         what two adapters share             Hu et al., 7.2, figures 3 and 4
-    weight_ONE.png          what dW does to W, by depth         7.3, table 7, figure 8
-    change_ONE.png          where dW is large, how low its      2410.21228 for the intruders
-                            rank is, intruders, by depth
-    spectrum_TUNED.png      how much of full fine-tuning's dW
-                            its top r directions hold
+    phi_ONE_TWO.png     what two adapters share         Hu et al., 7.2, fig. 3-4
+    weight_ONE.png      what dW does to W, by depth     7.3, table 7, fig. 8
+    change_ONE.png      where dW is large, how low      2410.21228 for the
+                        its rank is, intruders          intruders
+    spectrum_TUNED.png  how much of full fine-tuning's
+                        dW its top r directions hold
 
 and in layers.csv a row for each adapter and layer. Most of the time goes into one SVD per W and one
 per W + dW: 0.8 s for a layer 896 -> 4864 on one core, so some minutes for Qwen2.5-0.5B.
@@ -344,7 +344,7 @@ def squared_norm(f: Factors) -> float:
 COLUMNS = {      # the two lines of a column's head
     "dW/W": ("||dW||", "/ ||W||"), "effective_rank": ("effective", "rank"),
     "held_by_8": ("share of", "top 8"), "B/A": ("||B||", "/ ||A||"), "UWV_dW": ("||U^T", "W V||"),
-    "UWV_random": ("the same,", "random"), "amplification": ("ampli-", "fication")}
+    "UWV_random": ("random", "U, V"), "amplification": ("ampli-", "fication")}
 
 
 def print_changes(rows: list[dict]):

@@ -36,8 +36,9 @@ import numpy as np
 from plumbing.errors import UserError
 from plumbing.files import read_json
 from plumbing.records import COLUMNS, read_rows
+from plumbing.text import count_noun
 from rates import Best, diverged, extend_grid, find_best_rate, rates_around_best
-from settings import ADAPTER_SETTINGS, Config
+from settings import Config
 
 MARGIN = 0.02       # as good as full fine-tuning: behind by at most this share of the gain
 LONG = 10           # runs with more evaluations after step 0 show where a low rank leaves the curve
@@ -47,6 +48,9 @@ MATCHED = 0.1       # placements are of one size if their parameters differ by a
 # measured and not what is trained (eval_samples), or only dropout's draws (the last three).
 NO_ARM = {"model", "data", "method", "targets", "rank", "alpha", "lr", "batch_eff", "seed",
           "max_steps", "eval_steps", "eval_samples", "micro_bs", "device", "compile"}
+# The first edition wrote these columns also for methods that ignore them. Today they are empty.
+IGNORED = {"bitfit": ("rank", "alpha"), "adapter": ("alpha", "targets"),
+           "prefix_embedding": ("alpha", "targets"), "prefix_layer": ("alpha", "targets")}
 OF_METHODS = {"options"}                            # settings that only some methods have
 OF_ADAPTERS = {"options", "nf4", "dropout"}         # and that full fine-tuning has not
 
@@ -396,11 +400,6 @@ def size_ratio(*arms: Arm) -> float:
     return max(sizes) / min(sizes) - 1
 
 
-def count_noun(n: int, noun: str) -> str:
-    """count_noun(3, "run") -> "3 runs"."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
 # ----- reading ------------------------------------------------------------------------------------
 
 def read_runs(folder: Path) -> list[list[dict]]:
@@ -493,15 +492,12 @@ def refuse_other_test_sets(runs: list[list[dict]]):
 
 
 def drop_ignored(runs: list[list[dict]]) -> list[list[dict]]:
-    """The runs without a rank, alpha or targets that other runs of their method do not have.
+    """The runs without a rank, alpha or targets that their method does not have.
 
-    The first edition wrote these also for methods that ignore them, as BitFit does the rank.
+    That a method ignores them today is written in its file, but reading that would load torch.
     """
-    for name in ADAPTER_SETTINGS:
-        ignoring = {rows[0]["method"] for rows in runs if rows[0][name] == ""}
-        runs = [[row | {name: ""} for row in rows] if rows[0]["method"] in ignoring else rows
-                for rows in runs]
-    return runs
+    return [[row | dict.fromkeys(IGNORED.get(row["method"], ()), "") for row in rows]
+            for rows in runs]
 
 
 def add_differences(runs: list[list[dict]]) -> list[list[dict]]:

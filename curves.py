@@ -12,6 +12,8 @@ from plumbing.files import read_json, replacing
 from plumbing.records import COLUMNS, RUN, read_rows
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^Dv<P"
+HEIGHT, LINE_HEIGHT = 4.5, 0.22         # inches: of the figure, and of a line of a legend below it
 # of COLUMNS, those that say what a run is; run.json has more settings
 NAMING = COLUMNS[1:COLUMNS.index("step")]
 FILE = "curve.png"
@@ -58,18 +60,23 @@ def draw_runs(folders: list[Path], path: Path):
     import matplotlib.figure
     matplotlib.rcParams["text.parse_math"] = False          # a $ in a name is a $
     runs = [read_run(folder) for folder in folders]
-    figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(8, HEIGHT), layout="constrained")
     ax = figure.subplots()
-    for i, ((rows, _), name) in enumerate(zip(runs, name_runs([one for _, one in runs]))):
-        draw_run(ax, rows, name, COLOURS[i % len(COLOURS)])
+    names = name_runs([one for _, one in runs])
+    if len({*names}) < len(names):          # runs of one setting: their folders tell them apart
+        names = [", ".join(filter(None, [str(folder), name]))
+                 for folder, name in zip(folders, names)]
+    for i, ((rows, _), name) in enumerate(zip(runs, names)):
+        draw_run(ax, rows, name if len(runs) > 1 else "", COLOURS[i % 7], MARKERS[i % 7])
     first, settings = runs[0]
     ax.set(xlabel="steps", ylabel="NLL, nats per token", xlim=(0, None))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.plot([], [], color="#888888", linestyle="--", linewidth=1.2,
-            label="training, mean since the point before")
+            label="training NLL, mean since the point before")
     if len(runs) == 1:
+        rank = f" r = {first[0]['rank']:g}" if first[0]["rank"] else ""
         ax.set_title(f"{Path(first[0]['model']).name} on {Path(first[0]['data']).name}, "
-                     f"{first[0]['method']}, learning rate {first[0]['lr']:g}")
+                     f"{first[0]['method']}{rank}, learning rate {first[0]['lr']:g}")
         add_passes(ax, first, settings)
     low, high = ax.dataLim.intervaly
     if 0 < 3 * low < high:
@@ -82,19 +89,22 @@ def draw_runs(folders: list[Path], path: Path):
     if len(runs) == 1:
         ax.legend(frameon=False)
     else:
-        figure.legend(loc="outside lower center", frameon=False, fontsize=9)
+        legend = figure.legend(loc="outside lower center", frameon=False, fontsize=9)
+        n_lines = sum(text.get_text().count("\n") + 1 for text in legend.get_texts())
+        figure.set_figheight(HEIGHT + LINE_HEIGHT * n_lines)
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=130)
 
 
-def draw_run(ax, rows: list[dict], name: str, colour: str):
+def draw_run(ax, rows: list[dict], name: str, colour: str, marker: str):
     """Test NLL, with a ring at its lowest, and training NLL, dashed."""
     steps = [row["step"] for row in rows]
     trained = [(row["step"], row["train_nll"]) for row in rows if row["train_nll"] != ""]
     lowest = lowest_row(rows)
-    label = "\n".join(textwrap.wrap(name, 80)) or "test"
-    ax.plot(steps, [row["test_nll"] for row in rows], color=colour, marker=".",
-            label=f"{label}: lowest {lowest['test_nll']:.3f}, at step {lowest['step']}")
+    label = f"test NLL: lowest {lowest['test_nll']:.3f}, at step {lowest['step']}"
+    label = "\n".join(textwrap.wrap(f"{name}; {label}" if name else label, 100))
+    ax.plot(steps, [row["test_nll"] for row in rows], color=colour, marker=marker, markersize=4,
+            label=label)
     if trained:
         ax.plot(*zip(*trained), color=colour, linestyle="--", linewidth=1.2)
     ax.plot(lowest["step"], lowest["test_nll"], "o", color=colour, markersize=11,

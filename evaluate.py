@@ -326,6 +326,7 @@ def finish_evaluation(settings, task, folder: Path, questions, identity: dict, o
                                 "command continues") from None
     result["finished"] = True
     write_json(path, result)
+    print(f"{out} has every answer, {path.name} this result")
     return result
 
 

@@ -8,16 +8,16 @@
 On one device all of a run must fit. In GB of 10^9 bytes, with AdamW, 4 x 512
 tokens per micro-batch and rank 64 on all linear layers:
 
-                   Llama-3.2-1B (1.24e9 parameters)      Qwen2.5-7B (7.62e9 parameters)
-                   full    LoRA    LoRA    QLoRA         full    LoRA    LoRA    QLoRA
-                   fp32    fp32    bf16    bf16          fp32    fp32    bf16    bf16
-    weights        4.94    4.94    2.47    1.03         30.46   30.46   15.23    5.55
-    adapters       0.00    0.18    0.18    0.18          0.00    0.65    0.65    0.65
-    optimizer      9.89    0.36    0.36    0.36         60.92    1.29    1.29    1.29
-    gradients      4.94    0.18    0.18    0.18         30.46    0.65    0.65    0.65
-    activations    5.26    5.30    2.74    2.74         19.06   19.14    9.89    9.89
-    temporary      2.40    0.82    0.94    0.94          4.73    0.99    1.12    1.12
-    peak          27.43   11.78    6.87    5.43        145.64   53.17   28.83   19.14
+               Llama-3.2-1B (1.24e9 parameters)  Qwen2.5-7B (7.62e9 parameters)
+                  full    LoRA    LoRA   QLoRA      full   LoRA   LoRA  QLoRA
+                  fp32    fp32    bf16    bf16      fp32   fp32   bf16   bf16
+    weights       4.94    4.94    2.47    1.03     30.46  30.46  15.23   5.55
+    adapters      0.00    0.18    0.18    0.18      0.00   0.65   0.65   0.65
+    optimizer     9.89    0.36    0.36    0.36     60.92   1.29   1.29   1.29
+    gradients     4.94    0.18    0.18    0.18     30.46   0.65   0.65   0.65
+    activations   5.26    5.30    2.74    2.74     19.06  19.14   9.89   9.89
+    temporary     2.40    0.82    0.94    0.94      4.73   0.99   1.12   1.12
+    peak         27.43   11.78    6.87    5.43    145.64  53.17  28.83  19.14
 
 Weights, gradients, optimizer: full fine-tuning in float32 takes 16 bytes per parameter, 4 for the
 weight, 4 for its gradient, 8 for AdamW's two moments. LoRA freezes the weights. What is frozen has
@@ -791,7 +791,7 @@ def show_sizes(c: ModelConfig, config: Config):
           f"{config.grad_accum} per step\n"
           f"  P = {z.P:,}  W = {z.W:,}  a = {a:,} (r = {config.rank}, {config.targets})  "
           f"sum of in + out: attention {attention:,}, MLP {mlp:,}\n"
-          f"  N = {z.N:,}  C = {z.C}  I = {z.I}  Q = {z.Q}  K = {z.K}  V = {z.V:,}  L = {z.L}  "
+          f"  N = {z.N:,}  C = {z.C}  I = {z.I:,}  Q = {z.Q}  K = {z.K}  V = {z.V:,}  L = {z.L}  "
           f"s = {z.s}")
 
 

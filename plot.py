@@ -36,13 +36,13 @@ from pathlib import Path
 import numpy as np
 
 import curves
-from arms import (MARGIN, Arm, count_noun, mean_over_seeds, name_arms, name_left_out, read_runs,
+from arms import (MARGIN, Arm, mean_over_seeds, name_arms, name_left_out, read_runs,
                   select_sweeps, suggest_folders)
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import make_folder, read_json, replacing
 from plumbing.records import RUN, read_rows
-from plumbing.text import print_markdown
+from plumbing.text import count_noun, print_markdown
 from rates import find_best_rate
 from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, geometric_mean,
                       judge_claim, rate_multiples, verdict_table)
@@ -53,19 +53,19 @@ from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, geomet
 
 # ----- colours, markers, labels -------------------------------------------------------------------
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and for rare ranks three more.
-# Each means the same in every figure, whatever else was run, and so does each marker. Arms that
-# differ in another setting (schedule ...) have one colour and marker, and lines of their own.
+# Each means the same in every figure, whatever else was run, and so does each marker. Where arms of
+# one rank stand side by side (methods, sets of targets, other settings), they have those of SERIES.
 
 BLACK, GREY = "#000000", "#888888"
 PLACES = {"attention": ("#D55E00", "p"), "mlp": ("#CC79A7", "*")}
 # of rank 1, 2, 4 ... 256; other ranks have those of the nearest, and 512 begins again
 RANKS = (("#009E73", "^"), ("#F0E442", "P"), ("#999999", "v"), ("#56B4E9", "D"), ("#E69F00", "s"),
-         ("#8C6D31", "<"), ("#0072B2", "o"), ("#332288", ">"), ("#882255", "h"))
-VARIANTS = [(line, fill) for fill in ("full", "none", "left", "bottom")
-            for line in ("-", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))]
-# of methods and of sets of targets, in the order of their names
-SERIES = [(color, marker) for marker in "osD" for color in (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")]
+         ("#8C6D31", "<"), ("#0072B2", "o"), ("#332288", ">"), ("#882255", "d"))
+# of methods, of sets of targets and of other settings, in their order: 8 colours and 7 markers,
+# so that neighbours differ in both, and no two of 56 arms have the same pair
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D31", "#882255")
+MARKERS = "osDv^P<"
+SERIES = [(COLORS[i % 8], MARKERS[i % 7]) for i in range(56)]
 LINES = ("--", ":")
 STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9.5,
          "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
@@ -80,8 +80,8 @@ def style_of(arm, name: str = "", **more) -> dict:
     """matplotlib's keywords for the curve of an arm. Colour and marker say what is trained.
 
     Full fine-tuning is black. LoRA on all layers has the colour of its rank, elsewhere that of the
-    place. The line says with which other settings. The label says of how many rates the best was
-    taken, and which seeds count: "r = 1 (3 to 5 rates, 2 of 3 seeds count)".
+    place. The label says of how many rates the best was taken, and which seeds count: "r = 1 (3 to
+    5 rates, 2 of 3 seeds count)".
     """
     style = {"label": f"{name or arm} ({arm.describe_grid()})", "markeredgecolor": "#333333",
              "markeredgewidth": 0.6}
@@ -93,8 +93,6 @@ def style_of(arm, name: str = "", **more) -> dict:
     else:
         rank = arm.rank or 1            # BitFit has none
         style["color"], style["marker"] = RANKS[round(math.log2(rank)) % len(RANKS)]
-    if arm.variant:
-        style["linestyle"], style["fillstyle"] = VARIANTS[arm.variant % len(VARIANTS)]
     return style | more
 
 
@@ -418,7 +416,7 @@ def plot_alpha(sweeps):
     panels = {f"alpha = {fixed[0].alpha:g}": fixed}
     if ranks:
         panels["alpha = r"] = ranks
-    return rates_figure("alpha", sweeps.usual, panels)
+    return rates_figure("Alpha", sweeps.usual, panels)
 
 
 def plot_rank_rates(sweeps):
@@ -537,27 +535,27 @@ def plot_methods(sweeps):
 def plot_settings(sweeps):
     """Arms that differ in another setting alone. Left: best of sweep. Right: against the rate."""
     arms = sweeps.usual.twins()
-    return arms_figure("Settings", sweeps.usual, {arm: {} for arm in arms}) if arms else None
+    return arms_figure("Settings", sweeps.usual, arms) if arms else None
 
 
 def plot_arms(sweeps):
     """All arms of the usual batch, for grids that no other figure is about: those of qlora."""
     sweep = sweeps.usual
     arms = sorted((arm for arm in sweep.arms if arm.batch == sweep.batch), key=str)
+    return arms_figure("Arms", sweep, arms) if sum(arm.n_runs for arm in arms) > 1 else None
+
+
+def arms_figure(head: str, sweep, arms: list[Arm]):
+    """Left: best of sweep. Right: against the rate. Each arm has its own colour and marker."""
+    figure, (left, right) = new_figure(head, sweep, arms)
+    names = name_arms(arms)
     looks = {arm: {"color": color, "marker": marker}
              for arm, (color, marker) in zip(arms, itertools.cycle(SERIES))}
-    return arms_figure("Arms", sweep, looks) if sum(arm.n_runs for arm in arms) > 1 else None
-
-
-def arms_figure(head: str, sweep, looks: dict[Arm, dict]):
-    """Left: best of sweep. Right: against the rate. looks: {arm: what its style has instead}."""
-    figure, (left, right) = new_figure(head, sweep, looks)
-    names = name_arms(list(looks))
     draw_best(left, sweep, {arm: style_of(arm, names[arm], **look) for arm, look in looks.items()})
     for i, (arm, look) in enumerate(looks.items()):
         draw_rates(right, arm, None, 0.97 - 0.03 * i, names[arm], **look)
     finish_rates_axis(right, sweep)
-    add_legend(figure, labelled(right), [*keys_of_rates(looks), *keys_of_bands(looks)])
+    add_legend(figure, labelled(right), [*keys_of_rates(arms), *keys_of_bands(arms)])
     return figure
 
 
@@ -684,7 +682,8 @@ def plot_runs(args):
         last = drawn if waits else [read_rows(folder / "log.csv")[-1] for folder in folders]
         if last != drawn:
             curves.draw_runs(folders, path)
-            print(f"{path}: step {', '.join(str(row['step']) for row in last)}", flush=True)
+            print(f"{path}: {'step' if len(last) == 1 else 'steps'} "
+                  f"{', '.join(str(row['step']) for row in last)}", flush=True)
             drawn = last
         if not args.watch or all(has_ended(folder) for folder in folders):
             return

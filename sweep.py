@@ -71,7 +71,7 @@ from tqdm import tqdm
 
 import stack
 import train
-from arms import NO_ARM, count_noun, name_values
+from arms import NO_ARM, name_values
 from lora import find_targets
 from model import ModelConfig, Transformer
 from plumbing.cli import (add_flags, flag, make_parser, nearest, read_flags, run_command,
@@ -81,6 +81,7 @@ from plumbing.errors import UserError, errors_in_one_line, is_of_the_machine, is
 from plumbing.fields import check, shape_of_flag, whole
 from plumbing.files import existing, make_folder, replacing, write_json
 from plumbing.records import read_rows, write_rows
+from plumbing.text import count_noun, print_fitted
 from plumbing.workers import BUSY, claim_file, do_jobs, local_rank, rank_and_world
 from rates import best_tried, diverged, extend_grid, plan_rates
 from settings import LESS_MEMORY, Config, check_config, missing_settings, settled
@@ -258,7 +259,7 @@ def expand_grid(grid: list[dict], model: str) -> list[dict]:
         if match is None:
             points += combine_values(arm)
             continue
-        check(match, {str: [whole(1)]}, "a grid", "match")
+        check(match, {str: [whole(1)]}, "in a grid", "match")
         for targets, rank in match_ranks(model, match).items():
             points += combine_values(arm | {"targets": targets, "rank": rank})
     return points
@@ -287,7 +288,7 @@ def typed_point(point: dict) -> dict:
         if name in NOT_IN_GRIDS:
             raise UserError(f"{name} in a grid: it {NOT_IN_GRIDS[name]}")
         try:
-            check(value, shape_of_flag(fields[name]), "a grid", name)
+            check(value, shape_of_flag(fields[name]), "in a grid", name)
         except UserError as e:
             close = nearest(str(value), fields[name].metadata.get("choices", ()))
             raise UserError(f"{e}; write {close}" if close else e) from None
@@ -366,9 +367,12 @@ def plan_runs(arms: list[GridArm], settings, finals) -> dict[str, Config]:
 
 
 def describe_arm(config) -> str:
+    """lora all-linear r=8 alpha=32 schedule=cosine; without alpha where it is r."""
     parts = {"targets": config.targets, "rank": f"r={config.rank}",
              "alpha": f"alpha={config.alpha:g}"}
     missing = missing_settings(config)
+    if config.alpha == config.rank:
+        missing += ("alpha",)
     names = [config.method, *(text for name, text in parts.items() if name not in missing)]
     plain = Config()
     more = [(key, value) for key, value in config.decides.items()
@@ -645,11 +649,11 @@ def make_missing_runs(board: Board, data, jobs: int, may_grow=False):
             if error == BUSY:
                 continue
             if error:
-                print(f"FAILED {describe_run(config)}: {board.errors[config.run]}", flush=True)
+                print_fitted(f"FAILED {describe_run(config)}: {board.errors[config.run]}")
                 continue
             made = board.count_samples(finished=True) - finished_before
             seconds_per_sample = (time.perf_counter() - start) / max(1, made)
-            print(describe_progress(board, config, seconds_per_sample), flush=True)
+            print_fitted(describe_progress(board, config, seconds_per_sample))
 
 
 def describe_progress(board, config, seconds_per_sample: float) -> str:
@@ -679,7 +683,8 @@ def list_runs(board: Board, jobs: int):
     The finished ones tell how many seconds a sample takes.
     """
     for name, config in board.runs.items():
-        print(f"{name}  {'done ' if name in board.finals else 'to do'}  {describe_run(config)}")
+        state = "done " if name in board.finals else "to do"
+        print_fitted(f"{name}  {state}  {describe_run(config)}")
     how_long = "how long they take shows when one of them is finished"
     lasts = [read_rows(board.out / f"{name}.csv")[-1]
              for name, nll in board.finals.items() if math.isfinite(nll)]   # others were cut short
@@ -700,11 +705,11 @@ def explain_plan(arms: list[GridArm], settings, finals):
     for arm in arms:
         plan = plan_arm(arm, settings, finals)
         for seed, runs in enumerate(plan, arm.config.seed):
-            print(f"{describe_arm(arm.config)} batch={arm.config.batch_eff} seed={seed}: "
-                  + explain_seed(list(runs.values()), finals))
+            print_fitted(f"{describe_arm(arm.config)} batch={arm.config.batch_eff} seed={seed}: "
+                         + explain_seed(list(runs.values()), finals))
         n_runs += sum(map(len, plan))
         n_all += len(plan) * len({config.lr for runs in plan for config in runs.values()})
-    print(f"{count_noun(n_runs, 'run')} by now; with every rate at every seed {n_all}")
+    print(f"{count_noun(n_runs, 'run')} so far; every rate at every seed would be {n_all}")
 
 
 def explain_seed(runs: list[Config], finals) -> str:

@@ -352,6 +352,8 @@ def show_settings(run: Run):
     ignored = missing_settings(config)
     if not config.dropout:
         ignored += ("dropout",)
+    if config.method == "qlora":        # which says it
+        ignored += ("nf4",)
     for name in ignored:
         del shown[name]
     if (config.dtype == "float32" and config.device == "cpu" and multiplies_bfloat16()
@@ -376,7 +378,7 @@ def show_settings(run: Run):
     if quantized:           # these are bytes, and not among the numbers that were just counted
         n, nbytes = sum(w.numel() for w in quantized), sum(w.nbytes for w in quantized)
         total += n
-        shown["quantized to NF4"] = (f"{n:,} weights of the base, {nbytes / 1e9:.3f} GB: "
+        shown["quantized to NF4"] = (f"{n:,} weights of the base, {nbytes / 1e6:,.1f} MB: "
                                      f"{8 * nbytes / n:.3f} bits each; step 0 is this base's")
     if run.model.virtual_ids:
         shown["virtual tokens"] = (f"{len(run.model.virtual_ids)} in front of each text; at step 0 "

@@ -66,8 +66,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from arms import (MARGIN, Arm, Sweep, Sweeps, count_noun, name_arms, read_runs, select_sweeps)
-from plumbing.text import markdown_table
+from arms import MARGIN, Arm, Sweep, Sweeps, name_arms, read_runs, select_sweeps
+from plumbing.text import count_noun, markdown_table
 from rates import lora_rate_multiple
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -18,7 +18,7 @@ import math
 import shlex
 import statistics
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -33,13 +33,21 @@ from dataset import (  # noqa: E402
     parse_line,
     show_sample,
 )
-from forms import find_form, is_list, read_any_form, split_by_share  # noqa: E402
+from forms import (  # noqa: E402
+    NO_FORM,
+    find_form,
+    is_list,
+    kind_of_rows,
+    read_any_form,
+    split_by_share,
+)
 from plumbing.cli import flag, parse_flags, run_command  # noqa: E402
 from plumbing.errors import UserError, errors_in_one_line, fail  # noqa: E402
+from plumbing.text import count_noun, print_fitted  # noqa: E402
 from settings import SUPERVISE  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
-SHOWN = 10          # wrong lines that are shown of a file
+SHOWN = 10          # reasons that are shown of a file, and line numbers of a reason
 BAR = 40            # characters of the longest bar of a histogram
 
 
@@ -69,8 +77,9 @@ class Line(NamedTuple):
 
 # ----- read a file --------------------------------------------------------------------------------
 
-def survey_file(path: Path, tokenizer, supervise: str = "last") -> tuple[list[Line], list[str]]:
-    """Every line that can be learned from, and for every other one what is wrong with it.
+def survey_file(path: Path, tokenizer, supervise: str = "last"
+                ) -> tuple[list[Line], list[tuple[int, str]]]:
+    """Every line that can be learned from; of every other one its number and the reason.
 
     It reads and encodes lines as training does. But training stops at the first wrong line.
     """
@@ -81,7 +90,7 @@ def survey_file(path: Path, tokenizer, supervise: str = "last") -> tuple[list[Li
             sample = encode_sample(messages, tokenizer, supervise)
             lines.append(Line(number, messages, sample))
         except ValueError as e:
-            wrong.append(f"line {number}: {' '.join(str(e).split())}")
+            wrong.append((number, str(e)))
     if not lines and not wrong:
         raise UserError(f"{path} holds no samples")
     return lines, wrong
@@ -107,21 +116,27 @@ def fold_messages(messages: list[dict]) -> str:
 
 # ----- show what was found ------------------------------------------------------------------------
 
-def show_file(path: Path, lines: list[Line], wrong: list[str], max_length: int):
-    samples = "1 sample" if len(lines) == 1 else f"{len(lines):,} samples"
-    print(f"{path}: {samples}, wrong lines: {len(wrong):,}")
-    show_wrong(wrong)
+def show_file(path: Path, lines: list[Line], wrong: list[tuple[int, str]], max_length: int):
+    print(f"{path}: {count_noun(len(lines), 'sample')}, wrong lines: {len(wrong):,}")
+    show_wrong(wrong, "line")
     if lines:
         show_lengths([line.sample for line in lines], max_length)
         show_repeats(find_repeats(lines, lines), "prompts that an earlier line also has")
     print()
 
 
-def show_wrong(reasons: list[str]):
-    for reason in reasons[:SHOWN]:
-        print(f"  {reason}")
-    if len(reasons) > SHOWN:
-        print(f"  and {len(reasons) - SHOWN:,} more")
+def show_wrong(wrong: list[tuple[int, str]], kind: str):
+    """Each reason once, up to SHOWN reasons, with the lines (`kind`) that it holds for."""
+    numbers = defaultdict(list)
+    for number, reason in wrong:
+        numbers[" ".join(reason.split())].append(number)
+    for reason, some in list(numbers.items())[:SHOWN]:
+        first = ", ".join(map(str, some[:SHOWN]))
+        more = f" and {len(some) - SHOWN:,} more" if len(some) > SHOWN else ""
+        print_fitted(f"  {kind if len(some) == 1 else kind + 's'} {first}{more}: {reason}")
+    rest = sum(map(len, list(numbers.values())[SHOWN:]))
+    if rest:
+        print(f"  and {count_noun(rest, kind)} more")
 
 
 def show_lengths(samples: list[Sample], max_length: int):
@@ -140,8 +155,8 @@ def show_lengths(samples: list[Sample], max_length: int):
     show_histogram(lengths, max_length)
     cut = sum(n > max_length for n in lengths)
     dropped = sum(not sample.cut(max_length).learned for sample in samples)
-    print(f"\n  cut at --max_length {max_length:,} (░): {cut:,}; dropped, because nothing of the "
-          f"answer is left: {dropped:,}")
+    print_fitted(f"\n  cut at --max_length {max_length:,} (░): {cut:,}; dropped, because nothing "
+                 f"of the answer is left: {dropped:,}")
 
 
 def show_histogram(lengths: list[int], max_length: int):
@@ -177,7 +192,7 @@ def show_repeats(pairs: list[tuple[Line, Line]], what: str):
     print(f"  {what}: {len(pairs):,}, {len(same_answer):,} with the same answer")
     first, line = pairs[0]
     question = " ".join(line.messages[-2]["content"].split())[:120]
-    print(f"    line {line.number} has that of line {first.number}: {question}")
+    print_fitted(f"    line {line.number} has that of line {first.number}: {question}")
 
 
 def show_first_sample(lines: list[Line], tokenizer, max_length: int):
@@ -196,8 +211,8 @@ def refuse_other_form(path: Path, settings):
     form, one_list = find_form(path), is_list(path)
     if form is None and path.suffix in (".json", ".csv"):
         _, wrong = read_any_form(path)
-        raise UserError(f"{path}: " + (wrong[0] if wrong else "it is in none of the forms that "
-                                       "data/forms.py lists"))
+        where = "{} {}: {}".format(kind_of_rows(path), *wrong[0]) if wrong else NO_FORM
+        raise UserError(f"{path}: {where}")
     if form is None or (form == "our" and not one_list):
         return
     command = ["python", "data/check.py", settings.data, "--convert", "out_folder"]
@@ -224,7 +239,8 @@ def convert_files(train: Path, test: Path | None, settings):
         drawn = f", drawn by --test_share {settings.test_share:g} --seed {settings.seed}"
     splits = train_rows, test_rows
     write_files({path: lines_of(rows) for path, rows in zip(targets, splits, strict=True)})
-    print(f"{targets[0]}: {len(train_rows):,} samples\n{targets[1]}: {len(test_rows):,}{drawn}\n"
+    print(f"{targets[0]}: {count_noun(len(train_rows), 'sample')}\n"
+          f"{targets[1]}: {count_noun(len(test_rows), 'sample')}{drawn}\n"
           f"To check them: {shlex.join(['python', 'data/check.py', str(settings.convert)])}")
 
 
@@ -232,8 +248,9 @@ def read_rows_to_convert(path: Path) -> list[dict]:
     """The rows of `path` in our form. Prints which are left out. Raises UserError if all are."""
     form = find_form(path)
     rows, wrong = read_any_form(path)
-    print(f"{path}: {len(rows):,} samples in {form or 'no known'} form, left out: {len(wrong):,}")
-    show_wrong(wrong)
+    print(f"{path}: {count_noun(len(rows), 'sample')} in {form or 'no known'} form, left out: "
+          f"{len(wrong):,}")
+    show_wrong(wrong, kind_of_rows(path))
     if not rows:
         raise UserError(f"{path} holds no sample that can be converted; call its columns or keys "
                         "question and answer, or as another form of data/custom/README.md has them")
@@ -286,8 +303,7 @@ def main(argv=None):
         tokenizer = Tokenizer.from_pretrained(settings.model)
         wrong = check_files(train, test, tokenizer, settings.max_length, settings.supervise)
     if wrong:
-        fail(f"wrong lines: {wrong:,}, up to {SHOWN} per file shown above; training stops at the "
-             "first")
+        fail(f"wrong lines: {wrong:,}, named above; training stops at the first")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "a
 PAIRS = {"prompt / completion": ("prompt", "completion"),
          "question / answer": ("question", "answer")}
 REST = "cells without a name"       # of a table's row: an answer with a comma, and no quotes
+NO_FORM = "it is in none of the forms that data/forms.py lists"
 SHAPES = {"ShareGPT": {"conversations": [{"from": tuple(SHAREGPT_ROLES), "value": str}]},
           "Alpaca": {"instruction": str, "input?": (str, None), "output": str, f"{REST}?": None},
           **{form: {**dict.fromkeys(names, str), f"{REST}?": None}
@@ -45,7 +46,7 @@ def is_list(path: Path) -> bool:
 def numbered_rows(path: Path) -> Iterator[tuple[int, bytes]]:
     """The number and the JSON of each sample, counted from 1.
 
-    They are lines, the entries of a list, or the rows of a table below its first.
+    They are lines, the items of a list, or the rows of a table below its first.
     """
     if path.suffix == ".csv":
         rows = read_table(path)
@@ -56,6 +57,11 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, bytes]]:
         return
     for number, row in enumerate(rows, 1):
         yield number, json.dumps(row).encode()
+
+
+def kind_of_rows(path: Path) -> str:
+    """What the numbers of numbered_rows count."""
+    return "row" if path.suffix == ".csv" else "item" if is_list(path) else "line"
 
 
 def read_list(path: Path) -> list:
@@ -95,12 +101,11 @@ def find_form(path: Path) -> str | None:
     return None
 
 
-def read_any_form(path: Path) -> tuple[list[dict], list[str]]:
-    """The rows of a file in our form, and for each row that cannot be read so what is wrong.
+def read_any_form(path: Path) -> tuple[list[dict], list[tuple[int, str]]]:
+    """The rows of a file in our form; of each that cannot be read so its number and the reason.
 
     A row that is in our form stays whole, with its other keys.
     """
-    what = "row" if path.suffix == ".csv" else "entry" if is_list(path) else "line"
     rows, wrong = [], []
     for number, line in numbered_rows(path):
         try:
@@ -110,7 +115,7 @@ def read_any_form(path: Path) -> tuple[list[dict], list[str]]:
             check_messages(row)
             rows.append(row)
         except ValueError as e:
-            wrong.append(f"{what} {number}: {e}")
+            wrong.append((number, str(e)))
     return rows, wrong
 
 
@@ -133,7 +138,7 @@ def read_messages_of(row) -> list[dict]:
     form = form_of(row)
     if form not in SHAPES:
         has = f" (it has {', '.join(row)})" if isinstance(row, dict) else ""
-        raise ValueError(f"it is in none of the forms that data/forms.py lists{has}")
+        raise ValueError(NO_FORM + has)
     check(row, SHAPES[form], form)
     if form == "ShareGPT":
         return read_sharegpt(row["conversations"])

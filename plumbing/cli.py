@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from plumbing.errors import fail
 from plumbing.fields import RANGES, check_ranges
+from plumbing.text import hang_line
 
 # What flags are called elsewhere (transformers, PEFT, TRL, other trainers), and here.
 OURS = {
@@ -47,7 +48,7 @@ def make_parser(script: str, doc: str, **more) -> argparse.ArgumentParser:
     """A parser that prints `doc` as its help, and ends a wrong command line with one line."""
     columns = shutil.get_terminal_size((100, 24)).columns
     parser = argparse.ArgumentParser(
-        description=fit_doc(doc, columns), allow_abbrev=False,
+        prog=script, description=fit_doc(doc, columns), allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
     def end(message):
@@ -60,10 +61,12 @@ def make_parser(script: str, doc: str, **more) -> argparse.ArgumentParser:
 
 
 def fit_doc(doc: str, columns: int) -> str:
-    """`doc` with its paragraphs of prose in lines of at most `columns`. Indented ones stay."""
+    """`doc` in lines of at most `columns`. Indented lines that are too long go on below."""
     paragraphs = doc.split("\n\n")
     for i, paragraph in enumerate(paragraphs):
-        if not paragraph.startswith(" "):
+        if paragraph.startswith(" "):
+            paragraphs[i] = "\n".join(hang_line(line, columns) for line in paragraph.split("\n"))
+        else:
             points = paragraph.replace("\n- ", "\n\n- ").split("\n\n")        # a list's, or one
             paragraphs[i] = "\n".join(textwrap.fill(
                 " ".join(point.split()), min(columns, 100), break_on_hyphens=False,

@@ -140,7 +140,7 @@ def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
     rows = read_rows(out / "log.csv")
     if quiet:
         return rows
-    print(f"{out} holds this run, finished: {row_line(rows[-1])}")
+    print(f"{out} holds this run, finished:\n{row_line(rows[-1])}")
     if made.optimizer != config.optimizer:
         print(f"It was made with --optimizer {made.optimizer}, which gives the same numbers.")
     print("Nothing to do; --overwrite makes it again.")

@@ -16,6 +16,11 @@ def range_of(numbers) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
+def count_noun(n: int, noun: str) -> str:
+    """count_noun(1, "run") -> "1 run", count_noun(3000, "run") -> "3,000 runs"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 # ----- Markdown -----------------------------------------------------------------------------------
 
 def markdown_table(header: list[str], rows: list[list[str]], left: int) -> str:
@@ -143,7 +148,7 @@ def print_fitted(text: str):
     """Print lines. At a terminal, those that are too long go on below, indented."""
     if sys.stdout.isatty():
         columns = shutil.get_terminal_size().columns
-        text = "\n".join(map(lambda line: hang_line(line, columns), text.split("\n")))
+        text = "\n".join(hang_line(line, columns) for line in text.split("\n"))
     print(text, flush=True)
 
 

@@ -11,10 +11,11 @@ from csv_runs import (FULL, FULL_LR, LONGER, LORA_LR, R1, R64, SEEDS, STEPS, Arm
 import arms
 import rates
 import verdicts
+from methods import find_method
 from plumbing.errors import UserError
 from plumbing.files import write_json
 from plumbing.records import write_rows
-from settings import Config
+from settings import RELATIVES, Config
 
 
 # ----- reading ------------------------------------------------------------------------------------
@@ -414,6 +415,13 @@ def test_old_rows_have_no_settings_that_their_method_ignores(method, ignored):
     arm, lora = sweep_of(*runs).arms
     assert {getattr(arm, name) for name in ignored} == {""} and lora.rank == 64
     assert arm.lrs == [1e-4, 2e-4, 4e-4] and arm.n_runs == 3 and arm.counts.all()
+    old, = sweep_of(*runs[:2]).arms             # also in a folder with nothing to compare them with
+    assert {getattr(old, name) for name in ignored} == {""}
+
+
+def test_the_settings_that_a_method_ignores_are_those_of_its_file():
+    assert arms.IGNORED == {name: found.ignores for name in RELATIVES
+                            if (found := find_method(name)).ignores}
 
 
 def test_names_in_a_table_have_the_place_and_the_batch_where_they_differ():

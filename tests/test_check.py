@@ -114,7 +114,7 @@ def test_the_histogram_holds_every_length_once(capsys, max_length):
 
 # ----- what is wrong ------------------------------------------------------------------------------
 
-def test_check_names_every_wrong_line_up_to_ten(tmp_path, check_fails):
+def test_check_says_each_reason_once_with_the_lines_it_holds_for(tmp_path, check_fails):
     good = json.dumps({"messages": say("?", "!")})
     empty_answer = json.dumps({"messages": say("?", "")})
     bad = ["{", "[]", '{"messages": []}', empty_answer]
@@ -122,12 +122,22 @@ def test_check_names_every_wrong_line_up_to_ten(tmp_path, check_fails):
     path.write_text("\n".join([good, "", *bad, good, *bad[:2] * 4]), encoding="utf-8")
     out, error = check_fails(path)
     assert f"{path}: 2 samples, wrong lines: 12\n" in out and "wrong lines: 12" in error
-    shown = re.findall(r"^  line (\d+): (.*)$", out, re.MULTILINE)
-    assert [int(number) for number, _ in shown] == [3, 4, 5, 6, 8, 9, 10, 11, 12, 13]
-    assert "  and 2 more\n" in out
-    assert [reason[:16] for _, reason in shown[:4]] == [
-        "not valid JSON: ", "it []: it must b", "the last message", "the assistant's "]
+    shown = re.findall(r"^  (lines? .*?): (.{10}).*$", out, re.MULTILINE)
+    assert shown == [
+        ("lines 3, 8, 10, 12, 14", "not valid "), ("lines 4, 9, 11, 13, 15", "it []: it "),
+        ("line 5", "the last m"), ("line 6", "the assist")]
     assert "between »these marks« are learned" in out               # the good ones are shown anyway
+
+
+def test_check_shows_ten_reasons_and_ten_lines_of_a_reason(tmp_path, check_fails):
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(["{"] * 13 + [f"[{n}]" for n in range(12)]))
+    out = check_fails(path)[0]
+    assert f"{path}: 0 samples, wrong lines: 25\n" in out
+    assert "\n  lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 3 more: not valid JSON" in out
+    assert re.findall(r"^  line (\d+): it \[(\d+)\]", out, re.MULTILINE) == [
+        (str(14 + n), str(n)) for n in range(9)]
+    assert "\n  and 3 lines more\n" in out
 
 
 def test_check_counts_wrong_lines_of_both_files(tmp_path, check_fails):
@@ -136,10 +146,10 @@ def test_check_counts_wrong_lines_of_both_files(tmp_path, check_fails):
     out, error = check_fails(tmp_path)
     assert "train.jsonl: 0 samples, wrong lines: 2" in out
     assert "test.jsonl: 0 samples, wrong lines: 1" in out
-    assert "error: wrong lines: 3, up to 10 per file shown above" in error
+    assert "error: wrong lines: 3, named above; training stops at the first" in error
 
 
-def test_check_names_what_the_template_refuses(tmp_path):
+def test_check_names_what_the_template_refuses(tmp_path, capsys):
     refusal = "{{ raise_exception('no\nsystem') if messages[0].role == 'system' }}"
     tiny_tokenizer(tmp_path, template=refusal + CHATML)
     with_system = [{"role": "system", "content": "Trả lời ngắn."}, *say("?", "!")]
@@ -147,7 +157,10 @@ def test_check_names_what_the_template_refuses(tmp_path):
     lines, wrong = data_check.survey_file(
         tmp_path / "x.jsonl", Tokenizer.from_pretrained(tmp_path))
     assert [line.number for line in lines] == [1]
-    assert wrong == ["line 2: the model's chat template refuses these messages: no system"]
+    assert wrong == [(2, "the model's chat template refuses these messages: no\nsystem")]
+    data_check.show_wrong(wrong, "line")
+    assert capsys.readouterr().out == (
+        "  line 2: the model's chat template refuses these messages: no system\n")
 
 
 def test_check_counts_prompts_that_come_again(tmp_path, check):
@@ -385,7 +398,14 @@ def test_rows_that_cannot_be_learned_from_are_left_out_and_named(tmp_path, check
     one_list = tmp_path / "rows.json"
     write_rows(one_list, [good[0], {"text": "x"}, good[1]])
     out = check(one_list, f"--convert={tmp_path / 'list'}")
-    assert f"{one_list}: 2 samples in prompt / completion form, left out: 1\n  entry 2:" in out
+    assert f"{one_list}: 2 samples in prompt / completion form, left out: 1\n  item 2:" in out
+    written = "".join(f"{tmp_path}/list/{name}.jsonl: 1 sample" for name in ("train", "test"))
+    assert re.sub(r", drawn.*|\n", "", out[out.index(f"{tmp_path}/list"):]).startswith(written)
+
+    write_rows(one_list, [{"q": "A?", "a": "x"}] * 12 + good)
+    out = check(one_list, f"--convert={tmp_path / 'twelve'}")
+    assert ("  items 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more: it is in none of the forms that "
+            "data/forms.py lists (it has q, a)\n") in out and out.count("none of the forms") == 1
 
     path.write_text("\n".join(bad), encoding="utf-8")
     error = check_fails(path, f"--convert={tmp_path / 'none'}")[1]
@@ -441,7 +461,8 @@ PAGE = (REPO / "data/custom/README.md").read_text(encoding="utf-8")
 
 def page_commands(script):
     """The arguments of each command of the page that runs `script`."""
-    lines = re.findall(rf"^python {script} (.*)$", PAGE, re.MULTILINE)
+    page = PAGE.replace("\\\n", " ")           # a backslash ends a line that goes on
+    lines = re.findall(rf"^python {script} (.*)$", page, re.MULTILINE)
     return [shlex.split(line) for line in lines]
 
 
@@ -466,7 +487,10 @@ def test_the_shop_from_its_table_to_transformers(checkpoint, tmp_path, monkeypat
     last = read_rows(tmp_path / "out/shop/log.csv")[-1]
     assert last["step"] == 30
     sample.main(compare)
+    capsys.readouterr()
     evaluate.main(answer_all)
+    assert capsys.readouterr().out.startswith(
+        "out/shop_answers.jsonl has every answer, shop_answers.json this result\n")
     result = json.loads((tmp_path / "out/shop_answers.json").read_text())
     assert result["test_nll"] == pytest.approx(last["test_nll"], abs=1e-5)
     assert len(read_lines(tmp_path / "out/shop_answers.jsonl")) == 40
@@ -495,5 +519,8 @@ def test_a_comma_in_a_cell_does_not_move_the_cells(tmp_path):
     (tmp_path / "a.csv").write_text('question,answer\n"4, or 5?",4\n4, or 5?,4\n4?\n')
     rows, wrong = data_check.read_any_form(tmp_path / "a.csv")
     assert [row["messages"][0]["content"] for row in rows] == ["4, or 5?"]
-    assert wrong[0].startswith("row 2: question / answer: cells without a name ['4']")
-    assert wrong[1].startswith("row 3: question / answer: answer None: it must be a text")
+    assert data_check.kind_of_rows(tmp_path / "a.csv") == "row"
+    assert wrong[0][0] == 2
+    assert wrong[0][1].startswith("question / answer: cells without a name ['4']")
+    assert wrong[1][0] == 3
+    assert wrong[1][1].startswith("question / answer: answer None: it must be a text")

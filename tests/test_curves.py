@@ -62,7 +62,7 @@ def test_the_curve_has_every_row_step_0_too(run, tmp_path, monkeypatch):
     rows, settings = read_run(run)
     ax = drawn([run], tmp_path, monkeypatch)
     test, training, ring, key = ax.get_lines()
-    assert key.get_label() == "training, mean since the point before"
+    assert key.get_label() == "training NLL, mean since the point before"
     assert key.get_linestyle() == training.get_linestyle() == "--"
     assert test.get_xydata().tolist() == [[row["step"], row["test_nll"]] for row in rows]
     assert rows[0]["step"] == 0 and len(rows) == 11
@@ -87,7 +87,18 @@ def test_several_runs_are_named_by_what_differs(run, tmp_path, monkeypatch):
         "rank 8, lr 0.03, schedule constant", "rank 16, lr 0.001, schedule cosine"]
     ax = drawn([run, other], tmp_path, monkeypatch)
     assert len(ax.get_lines()) == 2 * 3 + 1
-    assert ax.get_lines()[0].get_label().startswith("rank 8, lr 0.03, schedule constant: lowest")
+    first, _, _, second, *_ = ax.get_lines()
+    assert first.get_label().startswith(
+        "rank 8, lr 0.03, schedule constant; test NLL: lowest")
+    assert first.get_color() != second.get_color() and first.get_marker() != second.get_marker()
+    assert ax.figure.get_figheight() == pytest.approx(curves.HEIGHT + 3 * curves.LINE_HEIGHT)
+
+
+def test_runs_of_one_setting_are_named_by_their_folders(run, tmp_path, monkeypatch):
+    ax = drawn([run, shutil.copytree(run, tmp_path / "again")], tmp_path, monkeypatch)
+    first, _, _, second, *_ = ax.get_lines()
+    one, other = ("".join(line.get_label().split("\n")) for line in (first, second))
+    assert one.startswith(f"{run}; test") and other.startswith(f"{tmp_path / 'again'}; test")
 
 
 def test_the_command_draws_runs_and_says_what_is_none(run, tmp_path, capsys):

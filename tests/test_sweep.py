@@ -296,7 +296,7 @@ def test_dry_run_lists_the_runs_and_makes_nothing(tiny_grid, argv, tmp_path, cap
     assert len(lines) == 2 * N
     assert last == (f"{2 * N} runs, {2 * N} to do, "
                     "how long they take shows when one of them is finished")
-    expected = "to do  lora all-linear r=4 alpha=4 lr=0.05 batch=16 steps=6 seed=43"
+    expected = "to do  lora all-linear r=4 lr=0.05 batch=16 steps=6 seed=43"
     assert lines[-1].endswith(expected) and not out.exists()
     for name, n in (("finding1", 8), ("finding2", 20), ("finding3", 12), ("all", 40)):
         # another model than nano gets the tutorial's grids
@@ -316,7 +316,7 @@ def test_runs_are_listed_with_the_settings_that_their_methods_have(tiny_grid, ar
         line, summary, _, planned = capsys.readouterr().out.splitlines()
         listed.append(line.partition("  to do  ")[2].partition(" batch")[0])
         assert summary.startswith("1 run, 1 to do, how long they take shows ")
-        assert planned == "1 run by now; with every rate at every seed 1"
+        assert planned == "1 run so far; every rate at every seed would be 1"
     assert listed == ["bitfit mlp lr=0.01", "adapter r=4 lr=0.01", "full lr=0.01"]
 
 
@@ -374,7 +374,7 @@ def test_a_file_has_grids_of_ones_own(own, capsys):
         ("cosine", 0.0, 1e-3)]
     assert {type(c.weight_decay) for c in runs} == {float}
     assert sweep.describe_arm(runs[-1]) == (
-        "lora all-linear r=4 alpha=4 schedule=cosine weight_decay=0.1")
+        "lora all-linear r=4 schedule=cosine weight_decay=0.1")
     assert code_of(["schedules", *own(OWN), "--dry_run"]) == 0
     assert capsys.readouterr().err == ""
     assert code_of([*own(OWN), "--dry_run", "--bracket"]) == 0
@@ -524,7 +524,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
     tiny_grid([{"method": "lora", "targets": "nonsense", "rank": 3, "lr": 1e-2}, *GRID])
     assert code_of(argv(tmp_path)) == 1
     out, error = capsys.readouterr()
-    run = "lora nonsense r=3 alpha=3 lr=0.01 batch=16 steps=6 seed=42"
+    run = "lora nonsense r=3 lr=0.01 batch=16 steps=6 seed=42"
     assert error.startswith(f"failed: {run}: UserError: target 'nonsense'")
     assert error.count("\n") == 1 and "FAILED lora nonsense" in out
     assert rows_of(tmp_path) == whole
@@ -687,7 +687,7 @@ def test_jobs_share_the_runs_and_one_that_dies_takes_none_along(argv, tmp_path, 
     path = script([GRID[0], {"method": "lora", "rank": 4, "lr": 0.666}, *GRID[1:]])
     code, _, error = ends(start(path, *argv(tmp_path / "out", "--jobs=2")))
     assert code == 1 and "its process died (exit code -9)" in error and "Traceback" not in error
-    assert error.startswith("failed: lora all-linear r=4 alpha=4 lr=0.666")
+    assert error.startswith("failed: lora all-linear r=4 lr=0.666")
     assert rows_of(tmp_path / "out") == whole and len(begun(tmp_path)) == N + 1
     assert (tmp_path / "begun.read").read_text().split() == ["train.jsonl", "test.jsonl"]
 
@@ -926,14 +926,14 @@ def test_further_seeds_try_only_rates_near_the_best(argv, tmp_path, fake):
     _, said, _ = ends(start(fake, *argv(out, *flags, "--dry_run")))
     assert ("full batch=16 seed=42: best 0.001 (1.4000) of 2 rates, at their end; next 0.000333"
             in said)
-    assert "r=2 alpha=2 batch=16 seed=43: 3 rates to try" in said
+    assert "r=2 batch=16 seed=43: 3 rates to try" in said
 
     code, _, error = ends(start(fake, *argv(out, *flags)))
     assert code == 0, error
     assert rates_by_arm(out) == expected_rates([42, 43, 44])
     _, said, _ = ends(start(fake, *argv(out, *flags, "--dry_run")))
     assert "full batch=16 seed=44: best 0.001 (1.0000) of 4 rates\n" in said
-    assert said.splitlines()[-1] == "31 runs by now; with every rate at every seed 36"
+    assert said.splitlines()[-1] == "31 runs so far; every rate at every seed would be 36"
 
 
 @pytest.mark.parametrize("kill_at", [pytest.param(n, marks=[pytest.mark.slow] * (n in (1, 9)))

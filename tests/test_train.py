@@ -769,7 +769,7 @@ def test_a_finished_run_says_so_and_changes_nothing(checkpoint, chat, whole, cap
         argv = command(checkpoint(), chat, whole("lora"), *flags)
         rows = train.train(parse_run(argv))
         out = capsys.readouterr().out
-        assert "holds this run, finished: step    6" in out
+        assert "holds this run, finished:\nstep    6" in out
         assert f"test NLL {rows[-1]['test_nll']:.4f}" in out
         assert [row["step"] for row in rows] == [0, 2, 4, 6]
     assert contents(whole("lora")) == before
