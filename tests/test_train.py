@@ -611,8 +611,8 @@ def wait_for_rows(out, n, process):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize(("method", "kills"), [
-    ("lora", 2), pytest.param("full", 4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "kills"), [("lora", 3), ("full", 3)])
 def test_a_run_killed_at_random_moments_ends_the_same(
         checkpoint, chat, tmp_path, whole, method, kills):
     draw = random.Random()
@@ -692,7 +692,8 @@ def test_the_scaler_is_resumed_too(checkpoint, chat, tmp_path, monkeypatch):
 
 # ----- starting where a run exists ----------------------------------------------------------------
 
-@pytest.mark.parametrize("method", ["lora", pytest.param("qlora", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_a_run_with_dropout_is_resumed_bit_for_bit(
         checkpoint, chat, tmp_path, whole, monkeypatch, method):
     """Stopped in each step, and it is another run than that without dropout, or of another seed.
