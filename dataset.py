@@ -41,6 +41,7 @@ import torch
 from plumbing.errors import UserError
 from plumbing.fields import check
 from plumbing.files import ROOT, existing
+from plumbing.workers import in_turn
 
 ROLES = ("system", "user", "assistant", "tool")
 IGNORED = -100      # the label of a token that is not learned, as in Hugging Face's code
@@ -55,8 +56,8 @@ class Sample(NamedTuple):
 
     @property
     def learned(self) -> int:
-        """The number of tokens that are learned."""
-        return len(self.labels) - self.labels.count(IGNORED)
+        """The number of tokens that are learned. Nothing predicts the first one of a text."""
+        return len(self.labels[1:]) - self.labels[1:].count(IGNORED)
 
     def cut(self, length: int) -> "Sample":
         """The first `length` tokens."""
@@ -72,17 +73,20 @@ def find_dataset(name: str) -> Path:
     Raises UserError if the folder has no train.jsonl and test.jsonl in the end.
     """
     folder = Path(name) if Path(name).is_dir() else ROOT / "data" / name
-    missing = [split for split in ("train", "test") if not (folder / f"{split}.jsonl").exists()]
-    if not missing:
+    script = folder / "prepare.py"
+    if not missing_splits(folder):
         return folder
-    if (folder / "prepare.py").exists() and folder.resolve().parent == ROOT / "data":
-        made = subprocess.run([sys.executable, folder / "prepare.py"], stdout=sys.stderr)
-        if made.returncode == 0:
-            return folder
-        raise UserError(f"data set {name} could not be prepared; see above, and "
-                        f"{folder / 'prepare.py'}")
+    if script.exists() and folder.resolve().parent == ROOT / "data":
+        with in_turn(script):           # the second of two processes finds what the first has made
+            if missing_splits(folder):
+                made = subprocess.run([sys.executable, script], stdout=sys.stderr)
+                if made.returncode:
+                    raise UserError(f"data set {name} could not be prepared; see above, and "
+                                    f"{script}")
+        return folder
     if Path(name).is_dir():
         hint = ""
+        missing = missing_splits(folder)
         if missing == ["test"]:
             hint = f"; python data/check.py {name} --convert NEW_FOLDER draws one by share"
         raise UserError(f"--data {name}: the folder has no {missing[0]}.jsonl{hint}")
@@ -93,6 +97,10 @@ def find_dataset(name: str) -> Path:
     known = sorted(path.parent.name for path in (ROOT / "data").glob("*/prepare.py"))
     raise UserError(f"--data {name}: no folder with train.jsonl and test.jsonl, and none of "
                     + ", ".join(known) + " (data/custom/README.md has how to write one)")
+
+
+def missing_splits(folder: Path) -> list[str]:
+    return [split for split in ("train", "test") if not (folder / f"{split}.jsonl").exists()]
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:

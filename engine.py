@@ -282,8 +282,11 @@ def generate_answers(model, tokenizer, prompts: list[list[int]], max_new_tokens,
     likely, that can decide. On a GPU a batch takes little longer than its longest answer
     alone: a step spends its time reading the weights, once, for one sequence as for many.
 
-    how: model.generate's temperature, top_p, generator.
+    how: model.generate's temperature, top_p, generator. Raises UserError for a prompt of no tokens.
     """
+    if not all(prompts):
+        raise UserError("the model's chat template makes no text of a question, so nothing can be "
+                        "asked; another checkpoint of this model may have the right one")
     rows = model.generate(prompts, max_new_tokens, stop_ids(tokenizer), **how)
     answers = []
     for prompt, row in zip(prompts, rows, strict=True):

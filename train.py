@@ -83,9 +83,6 @@ def read_data(config: Config) -> Data:
     """
     check_config(config)
     tokenizer = Tokenizer.from_pretrained(config.model)
-    if local_rank() == 0:               # of several processes one per machine runs prepare.py
-        dataset.find_dataset(config.data)
-    processes.wait_for_all()
     folder = dataset.find_dataset(config.data)
     how = tokenizer, config.max_length, config.supervise
     train_set, dropped = dataset.load_split(folder / "train.jsonl", *how)
@@ -250,11 +247,9 @@ def begin_or_resume(run: Run, out: Path, base_answer: str) -> str:
     state = out / records.STATE
     if processes.rank() == 0:
         records.clear_run(out, RESULT_FILES, run.config.overwrite)
-    processes.wait_for_all()            # what is cleared must not be found
-    if state.exists():
+    if processes.first_says(state.exists()):
         go_on_from(run, state)
         return read_json(out / "run.json", records.RUN)["base_answer"]
-    processes.wait_for_all()            # what is written from here on neither
     if processes.rank() > 0:
         return ""
     make_folder(state.parent)
@@ -676,31 +671,31 @@ def train(config: Config) -> list[dict]:
     processes.join_processes(config.device)
     data = read_data(config)
     config = settled(config, len(data.train_set))
-    if processes.world() > 1:
-        processes.refuse_differences("settings", dataclasses.asdict(config))
-        processes.refuse_differences("data", hash_samples(data))
+    origin = {"run": config.run, "data": hash_samples(data)}
+    processes.refuse_differences("settings", dataclasses.asdict(config))
+    processes.refuse_differences("data", origin["data"])
     out = Path(config.out)
     if out.resolve() in (resolve(config.model).resolve(), data.folder.resolve()):
         raise UserError(f"--out {out} is the folder of the model or of the data; give another "
                         "--out")
     with claim_or_stop(out) if processes.rank() == 0 else contextlib.nullcontext():
-        return train_in(out, config, data)
+        return train_in(out, config, data, origin)
 
 
-def train_in(out: Path, config: Config, data: Data) -> list[dict]:
+def train_in(out: Path, config: Config, data: Data, origin: dict) -> list[dict]:
     """The rest of `train`: the settled run in its folder, which no other process may write to."""
-    rows = records.finished_rows(config, out, quiet=processes.rank() > 0)
-    processes.wait_for_all()            # nobody writes or leaves before all have looked
-    if rows is not None:
+    rows = records.finished_rows(config, out) if processes.rank() == 0 else None
+    if processes.first_says(rows is not None):
         processes.leave_processes()
-        return rows
+        return rows or []
 
     # 2. load the model. It answers a question now, because what comes next changes it
     model = model_for(config).eval()
     data.tokenizer.check_vocabulary(model.config.vocab_size, config.model)
-    origin = {"run": config.run, "data": hash_samples(data),
-              "weights": [*map(hash_file, weight_files(resolve(config.model)))]}
-    processes.refuse_differences("model files", (model.config, origin["weights"]))
+    if local_rank() == 0:               # once per machine: all its processes read the same files
+        origin["weights"] = [*map(hash_file, weight_files(resolve(config.model)))]
+    processes.refuse_differences("model files", origin.get("weights"))
+    processes.refuse_differences("model files", model.config)
     question = dataset.read_messages(data.folder / "test.jsonl")[0]
     base_answer = ""
     if processes.rank() == 0 and not goes_on(config, out):
@@ -708,7 +703,8 @@ def train_in(out: Path, config: Config, data: Data) -> list[dict]:
 
     # 3 and 4. choose what is trained, look where it stands
     run = set_up(config, data, model)
-    run.progress.origin = origin
+    if processes.rank() == 0:
+        run.progress.origin = origin
     base_answer = begin_or_resume(run, out, base_answer)
 
     # 5. show what is about to happen, and the first sample as the model will see it
@@ -735,7 +731,7 @@ def train_in(out: Path, config: Config, data: Data) -> list[dict]:
     draw_runs([out], out / curves.FILE)
     records.write_run(config, out, base_answer, finished=True, samples=len(data.train_set),
                       saved_step=step)
-    shutil.rmtree((out / records.STATE).parent)
+    records.drop_state(out)
     if not shards.is_cut(model):
         tuned_answer = answer_question(model, data.tokenizer, question, run.autocast)
         show_answers(question, base_answer, tuned_answer, config.four_bits)

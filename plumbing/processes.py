@@ -7,6 +7,7 @@ does nothing. (Shards of a model instead of the whole: plumbing/shards.py.)
 """
 import contextlib
 import datetime
+import hashlib
 import os
 
 import torch
@@ -80,8 +81,8 @@ def lost_process_in_one_line():
     except RuntimeError as e:
         if world() == 1 or not any(words in str(e) for words in GONE):
             raise
-        raise UserError("another process of this run has ended, and so does this one; when what "
-                        "ended it is mended, --resume goes on") from None
+        raise UserError("another process of this run has ended, so this one ends, too; that one's "
+                        "own line says why") from None
     finally:
         # After an error gloo's threads must end before Python does. NCCL could wait for a process
         # that is gone; torch aborts it when Python ends, with a warning.
@@ -104,8 +105,17 @@ def wait_for_all():
         dist.barrier()
 
 
+def first_says(flag: bool) -> bool:
+    """The first process's `flag`, in all of them. They wait for it.
+
+    Whatever is decided by looking at a folder is decided so: two machines may see other files, and
+    processes that go other ways wait for each other at different places.
+    """
+    return sum_over_processes(flag if rank() == 0 else 0)[0] == 1
+
+
 def take_share(items: list, blank) -> list:
-    """This process's part. Sorted items, longest first, are dealt to and fro.
+    """This process's part. Sorted items, longest first, are dealt back and forth.
 
     Of the lengths 9, 7, 6 and 4 one process gets 9 and 4, the other 7 and 6: 13 each. Dealt in one
     direction they would be 15 and 11, and a step ends when the last process is done.
@@ -114,8 +124,11 @@ def take_share(items: list, blank) -> list:
     with `blank`.
     """
     items = [*items, *[blank] * (-len(items) % world())]
-    rounds = [items[start:start + world()] for start in range(0, len(items), world())]
-    return [cards[~rank() if i % 2 else rank()] for i, cards in enumerate(rounds)]
+    mine = []
+    for i, start in enumerate(range(0, len(items), world())):
+        cards = items[start:start + world()]
+        mine.append(cards[::-1][rank()] if i % 2 else cards[rank()])
+    return mine
 
 
 def sum_over_processes(*numbers: float) -> list[float]:
@@ -152,9 +165,9 @@ def sum_gradients(parameters: list[torch.nn.Parameter]):
 
 def buckets_of(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
     """`tensors` in groups of at most BUCKET numbers, or of one tensor."""
-    buckets, size = [], BUCKET      # as if one were full, so that the first tensor begins another
+    buckets, size = [], 0
     for tensor in tensors:
-        if size + tensor.numel() > BUCKET:
+        if not buckets or size + tensor.numel() > BUCKET:
             buckets.append([])
             size = 0
         buckets[-1].append(tensor)
@@ -175,14 +188,21 @@ def copy_from_first(tensors: list[torch.Tensor]):
 
 
 def refuse_differences(what: str, value):
-    """Raise UserError unless `value` is equal in all processes."""
+    """Raise UserError unless `value` is equal in all processes. None: this one does not know it.
+
+    What they exchange is its hash. Objects would be unpickled where they arrive.
+    """
     if world() == 1:
         return
-    values = [None] * world()
-    dist.all_gather_object(values, value)
-    other = next((i for i, one in enumerate(values) if one != values[0]), None)
-    if other is not None:
-        raise UserError(f"processes 0 and {other} have different {what}; give all of them the same")
+    unknown = bytes(32)
+    digest = unknown if value is None else hashlib.sha256(repr(value).encode()).digest()
+    sent = torch.tensor([*digest], dtype=torch.uint8, device=communication_device())
+    received = [torch.empty_like(sent) for _ in range(world())]
+    dist.all_gather(received, sent)
+    first, *others = (bytes(tensor.tolist()) for tensor in received)
+    for i, other in enumerate(others, 1):
+        if other not in (first, unknown):
+            raise UserError(f"processes 0 and {i} have different {what}; give all of them the same")
 
 
 def communication_device() -> str:

@@ -1,7 +1,7 @@
 """The rows of log.csv and the file run.json: what a run leaves next to its weights. No torch."""
+import contextlib
 import csv
 import dataclasses
-import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -108,7 +108,7 @@ def write_run(config, out: Path, base_answer: str, finished: bool, samples: int,
         "versions": versions, "samples": samples, "base_answer": base_answer} | more)
 
 
-def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
+def finished_rows(config, out: Path) -> list[dict] | None:
     """The rows of the run in `out` if it is this one and finished, else None. It says so aloud.
 
     Raises UserError if what `out` holds is in the way of this run.
@@ -133,13 +133,11 @@ def finished_rows(config, out: Path, quiet=False) -> list[dict] | None:
             return None
         raise UserError(f"{out} holds this run, unfinished; --resume goes on with it, --overwrite "
                         "starts over")
-    shutil.rmtree(out / "state", ignore_errors=True)    # left by a kill after the last file
+    drop_state(out)                     # left by a kill after the last file
     if not (out / "log.csv").exists():
         raise UserError(f"{out} holds this run, finished, but its log.csv is gone; --overwrite "
                         "makes it again")
     rows = read_rows(out / "log.csv")
-    if quiet:
-        return rows
     print(f"{out} holds this run, finished:\n{row_line(rows[-1])}")
     if made.optimizer != config.optimizer:
         print(f"It was made with --optimizer {made.optimizer}, which gives the same numbers.")
@@ -154,11 +152,27 @@ def refuse_other_files(out: Path):
     run.json (a .part). The shell may have begun a .txt or .log with the run's own output.
     """
     harmless = (".part", ".txt", ".log")
-    for path in sorted(out.iterdir()) if out.exists() else []:
-        name = path.name
-        if name != "state" and not name.startswith(".") and not name.endswith(harmless):
-            raise UserError(f"{out} holds files of something else than a run ({name}); give "
-                            "another --out")
+    foreign = [path for path in out.glob("*") if path.name != "state"
+               and not path.name.startswith(".") and not path.name.endswith(harmless)]
+    foreign += {*out.glob("state/*")} - {*files_of_state(out)}
+    if foreign:
+        name = min(foreign).relative_to(out)
+        raise UserError(f"{out} holds files of something else than a run ({name}); give another "
+                        "--out")
+
+
+def files_of_state(out: Path) -> list[Path]:
+    """What a run has in out/state, half written files too (.tmp: safetensors' own)."""
+    patterns = (STATE, BEST, f"{STATE}.*.part", f"{BEST}.*.part", "state/.tmp??????")
+    return [path for pattern in patterns for path in out.glob(pattern)]
+
+
+def drop_state(out: Path):
+    """Delete the state of a run that is finished. Whatever else lies in its folder stays."""
+    for path in files_of_state(out):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):          # not empty, or not there
+        (out / "state").rmdir()
 
 
 def clear_run(out: Path, names: list[str], overwrite: bool):

@@ -97,6 +97,19 @@ def claim_or_stop(path: Path):
         yield
 
 
+@contextlib.contextmanager
+def in_turn(path: Path):
+    """Let one process after another run the block. path: a file that they all have.
+
+    Without locks all run it at once.
+    """
+    with open(path) as f:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):          # no locks on this file system
+                fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
 def lock_at_once(f) -> bool:
     """Lock the open file `f` without waiting. False if another process holds the lock."""
     try:

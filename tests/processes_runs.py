@@ -38,8 +38,12 @@ def train_all(n, runs, folder):
 
 
 def start_rank(rank, n, port, argv, **how):
-    """Process `rank` of n, told by hand what torchrun would tell it; how: of Popen."""
-    env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
+    """Process `rank` of n, told by hand what torchrun would tell it; how: of Popen.
+
+    With a `cwd` it is the first process of a machine of its own, whose files are there.
+    """
+    local = 0 if "cwd" in how else rank
+    env = {"RANK": str(rank), "LOCAL_RANK": str(local), "WORLD_SIZE": str(n),
            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return subprocess.Popen([sys.executable, REPO / "train.py", *map(str, argv)], text=True,
                             env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

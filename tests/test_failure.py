@@ -19,6 +19,7 @@ import plumbing.state
 import train
 from lora import apply_lora, load_adapter, save_adapter
 from model import Transformer
+from plumbing import records
 from plumbing.errors import UserError
 
 HI, YES = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
@@ -430,11 +431,25 @@ def test_files_of_something_else_are_left(checkpoint, chat, tmp_path, broken, fa
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "diary.md").write_text("mine")
+    (tmp_path / "states" / "state").mkdir(parents=True)
+    (tmp_path / "states" / "state" / "thesis.md").write_text("mine")
     before = contents(tmp_path)
-    for folder in (broken, data, notes):
+    for folder in (broken, data, notes, tmp_path / "states"):
         error = fails(command(checkpoint(), chat, folder, *flags))
         assert "holds files of something else" in error
     assert contents(tmp_path) == before
+
+
+def test_what_lies_next_to_a_state_is_left(checkpoint, chat, tmp_path):
+    """In a finished run, and in one that finishes."""
+    argv = command(checkpoint(), chat, tmp_path / "out", max_steps=1)
+    train.main(argv)
+    (tmp_path / "out" / "state").mkdir()
+    for flags in ((), ("--overwrite",)):
+        (tmp_path / "out" / "state" / "notes.md").write_text("mine")
+        (tmp_path / "out" / records.STATE).write_text("left by a kill after the last file")
+        train.main([*argv, *flags])
+        assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["notes.md"]
 
 
 def test_out_is_a_file(checkpoint, chat, tmp_path, fails):

@@ -22,7 +22,7 @@ import plot
 import sample
 import sweep
 import train
-from dataset import load_split
+from dataset import Sample, load_split
 from engine import fit_prompt, load_quantized, save_quantized
 from lora import apply_lora, lora_layers, read_adapter, save_adapter
 from model import ModelConfig, Transformer, draw_token
@@ -368,6 +368,17 @@ def test_a_million_spaces(checkpoint, capfd):
 def test_a_prompt_of_no_tokens(model, fails):
     edit_json(model / "tokenizer_config.json", chat_template="{{ '' }}")
     assert "the question takes 0 tokens" in fails(sample.main, ["--model", model, "hi"])
+
+
+def test_a_prompt_of_no_tokens_in_training(model, chat, tmp_path, fails):
+    """Its answer of one token is the first of the text, which nothing predicts: not learned."""
+    edit_json(model / "tokenizer_config.json", chat_template=(
+        "{{ messages[-1].content if messages[-1].role == 'assistant' else '' }}"))
+    argv = command(model, chat, tmp_path / "out", max_steps=1)
+    assert "makes no text of a question" in fails(train.main, argv)
+    argv = [f"--model={model}", f"--data={chat}", "--out", tmp_path / "e.jsonl"]
+    assert "makes no text of a question" in fails(evaluate.main, argv)
+    assert Sample([5, 6], [5, 6]).learned == 1 and Sample([5, 6], [5, -100]).learned == 0
 
 
 def test_a_temperature_near_zero_is_zero():

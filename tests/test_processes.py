@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.distributed as dist
-from processes_runs import free_port, in_threads, start_rank, torchrun, train_all
-from runs import command, numbers, one_line, write_chat
+from processes_runs import free_port, start_rank, torchrun, train_all
+from runs import command, contents, numbers, one_line, press_ctrl_c, write_chat
 from safetensors.torch import load_file, save_file
 
 import dataset
@@ -20,7 +21,6 @@ import train
 from plumbing import processes
 from plumbing.errors import UserError
 from plumbing.files import read_json
-from settings import Config, settled
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_a_process_says_in_one_line_that_the_other_is_gone(argv_of, tmp_path, vi
     train_until_rows(processes[0], out, 2)
     processes[victim].kill()
     line = one_line(*end_of(processes[1 - victim]))
-    assert "another process of this run has ended" in line and "--resume goes on" in line
+    assert "another process of this run has ended" in line and "own line says why" in line
     processes[victim].communicate()
 
 
@@ -327,6 +327,26 @@ def test_processes_with_other_files_or_settings_are_told(
     assert not out.exists()
 
 
+@pytest.mark.slow
+def test_a_state_that_only_the_first_process_sees(argv_of, tmp_path, monkeypatch):
+    """Two machines and a folder of each one's own: both end, and the state is unharmed."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    argv, port = argv_of("lora", "run"), free_port()
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.chdir(folders[0])
+    press_ctrl_c(monkeypatch, step=2)
+    with pytest.raises(SystemExit):
+        train.main(argv)
+    before = contents(folders[0])
+    started = [start_rank(rank, 2, port, [*argv, "--resume"], cwd=folder)
+               for rank, folder in enumerate(folders)]
+    first, second = (one_line(*end_of(process)) for process in started)
+    assert "another process of this run has ended" in first
+    assert "run/state: no such folder" in second
+    assert contents(folders[0]) == before and not contents(folders[1])
+
+
 @pytest.mark.parametrize("gone, e", [
     (True, RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]")),
     (True, RuntimeError("[/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer")),
@@ -345,7 +365,7 @@ def test_only_a_lost_process_is_called_one(monkeypatch, gone, e):
     assert gone == ("another process of this run has ended" in str(raised.value))
 
 
-def test_one_process_of_a_machine_prepares_the_data(checkpoint, uneven, tmp_path, monkeypatch):
+def test_one_process_of_a_machine_prepares_the_data(uneven, tmp_path, monkeypatch):
     """The other one waits."""
     folder = tmp_path / "data" / "new"
     folder.mkdir(parents=True)
@@ -357,10 +377,8 @@ for split in ("train", "test"):
     shutil.copy({str(uneven)!r} + f"/{{split}}.jsonl", {str(folder)!r})
 """)
     monkeypatch.setattr(dataset, "ROOT", tmp_path)
-    monkeypatch.setattr(train, "local_rank", processes.rank)
-    config = settled(Config(model=str(checkpoint()), data="new", device="cpu"), 1)
-    read = in_threads(2, lambda: train.read_data(config).train_set)
-    assert len(read[0]) == 18 and read[0] == read[1]
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(dataset.find_dataset, ["new", "new"])] == [folder, folder]
     assert (tmp_path / "log").read_text() == "once\n"
 
 

@@ -173,9 +173,11 @@ def step_by_gradient(config):
 
 
 @pytest.mark.parametrize("method, fsdp", [
-    ("full", False), ("full", True), ("lora", False), ("lora", True), ("qlora", True)])
-def test_the_gradient_of_several_processes_is_that_of_one(checkpoint, method, fsdp):
-    """Summed over the processes, not averaged."""
+    ("full", False), ("full", True), ("lora", False), ("lora", True), ("qlora", True),
+    ("dora", False), ("pissa", False), ("prefix_embedding", False), ("prefix_layer", False)])
+def test_the_gradient_of_several_processes_is_that_of_one(checkpoint, monkeypatch, method, fsdp):
+    """Summed over the processes, not averaged; sent in many buckets, some of one large tensor."""
+    monkeypatch.setattr(processes, "BUCKET", 400)
     config = setting(checkpoint(tie_word_embeddings=True), method=method, fsdp=fsdp)
     one = step_by_gradient(config)
     two, _ = in_threads(2, lambda: step_by_gradient(config))
