@@ -660,8 +660,8 @@ def main(argv=None):
             plot_runs(args)
         elif len(args.folders) > 1 or args.watch:
             other = args.folders[is_run.index(False)] if False in is_run else args.folders[0]
-            raise UserError(f"{other} is no run of train.py (it has no run.json): several folders, "
-                            "and --watch, are for runs")
+            raise UserError(f"{other} is no run of train.py, or not yet (no run.json); several "
+                            "folders, and --watch, are for runs")
         else:
             plot_sweep(args)
 

@@ -580,18 +580,20 @@ def keep_training(run: Run, out: Path):
     them again, so it costs time and nothing else. Ctrl-C ends the run after the step under
     way, and saves; KeyboardInterrupt says so.
     """
-    save_after, warned = 0.0, False
-    began, first, line_after = time.perf_counter(), run.progress.step, LINE_EVERY
+    save_after, warned, began = 0.0, False, None
     first_process = processes.rank() == 0           # it alone writes
     with interruption() as asked:
         for evaluated in training_steps(run, None if first_process else True):
             # all processes stop and save after the same step, or they would wait for one another
             late = evaluated and time.perf_counter() > save_after
             interrupted, due = processes.sum_over_processes(len(asked), late)
-            now = time.perf_counter() - began
-            if first_process and now > line_after and not sys.stderr.isatty():      # a log file
-                done, line_after = run.progress.step - first, now + LINE_EVERY
-                left = now / max(done, 1) * (run.config.max_steps - run.progress.step)
+            now = time.perf_counter()
+            if began is None:           # the evaluation before the first step is no step
+                began, first, line_after = now, run.progress.step, now + LINE_EVERY
+            steps_left = run.config.max_steps - run.progress.step
+            if first_process and steps_left and now > line_after and not sys.stderr.isatty():
+                line_after = now + LINE_EVERY
+                left = (now - began) / (run.progress.step - first) * steps_left
                 print(f"step {run.progress.step} of {run.config.max_steps}, about "
                       f"{left / 60:.1f} min left", flush=True)
             if evaluated and first_process:
