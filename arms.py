@@ -417,6 +417,9 @@ def read_runs(folder: Path) -> list[list[dict]]:
             print(f"{path} is left out: its columns are not those of train.py", file=sys.stderr)
             continue
         for row in read_rows(path):
+            if row["run"] != path.stem and (folder / f"{path.stem}.json").exists():
+                raise UserError(f"{path} holds rows of the run {row['run']}, and its name says "
+                                f"{path.stem}; delete it, and the sweep makes that run again")
             if row["run"] not in settings:
                 settings[row["run"]] = read_settings(row["run"], folder)
             rows[row["run"], row["step"]] = row | {"settings": settings[row["run"]]}

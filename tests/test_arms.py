@@ -335,6 +335,16 @@ def test_the_log_of_a_run_of_train_py_has_its_settings_in_run_json(tmp_path):
     assert arms.read_runs(tmp_path)[0][0]["settings"] is None
 
 
+def test_a_file_with_the_rows_of_another_run_is_named(tmp_path):
+    """A sweep's file has the name of its run, and settings next to it."""
+    folder = write_csv(tmp_path, *make_grid(FULL, FULL_LR, 2e-5, 1.0))
+    one, other = sorted(folder.glob("*.csv"))[:2]
+    other.write_text(one.read_text())
+    other.with_suffix(".json").write_text("{}")
+    with pytest.raises(UserError, match=f"{other.name} holds rows of the run .*; delete it"):
+        arms.read_runs(folder)
+
+
 @pytest.mark.parametrize("content", [
     {"run": "a"}, {"run": "a", "settings": []}, {"run": "a", "settings": {"seed": [1]}},
     {"run": "a", "settings": {"optimizer": 3}}])
