@@ -72,7 +72,7 @@ def check(value, shape, source="", name: str = ""):
             if key in value or not optional:
                 check(value.get(key, ...), of_value, source, f"{name}.{key}".lstrip("."))
     else:
-        found = "is missing" if value is ... else show(value)
+        found = "is missing" if value is ... else show_value(value)
         if type(value) in (int, float) and abs(value) > LARGEST:
             found += " (too large)"
         where = f"{source}: {name or 'its content'}".removeprefix(": ")
@@ -100,10 +100,10 @@ def describe(shape) -> str:
     if isinstance(shape, Number | str):
         return str(shape)
     kind = type(shape) if isinstance(shape, list | dict) else shape
-    return WORDS[kind] if isinstance(kind, type) else show(shape)
+    return WORDS[kind] if isinstance(kind, type) else show_value(shape)
 
 
-def show(value) -> str:
+def show_value(value) -> str:
     """null, true and false as files have them; the rest as Python shows it, cut to 60 letters."""
     return json.dumps(value) if value is None or isinstance(value, bool) else f"{value!r:.60}"
 

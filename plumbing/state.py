@@ -34,7 +34,7 @@ def load_state(path: Path, expect: Callable, give_back: Callable, shape=dict) ->
         tensors = {name: f.get_tensor(name) for name in f.keys()}       # mapped, not yet read
         expected = expect(tensors.keys())
         for name in sorted(tensors.keys() | expected.keys()):
-            found, due = describe(tensors.get(name)), describe(expected.get(name))
+            found, due = describe_tensor(tensors.get(name)), describe_tensor(expected.get(name))
             if found != due:
                 raise UserError(f"{path} is damaged ({name}: there is {found}, and there must be "
                                 f"{due}); {REMEDY}")
@@ -45,10 +45,10 @@ def load_state(path: Path, expect: Callable, give_back: Callable, shape=dict) ->
 
 def read_progress(path: Path, metadata: dict | None, shape) -> dict:
     try:
-        return check(json.loads((metadata or {}).get("progress", "")), shape, name="progress")
+        return check(json.loads((metadata or {}).get("progress", "null")), shape, name="progress")
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is damaged ({e}); {REMEDY}") from None
 
 
-def describe(tensor: torch.Tensor | None) -> str:
+def describe_tensor(tensor: torch.Tensor | None) -> str:
     return "none" if tensor is None else f"one of {tensor.dtype}, {tuple(tensor.shape)}"
