@@ -147,7 +147,8 @@ FLAGS = [(), ("--resume",), ("--overwrite",)]
 FEW = [((), ("--resume",), 5e-3), (("--resume",), ("--overwrite",), 1e-2),
        (("--overwrite",), (), 5e-3)]
 ALL = itertools.cycle(itertools.product(FLAGS, FLAGS, (1e-2, 5e-3)))
-PAIRS = itertools.islice(itertools.chain(FEW, ALL), int(os.environ.get("PAIRS", len(FEW))))
+N_PAIRS = int(os.environ.get("PAIRS", len(FEW)))
+PAIRS = list(itertools.islice(itertools.chain(FEW, ALL), N_PAIRS))
 
 
 @pytest.mark.parametrize("one, two, lr", PAIRS)
