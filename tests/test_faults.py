@@ -49,7 +49,7 @@ def rows_of(folder):
 def jobs(model, data, adapter, folder):
     """{name: (script, its arguments, its folder)}; each can be given again after a kill."""
     folder.mkdir(exist_ok=True)
-    train = command(model, data, folder / "run", "--resume", max_steps=8, eval_steps=1)
+    train = command(model, data, folder / "run", "--resume", max_steps=50, eval_steps=1)
     (folder / "grid.toml").write_text(
         'flags = "--max_steps 3 --eval_steps 1"\n[[g]]\nmethod = "lora"\nrank = 2\n'
         "lr = [1e-3, 1e-2]\n")
@@ -123,8 +123,8 @@ def test_a_kill_at_any_moment_changes_nothing(job_in, undisturbed, tmp_path, job
 
 
 def draw_moment(draw, seconds):
-    """Of a command that takes so long: one in four in its first half, where Python starts."""
-    return seconds * draw.choice((draw.uniform(0.1, 0.5), *[draw.uniform(0.5, 1)] * 3))
+    """Of a command that takes so long: one in four while Python starts, which takes half of it."""
+    return seconds * draw.choice((draw.uniform(0.1, 0.6), *[draw.uniform(0.6, 1.1)] * 3))
 
 
 def kill_after(process, moment, folder):
