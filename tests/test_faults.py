@@ -49,7 +49,7 @@ def rows_of(folder):
 def jobs(model, data, adapter, folder):
     """{name: (script, its arguments, its folder)}; each can be given again after a kill."""
     folder.mkdir(exist_ok=True)
-    train = command(model, data, folder / "run", "--resume", max_steps=50, eval_steps=1)
+    train = command(model, data, folder / "run", "--resume", max_steps=25, eval_steps=1)
     (folder / "grid.toml").write_text(
         'flags = "--max_steps 3 --eval_steps 1"\n[[g]]\nmethod = "lora"\nrank = 2\n'
         "lr = [1e-3, 1e-2]\n")
