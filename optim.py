@@ -193,13 +193,28 @@ def requantize_moment(state: dict, name: str, values):
 def state_tensors(trained: dict, optimizer) -> dict:
     """All that resuming needs: {"NAME/weight": p, "NAME/exp_avg": m, "NAME/step": t ...}.
 
-    trained: {NAME: parameter}. `restore_tensor` puts each of them back.
+    trained: {NAME: parameter}. `expected_tensors` says how they must look, and `restore_tensor`
+    puts each of them back.
     """
     tensors = {}
     for name, p in trained.items():
         state = {"weight": p.detach()} | optimizer.state[p]
         tensors |= {f"{name}/{key}": t for key, t in state.items()}
     return tensors
+
+
+def expected_tensors(trained: dict, optimizer, names) -> dict:
+    """What `state_tensors` must hold if it holds these names: of its shapes and types, no values.
+
+    A parameter has no moments before its first gradient. But if it has anything of them, it must
+    have all.
+    """
+    expected, bits = {}, optimizer.defaults.get("bits", 32)
+    for name, p in trained.items():
+        weight = torch.empty(p.shape, dtype=p.dtype, device="meta")         # of a shard: the whole
+        state = {f"{name}/{key}": t for key, t in make_state(weight, bits).items()}
+        expected |= {f"{name}/weight": weight} | (state if state.keys() & names else {})
+    return expected
 
 
 def restore_tensor(trained: dict, optimizer, key: str, tensor):

@@ -46,13 +46,13 @@ from engine import generate_answers, load_base, load_shards, mean_nll
 from lora import adapted_layers
 from methods import Method, find_method, kept_buffers, put_on, setup_of
 from model import Transformer
-from optim import OPTIMIZERS, restore_tensor, state_tensors
+from optim import OPTIMIZERS, expected_tensors, restore_tensor, state_tensors
 from plumbing import processes, records, shards
 from plumbing.checkpoint import weight_files
 from plumbing.cli import run_command
 from plumbing.device import DTYPES, multiplies_bfloat16, peak_gb, send
 from plumbing.errors import UserError, errors_in_one_line, interruption
-from plumbing.fields import whole
+from plumbing.fields import Number, whole
 from plumbing.files import hash_file, make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
 from plumbing.text import print_fitted, stack_cells, text_width
@@ -260,9 +260,9 @@ def begin_or_resume(run: Run, out: Path, base_answer: str) -> str:
 
 def go_on_from(run: Run, state: Path):
     """Bring `run` to where the file `state` says. Raises UserError for a damaged file."""
-    names, give_back = restorer(run)
+    shape = PROGRESS | {"scaler": dict.fromkeys(run.scaler.state_dict(), Number())}
     origin = run.progress.origin
-    run.progress = Progress(**load_state(state, names, give_back, PROGRESS))
+    run.progress = Progress(**load_state(state, *restorer(run), shape))
     changed = [name for name in origin if run.progress.origin.get(name) != origin[name]]
     if changed:
         raise UserError(f"{state} was made from other {' and '.join(changed)}; bring these back, "
@@ -270,9 +270,12 @@ def go_on_from(run: Run, state: Path):
     run.scaler.load_state_dict(run.progress.scaler)
 
 
-def restorer(run: Run) -> tuple[list[str], Callable]:
-    """The names of the tensors that a state must have, and the function that puts one back."""
+def restorer(run: Run) -> tuple[Callable, Callable]:
+    """The function that says how a state's tensors must look, and the one that puts one back."""
     kept = kept_tensors(run)
+
+    def expect(names):
+        return expected_tensors(run.trained, run.optimizer, names) | kept
 
     def give_back(key, tensor):
         if key in kept:
@@ -280,7 +283,7 @@ def restorer(run: Run) -> tuple[list[str], Callable]:
         else:
             restore_tensor(run.trained, run.optimizer, key, tensor)
 
-    return [*(f"{name}/weight" for name in run.trained), *kept], give_back
+    return expect, give_back
 
 
 def keep_state(run: Run, state: Path):
@@ -308,8 +311,7 @@ def keep_best(run: Run, best: Path):
 
 def take_best(run: Run, best: Path) -> int:
     """Give the model the weights in the file `best` -> the step that they are of."""
-    names, give_back = restorer(run)
-    return load_state(best, names, give_back, {"step": whole()})["step"]
+    return load_state(best, *restorer(run), {"step": whole()})["step"]
 
 
 def kept_tensors(run: Run) -> dict:

@@ -10,10 +10,12 @@ A shape says what may come. It looks like what it describes:
     check({"type": "BPE", "vocab": {}, "merges": [3]}, shape, "tokenizer.json")
     UserError: tokenizer.json: merges[0] 3: it must be a text or a list
 
-Nothing is converted: "8" is no number, "false" is not false, and true is not 1.
+check() converts nothing: "8" is no number, "false" is not false, and true is not 1. Where there is
+nothing but text, in a cell or in the environment, number_of() comes first.
 """
 import contextlib
 import dataclasses
+import json
 import math
 import re
 
@@ -60,23 +62,29 @@ def check(value, shape, source="", name: str = ""):
         return value
     inner = next((one for one in choices if isinstance(one, list | dict)
                   and type(one) is type(value)), None)
-    if isinstance(inner, list) or inner and str in inner:
-        one = inner[0] if isinstance(inner, list) else inner[str]
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            if type(item) is not one:               # a vocabulary has 150,000 that are
-                check(item, one, source, f"{name}[{key!r}]")
-    elif inner:
-        for key, one in inner.items():
+    if isinstance(inner, list):                     # [shape of every item]
+        check_items(enumerate(value), inner[0], source, name)
+    elif inner is not None and str in inner:        # {str: shape of every value}
+        check_items(value.items(), inner[str], source, name)
+    elif inner is not None:                         # {key: shape of its value, ...}
+        for key, of_value in inner.items():
             key, optional = key.removesuffix("?"), key.endswith("?")
             if key in value or not optional:
-                check(value.get(key, ...), one, source, f"{name}.{key}".lstrip("."))
+                check(value.get(key, ...), of_value, source, f"{name}.{key}".lstrip("."))
     else:
-        found = "is missing" if value is ... else f"{value!r:.60}"
+        found = "is missing" if value is ... else show_value(value)
         if type(value) in (int, float) and abs(value) > LARGEST:
             found += " (too large)"
-        where = f"{source}: {name or 'it'}".removeprefix(": ")
+        where = f"{source}: {name or 'its content'}".removeprefix(": ")
         raise UserError(f"{where} {found}: it must be {describe(shape)}")
     return value
+
+
+def check_items(items, shape, source, name):
+    """check() every (key, value) of `items`."""
+    for key, item in items:
+        if type(item) is not shape:                 # a vocabulary has 150,000 that are
+            check(item, shape, source, f"{name}[{key!r}]")
 
 
 def is_single(value, shape) -> bool:
@@ -89,8 +97,15 @@ def is_single(value, shape) -> bool:
 def describe(shape) -> str:
     if isinstance(shape, tuple):
         return " or ".join(dict.fromkeys(map(describe, shape)))
+    if isinstance(shape, Number | str):
+        return str(shape)
     kind = type(shape) if isinstance(shape, list | dict) else shape
-    return WORDS[kind] if isinstance(kind, type) else str(shape)
+    return WORDS[kind] if isinstance(kind, type) else show_value(shape)
+
+
+def show_value(value) -> str:
+    """null, true and false as files have them; the rest as Python shows it, cut to 60 letters."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else f"{value!r:.60}"
 
 
 def shape_of_flag(field):
@@ -110,7 +125,12 @@ def check_ranges(settings):
 
 
 def number_of(text: str) -> int | float | str:
-    """The number that a text says, else the text: check() says what is wrong with it."""
+    """The number that a text says, else the text: check() says what is wrong with it.
+
+    It alone converts. Python would also take "1_000", "٣" and " 8 ".
+    """
+    if not re.fullmatch("[-+.0-9a-zA-Z]+", text):       # letters: 1e-5, nan, inf
+        return text
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)

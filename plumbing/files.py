@@ -95,13 +95,13 @@ def read_tensors(path: Path) -> dict:
 
 
 @contextlib.contextmanager
-def open_tensors(path: Path):
-    """Yield an open safetensors file. Raises UserError for a damaged one."""
+def open_tensors(path: Path, remedy="fetch it again"):
+    """Yield an open safetensors file. Raises UserError for a damaged one, which says the remedy."""
     try:
         with safe_open(existing(path), framework="pt") as f:
             yield f
     except SafetensorError as e:
-        raise UserError(f"{path} is damaged or incomplete ({e}); fetch it again") from None
+        raise UserError(f"{path} is damaged or incomplete ({e}); {remedy}") from None
 
 
 def check_weight(path, name: str, tensor):

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from plumbing import processes, shards
-from plumbing.errors import UserError, is_out_of_memory
+from plumbing.errors import UserError
 from plumbing.fields import check
-from plumbing.files import replacing
+from plumbing.files import open_tensors, replacing
+
+REMEDY = "--overwrite starts over"
 
 
 def save_state(path: Path, tensors: dict[str, torch.Tensor], progress: dict):
@@ -22,19 +23,32 @@ def save_state(path: Path, tensors: dict[str, torch.Tensor], progress: dict):
         save_file(tensors, part, metadata={"progress": json.dumps(progress)})
 
 
-def load_state(path: Path, needed, give_back: Callable, shape=dict) -> dict:
+def load_state(path: Path, expect: Callable, give_back: Callable, shape=dict) -> dict:
     """Call give_back(name, tensor) for each tensor of the file -> the progress, of this shape.
 
-    needed: the names that must be there. Raises UserError for a damaged file.
+    expect(names): {name: a tensor of the shape and type that it must have} of a file in which there
+    are these names. Raises UserError for a file that is not as expected, before the first call.
     """
+    with open_tensors(path, REMEDY) as f:
+        progress = read_progress(path, f.metadata(), shape)
+        tensors = {name: f.get_tensor(name) for name in f.keys()}       # mapped, not yet read
+        expected = expect(tensors.keys())
+        for name in sorted(tensors.keys() | expected.keys()):
+            found, due = describe_tensor(tensors.get(name)), describe_tensor(expected.get(name))
+            if found != due:
+                raise UserError(f"{path} is damaged ({name}: there is {found}, and there must be "
+                                f"{due}); {REMEDY}")
+        for name, tensor in tensors.items():
+            give_back(name, tensor)
+    return progress
+
+
+def read_progress(path: Path, metadata: dict | None, shape) -> dict:
     try:
-        with safe_open(path, framework="pt") as f:
-            if missing := set(needed) - set(f.keys()):
-                raise KeyError(f"it lacks {min(missing)}")
-            for name in f.keys():
-                give_back(name, f.get_tensor(name))
-            return check(json.loads(f.metadata()["progress"]), shape)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
-        if is_out_of_memory(e):     # moments go to the device here: no reason to begin again
-            raise
-        raise UserError(f"{path} is damaged ({e}); --overwrite starts over") from None
+        return check(json.loads((metadata or {}).get("progress", "null")), shape, name="progress")
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path} is damaged ({e}); {REMEDY}") from None
+
+
+def describe_tensor(tensor: torch.Tensor | None) -> str:
+    return "none" if tensor is None else f"one of {tensor.dtype}, {tuple(tensor.shape)}"

@@ -71,7 +71,7 @@ def claim_file(path: Path) -> Iterator[bool]:
     claim is granted, so that two processes may make the same file. This loses time, but no data if
     the file is renamed into its place.
     """
-    lock = Path(f"{str(path.resolve()).removesuffix('.csv')}.lock")
+    lock = Path(f"{path.resolve()}.lock")
     if fcntl is None or not os.access(lock.parent, os.W_OK):
         yield True
         return

@@ -4,9 +4,12 @@
 
 A mutant is one file of a small valid set (a checkpoint, an adapter, a run, a sweep, an evaluation,
 a data set, a grid), changed in structure, type, size or bytes. A command then reads it. It must end
-with exit code 0, or with 2 and one line; within LIMIT seconds; and no file but its own may change.
+with exit code 0, or with 2 and one line, and compute for at most LIMIT seconds, and no file but its
+own may change, also in the working directory. (1 is for a sweep whose runs failed: none runs here.)
+One that takes HANG seconds, because it waits, ends everything, and where it waits is printed.
 """
 import contextlib
+import faulthandler
 import functools
 import io
 import json
@@ -19,8 +22,11 @@ import traceback
 from pathlib import Path
 
 from conftest import REPO, tiny  # first: it makes the rooms of the house importable
+import torch
 from adapters import save_tasks
 from runs import command, contents, write_chat
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import analyze
 import evaluate
@@ -38,7 +44,8 @@ from settings import RELATIVES
 sys.path.insert(0, str(REPO / "data"))
 import check  # noqa: E402
 
-LIMIT = 10          # seconds
+LIMIT = 10          # seconds of computing: a busy machine is no hang
+HANG = 60           # seconds of the clock
 ODD = [None, True, False, 0, -1, 1, 2, 7, 10 ** 9, 10 ** 400, -2.5, 1e-40, 1e300, float("nan"),
        float("inf"), "", "x", "8", "false", "nan", "../x", "\ud800", "\x00", "(a+)+$", "[", "{{ 1",
        [], [[]], ["x"], [None], {}, {"x": 1}, {"": []}, "é" * 300, [0] * 300, {"type": "NFKC"}]
@@ -47,7 +54,7 @@ ODD = [None, True, False, 0, -1, 1, 2, 7, 10 ** 9, 10 ** 400, -2.5, 1e-40, 1e300
 # ----- the mutator --------------------------------------------------------------------------------
 
 def mutate_file(path: Path, draw: random.Random):
-    """Change one file: as JSON where it is JSON, as text, or as bytes."""
+    """Change one file: as JSON, text or tensors where it is that, or as bytes."""
     data = path.read_bytes()
     if path.suffix in (".json", ".jsonl") and draw.random() < 0.8:
         lines = data.decode().splitlines() if path.suffix == ".jsonl" else [data.decode()]
@@ -57,6 +64,8 @@ def mutate_file(path: Path, draw: random.Random):
         path.write_text("\n".join(lines) + "\n")
     elif path.suffix in (".csv", ".toml", ".jinja") and draw.random() < 0.8:
         path.write_text(mutate_text(data.decode(), draw))
+    elif path.suffix == ".safetensors" and draw.random() < 0.8:
+        mutate_tensors(path, draw)
     else:
         path.write_bytes(mutate_bytes(data, draw))
 
@@ -107,6 +116,31 @@ def mutate_text(text: str, draw: random.Random) -> str:
         b = min(len(text), a + draw.choice((0, 1, 1, 5, 40)))
         text = text[:a] + draw.choice(pieces) + text[b:]
     return text
+
+
+def mutate_tensors(path: Path, draw: random.Random):
+    """One tensor taken out, renamed, of another shape or type, or not finite; or the progress."""
+    with safe_open(path, framework="pt") as f:
+        metadata = f.metadata()
+        tensors = {name: f.get_tensor(name).clone() for name in f.keys()}
+    name = draw.choice(sorted(tensors))
+    tensor, what = tensors.pop(name), draw.randrange(6)
+    flat = tensor.reshape(-1)
+    if what == 1:
+        name += draw.choice(("x", "/x", ".weight"))
+    elif what == 2:
+        tensor = draw.choice((flat[:1], flat[:0], flat[0], flat, flat[1:], torch.cat((flat, flat)),
+                              tensor[None], tensor.mT if tensor.ndim > 1 else tensor))
+    elif what == 3:
+        tensor = tensor.to(draw.choice((torch.float64, torch.bfloat16, torch.int64, torch.uint8,
+                                        torch.bool, torch.complex64, torch.float8_e4m3fn)))
+    elif what == 4 and tensor.is_floating_point():
+        flat[draw.randrange(len(flat))] = draw.choice((float("nan"), float("inf"), float("-inf")))
+    elif what == 5 and "progress" in (metadata or {}):
+        metadata["progress"] = json.dumps(mutate_json(json.loads(metadata["progress"]), draw))
+    if what != 0:
+        tensors[name] = tensor.contiguous()
+    save_file(tensors, path, metadata)
 
 
 def mutate_bytes(data: bytes, draw: random.Random) -> bytes:
@@ -321,12 +355,16 @@ def try_mutant(kind: str, seed: int, valid: Path, scratch: Path) -> tuple[str, s
         mutate_file(spoilt, draw)
         before[spoilt] = spoilt.read_bytes()
     own = scratch / OWN.get(kind, "new")
-    start = time.process_time()         # a busy machine is no hang
-    with quiet() as error:
+    start = time.process_time()
+    faulthandler.dump_traceback_later(HANG, exit=True, file=sys.__stderr__)
+    # a file whose name is taken for one in the working directory is seen, too
+    with contextlib.chdir(scratch / "data"), quiet() as error:
         try:
             code = code_of(main, argv)
         except BaseException:  # noqa: BLE001      a panic of Rust is no Exception
             return "traceback", traceback.format_exc()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
     seconds, error = time.process_time() - start, error.getvalue()
     if seconds > LIMIT:
         return "slow", f"{seconds:.1f} s"
@@ -337,7 +375,7 @@ def try_mutant(kind: str, seed: int, valid: Path, scratch: Path) -> tuple[str, s
     if code == 2:
         ours = [line for line in error.splitlines() if line.startswith("error: ")]
         return ("refused", error) if len(ours) == 1 else ("not one line", error)
-    return ("accepted", error) if code in (0, 1) else ("code", f"{code} {error}")
+    return ("accepted", error) if code == 0 else ("code", f"{code} {error}")
 
 
 def main(n: int, first: int):

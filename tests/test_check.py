@@ -124,7 +124,7 @@ def test_check_says_each_reason_once_with_the_lines_it_holds_for(tmp_path, check
     assert f"{path}: 2 samples, wrong lines: 12\n" in out and "wrong lines: 12" in error
     shown = re.findall(r"^  (lines? .*?): (.{10}).*$", out, re.MULTILINE)
     assert shown == [
-        ("lines 3, 8, 10, 12, 14", "not valid "), ("lines 4, 9, 11, 13, 15", "it []: it "),
+        ("lines 3, 8, 10, 12, 14", "not valid "), ("lines 4, 9, 11, 13, 15", "its conten"),
         ("line 5", "the last m"), ("line 6", "the assist")]
     assert "between »these marks« are learned" in out               # the good ones are shown anyway
 
@@ -135,7 +135,7 @@ def test_check_shows_ten_reasons_and_ten_lines_of_a_reason(tmp_path, check_fails
     out = check_fails(path)[0]
     assert f"{path}: 0 samples, wrong lines: 25\n" in out
     assert "\n  lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 3 more: not valid JSON" in out
-    assert re.findall(r"^  line (\d+): it \[(\d+)\]", out, re.MULTILINE) == [
+    assert re.findall(r"^  line (\d+): its content \[(\d+)\]", out, re.MULTILINE) == [
         (str(14 + n), str(n)) for n in range(9)]
     assert "\n  and 3 lines more\n" in out
 
@@ -523,4 +523,4 @@ def test_a_comma_in_a_cell_does_not_move_the_cells(tmp_path):
     assert wrong[0][0] == 2
     assert wrong[0][1].startswith("question / answer: cells without a name ['4']")
     assert wrong[1][0] == 3
-    assert wrong[1][1].startswith("question / answer: answer None: it must be a text")
+    assert wrong[1][1].startswith("question / answer: answer null: it must be a text")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import edit_json, tiny
 from runs import command, contents, numbers, one_line, press_ctrl_c, start, write_lines
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import lora
@@ -215,13 +216,13 @@ CHECKPOINTS = {
         "config.json is not valid JSON"),
     "config a list": (
         write("config.json", b"[]"),
-        "config.json: it []: it must be a table"),
+        "config.json: its content []: it must be a table"),
     "config lacking a key": (
         lack("config.json", "hidden_size"),
         "config.json: hidden_size is missing"),
     "config with a null": (
         write("config.json", b'{"model_type": "qwen2", "vocab_size": null}'),
-        "vocab_size None: it must be a whole number"),
+        "vocab_size null: it must be a whole number"),
     "config with a text": (
         edit("config.json", hidden_size="32"),
         "hidden_size '32': it must be a whole number, at least 1"),
@@ -338,8 +339,8 @@ LINES = {
     "not JSON": (b'{"messages": [', "not valid JSON: Exp"),
     "not UTF-8": (b'{"messages": "\xff"}', "not UTF-8: byte"),
     "nested": (b"[" * 100_000, "not valid JSON: nest"),
-    "a list": (b"[]", "it []: it must be a table"),
-    "a number": (b"7", "it 7: it must be a table"),
+    "a list": (b"[]", "its content []: it must be a table"),
+    "a number": (b"7", "its content 7: it must be a table"),
     "no messages": (b'{"text": "hi"}', "messages is missing: it must be a list"),
     "messages no list": (b'{"messages": "hi"}', "messages 'hi': it must be a list"),
     "empty": (line_of(), LAST_MESSAGE),
@@ -347,7 +348,7 @@ LINES = {
     "user last": (line_of(HI, YES, HI), LAST_MESSAGE),
     "assistant alone": (line_of(YES), LAST_MESSAGE),
     "no text": (line_of(HI, YES | {"content": 7}), "messages[1].content 7: it must be a text"),
-    "null": (line_of(HI, YES | {"content": None}), "messages[1].content None: it must"),
+    "null": (line_of(HI, YES | {"content": None}), "messages[1].content null: it must"),
     "parts": (line_of(HI, YES | {"content": [{"type": "text"}]}), "messages[1].content [{"),
     "no role": (line_of({"content": "hi"}, YES), "messages[0].role is missing"),
     "unknown role": (line_of(HI | {"role": "human"}, YES), "messages[0].role 'human'"),
@@ -482,6 +483,50 @@ STATE = "state/state.safetensors"
 
 def write_another_state(out):
     save_file({"x": torch.zeros(3)}, out / STATE)
+
+
+def change_state(change):
+    """change(tensors, progress) changes them in place."""
+    def spoil(out):
+        with safe_open(out / STATE, framework="pt") as f:
+            tensors = {name: f.get_tensor(name).clone() for name in f.keys()}
+            progress = json.loads(f.metadata()["progress"])
+        change(tensors, progress)
+        save_file(tensors, out / STATE, {"progress": json.dumps(progress)})
+    return spoil
+
+
+A = "model.layers.0.self_attn.q_proj.lora_A"
+
+
+@pytest.mark.parametrize("change", [
+    lambda t, _: t.update({f"{A}/exp_avg": t[f"{A}/exp_avg"].view(-1)[:1].clone()}),
+    lambda t, _: t.update({f"{A}/weight": t[f"{A}/weight"].view(-1)[:1].clone()}),
+    lambda t, _: t.update({f"{A}/weight": t[f"{A}/weight"].double()}),
+    lambda t, _: t.update({f"{A}/step": t[f"{A}/step"].to(torch.int64)}),
+    lambda t, _: t.update({f"{A}/exp_avg_sq": t[f"{A}/exp_avg_sq"].mT.contiguous()}),
+    lambda t, _: t.pop(f"{A}/exp_avg"), lambda t, _: t.pop(f"{A}/step"),
+    lambda t, _: t.pop(f"{A}/weight"),
+    lambda t, _: t.update({f"{A}/max_exp_avg": t.pop(f"{A}/exp_avg")}),
+    lambda t, _: t.update({f"{A}/else": torch.zeros(1)}),
+    lambda _, progress: progress.update(step=-1), lambda _, progress: progress.pop("rows"),
+    lambda _, progress: progress["rows"][0].update(test_nll="low"),
+    lambda _, progress: progress.update(origin=[])])
+def test_a_state_that_is_not_this_runs(checkpoint, chat, interrupted, fails, monkeypatch, change):
+    """Nothing is given back before all is compared."""
+    change_state(change)(interrupted)
+    given = []
+    monkeypatch.setattr(train, "restore_tensor", lambda *_: given.append(True))
+    before = contents(interrupted)
+    error = fails(command(checkpoint(), chat, interrupted, "--resume"))
+    assert "state.safetensors is damaged" in error and "--overwrite starts over" in error
+    assert not given and contents(interrupted) == before
+
+
+def test_a_state_that_is_a_pipe(checkpoint, chat, interrupted, fails):
+    (interrupted / STATE).unlink()
+    os.mkfifo(interrupted / STATE)
+    assert "has no state.safetensors" in fails(command(checkpoint(), chat, interrupted, "--resume"))
 
 
 @pytest.mark.parametrize("spoil", [cut(STATE, 0.5), write(STATE, b""), write_another_state])

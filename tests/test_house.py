@@ -1,5 +1,6 @@
 """The house: who may import whom, what loads no torch, and that a name means one thing."""
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -83,6 +84,17 @@ def test_what_can_be_lifted_out_names_its_plumbing():
     for room, plumbing in allowed.items():
         house = {m for m in imports(REPO / f"{room}.py") if m.partition(".")[0] in FLOOR}
         assert house == plumbing
+
+
+@pytest.mark.parametrize("path", sorted({*FILES, *DATA}), ids=lambda path: path.stem)
+def test_no_clock_that_jumps(path):
+    """What takes how long is said by perf_counter and monotonic, which nobody sets.
+
+    tokenizer.py tells a template today's date, as transformers does.
+    """
+    jumping = r"\btime\.time\b|from time import|\bdatetime\.(?:now|utcnow|today)"
+    found = re.findall(jumping, path.read_text(encoding="utf-8"))
+    assert found == ["datetime.now"] * (path.stem == "tokenizer")
 
 
 @pytest.mark.parametrize("modules", [

@@ -233,9 +233,9 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
 
 @pytest.mark.parametrize("change, message", [
     ({"model_type": "gpt2"}, "model_type 'gpt2': it must be qwen2 or qwen3 or"),
-    ({"model_type": None}, "model_type None: it must be qwen2"),
+    ({"model_type": None}, "model_type null: it must be qwen2"),
     ({"hidden_act": "gelu"}, "hidden_act 'gelu': it must be silu"),
-    ({"use_sliding_window": True}, "use_sliding_window True: it must be False"),
+    ({"use_sliding_window": True}, "use_sliding_window true: it must be false"),
     ({"quantization_config": {"quant_method": "gptq"}}, "this checkpoint is quantized"),
     ({"rope_parameters": YARN}, "rope_parameters.rope_type 'yarn': it must"),
     ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type 'linear': it must be"),

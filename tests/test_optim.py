@@ -9,7 +9,8 @@ import torch.nn as nn
 
 import optim
 import train
-from optim import OPTIMIZERS, restore_tensor, state_tensors
+from optim import OPTIMIZERS, expected_tensors, restore_tensor, state_tensors
+from plumbing.errors import UserError
 from plumbing.state import load_state, save_state
 from quant import dequantize_dynamic, dynamic_code
 from settings import OPTIMIZER_NAMES, Config
@@ -243,9 +244,9 @@ def test_a_state_that_was_saved_goes_on_as_if_it_had_never_stopped(name, tmp_pat
     other = name.removeprefix("paged_") if name.startswith("paged_") else f"paged_{name}"
     for resumed in (name, other):
         fresh = OPTIMIZERS[resumed](groups(list(again.values())), fused=True, **SETTINGS)
-        give_back = partial(restore_tensor, again, fresh)
-        needed = state_tensors(trained, optimizer)
-        assert load_state(tmp_path / "state", needed, give_back) == {"step": 3}
+        expect, give_back = (partial(how, again, fresh)
+                             for how in (expected_tensors, restore_tensor))
+        assert load_state(tmp_path / "state", expect, give_back) == {"step": 3}
         for p, q in zip(params, again.values()):
             assert torch.equal(p, q)
             assert as_lists(optimizer.state[p]) == as_lists(fresh.state[q])
@@ -254,6 +255,39 @@ def test_a_state_that_was_saved_goes_on_as_if_it_had_never_stopped(name, tmp_pat
     a, _ = train_with(name, 3, params=params, optimizer=optimizer, seed=5)
     b, _ = train_with(other, 3, params=list(again.values()), optimizer=fresh, seed=5)
     assert all(torch.equal(p, q) for p, q in zip(a, b))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_file_has_all_of_a_parameters_moments_or_none(name, tmp_path):
+    """In the form of its number of bits. Otherwise nothing is given back."""
+    params, optimizer = train_with(name, steps=3)
+    trained = {str(i): p for i, p in enumerate(params)}
+    tensors = state_tensors(trained, optimizer)
+    bits = 8 if "8" in name else 32
+    moments = [key for key in tensors if key.startswith("0/") and key != "0/weight"]
+    assert len(moments) == (5 if bits == 8 else 3)
+    expect = partial(expected_tensors, trained, optimizer)
+
+    def load(tensors):
+        given = []
+        save_state(tmp_path / "state", tensors, {})
+        try:
+            load_state(tmp_path / "state", expect, lambda key, _: given.append(key))
+        except UserError:
+            assert not given
+            return False
+        return set(given) == set(tensors)
+
+    def without(*keys):
+        return {key: t for key, t in tensors.items() if key not in keys}
+
+    assert load(tensors) and load(without(*moments))
+    for key in moments:
+        assert not load(without(key))
+        assert not load(tensors | {key: tensors[key][None].clone()})
+        assert not load(tensors | {key: tensors[key].double()})
+    _, other = train_with("adamw" if bits == 8 else "adamw8bit", steps=3, params=params)
+    assert not load(state_tensors(trained, other))
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def gsm8k() -> Case:
             "broken line": ("train.jsonl", train.replace("1 + 1 =", '1 + 1" ='),
                             "train.jsonl, line 2: not valid JSON"),
             "no answer": ("test.jsonl", no_answer, "[1].answer is missing: it must be a text or a"),
-            "null": ("test.jsonl", null_question, "[0].question None: it must be a text or a"),
+            "null": ("test.jsonl", null_question, "[0].question null: it must be a text or a"),
         })
 
 

@@ -188,7 +188,7 @@ def end_of(process, seconds=60):
     return process.returncode, err
 
 
-KILLS = int(os.environ.get("KILLS", 2))     # of each case; each costs some ten seconds
+KILLS = int(os.environ.get("KILLS", 2))     # of each case, as in test_faults.py; ten seconds each
 
 
 @pytest.mark.slow

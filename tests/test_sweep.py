@@ -396,7 +396,7 @@ def test_a_file_has_grids_of_ones_own(own, capsys):
     ("[[a]]\nlearning_rate = 3", "learning_rate in a grid is no setting of train.py; write lr"),
     ("[[a]]\nfoo = 3", "foo in a grid is no setting of train.py; python train.py --help lists"),
     ("[[a]]\nrank = 'x'", "a grid: rank 'x': it must be a whole number"),
-    ("[[a]]\nrank = true", "a grid: rank True: it must be a whole number"),
+    ("[[a]]\nrank = true", "a grid: rank true: it must be a whole number"),
     ("[[a]]\nlr = 1.0\nrank = [4, 1.5]", "a grid: rank 1.5: it must be a whole number"),
     ("[[a]]\nrank = []", "rank = [] in a grid: an arm without a value has no runs"),
     ("[[a]]\nrank = 0", "a grid: rank 0: it must be a whole number, at least 1"),

@@ -467,19 +467,19 @@ SPLIT, BYTE_LEVEL = ["pre_tokenizer", "pretokenizers", 0], ["pre_tokenizer", "pr
 
 @pytest.mark.parametrize("path, value, message", [
     (["model", "type"], "Unigram", "model.type 'Unigram': it must be BPE"),
-    (["model", "byte_fallback"], True, "model.byte_fallback True: it must be False"),
+    (["model", "byte_fallback"], True, "model.byte_fallback true: it must be false"),
     (["model", "merges"], ["ÿ ÿ"], "not a byte-level BPE.*'ÿÿ'"),       # makes no known token
     (["normalizer"], {"type": "NFKC"}, "normalizer.type 'NFKC': it must be NFC"),
     (["normalizer"], {"type": "Sequence", "normalizers": []}, "normalizer.type 'Sequence'"),
     (["pre_tokenizer"], {"type": "Whitespace"}, "pre-tokenizer Whitespace is not supported"),
     (["pre_tokenizer"], METASPACE, "pre-tokenizer Metaspace is not supported"),
-    (["pre_tokenizer"], None, "pre_tokenizer None: it must be a table"),
+    (["pre_tokenizer"], None, "pre_tokenizer null: it must be a table"),
     (["pre_tokenizer"], PREFIX_SPACE, "ByteLevel step with these settings"),
     ([*SPLIT, "behavior"], "Removed", "pre-tokenizer Split . ByteLevel is not supported"),
     ([*SPLIT, "invert"], True, "pre-tokenizer Split . ByteLevel is not supported"),
     ([*BYTE_LEVEL, "use_regex"], True, "ByteLevel step with these settings"),
-    (["added_tokens", 0, "lstrip"], True, "lstrip True: it must be False"),
-    (["added_tokens", 0, "single_word"], True, "single_word True: it must be False"),
+    (["added_tokens", 0, "lstrip"], True, "lstrip true: it must be false"),
+    (["added_tokens", 0, "single_word"], True, "single_word true: it must be false"),
 ])
 def test_what_would_be_encoded_otherwise_is_refused(path, value, message, tmp_path):
     tiny_tokenizer(tmp_path)

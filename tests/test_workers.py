@@ -44,7 +44,7 @@ def test_a_claim_is_held_by_one_and_falls_with_its_process(tmp_path):
         assert not ours
     process.kill()
     process.communicate()
-    assert (tmp_path / "run.lock").exists()
+    assert (tmp_path / "run.csv.lock").exists()
     with workers.claim_file(path) as ours:
         assert ours
 
@@ -54,7 +54,7 @@ def test_a_lock_on_a_file_that_is_gone_claims_nothing(tmp_path, monkeypatch):
     real = workers.fcntl.flock
 
     def lock_late(f, how):
-        (tmp_path / "run.lock").unlink()
+        (tmp_path / "run.csv.lock").unlink()
         real(f, how)
     monkeypatch.setattr(workers.fcntl, "flock", lock_late)
     with workers.claim_file(tmp_path / "run.csv") as ours:

@@ -27,7 +27,7 @@ from corpus import conversations  # noqa: E402
 
 from model import ModelConfig, Transformer  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
-from optim import restore_tensor, state_tensors  # noqa: E402
+from optim import expected_tensors, restore_tensor, state_tensors  # noqa: E402
 from plumbing.state import load_state, save_state  # noqa: E402
 from train import optimizer_step  # noqa: E402
 
@@ -200,8 +200,8 @@ def begin_or_resume(state: Path) -> tuple[Transformer, torch.optim.Optimizer, di
         trained.values(), LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True)
     progress = {"step": 0, "seconds": 0.0}
     if state.exists():
-        needed = [f"{name}/weight" for name in trained]
-        progress = load_state(state, needed, partial(restore_tensor, trained, optimizer))
+        progress = load_state(state, partial(expected_tensors, trained, optimizer),
+                              partial(restore_tensor, trained, optimizer))
     parameters = sum(p.numel() for p in trained.values())
     print(f"{parameters:,} parameters, {STEPS * BATCH * BLOCK / 1e6:.1f}M tokens, after step "
           f"{progress['step']}, bfloat16: {has_bfloat16()}", flush=True)
