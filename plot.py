@@ -148,7 +148,7 @@ def add_legend(figure, handles: list, keys=()):
     """
     handles = [*handles, *keys]
     longest = max(len(handle.get_label()) for handle in handles)
-    columns = 3 if longest < 39 and len(handles) > 4 else 2
+    columns = 3 if longest < 39 and len(handles) > 4 else 2 if longest < 64 else 1
     figure.set_figheight(PANEL_HEIGHT + ROW_HEIGHT * math.ceil(len(handles) / columns))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 

@@ -676,7 +676,8 @@ def train(config: Config) -> list[dict]:
     data = read_data(config)
     config = settled(config, len(data.train_set))
     origin = {"run": config.run, "data": hash_samples(data)}
-    processes.refuse_differences("settings", dataclasses.asdict(config))
+    for name, value in dataclasses.asdict(config).items():
+        processes.refuse_differences(f"--{name}", value)
     processes.refuse_differences("data", origin["data"])
     out = Path(config.out)
     if out.resolve() in (resolve(config.model).resolve(), data.folder.resolve()):
@@ -731,7 +732,8 @@ def train_in(out: Path, config: Config, data: Data, origin: dict) -> list[dict]:
     if not first_process:
         return run.progress.rows
     if config.keep == "best":
-        print(f"saved: the weights of step {step}, where the test NLL was lowest")
+        rose = "" if step else ": it only rose, so this is the base, and a lower --lr may help"
+        print(f"saved: the weights of step {step}, where the test NLL was lowest{rose}")
     draw_runs([out], out / curves.FILE)
     records.write_run(config, out, base_answer, finished=True, samples=len(data.train_set),
                       saved_step=step)

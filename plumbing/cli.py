@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from plumbing.errors import fail
 from plumbing.fields import RANGES, check_ranges
-from plumbing.text import hang_line
 
 # What flags are called elsewhere (transformers, PEFT, TRL, other trainers), and here.
 OURS = {
@@ -61,12 +60,13 @@ def make_parser(script: str, doc: str, **more) -> argparse.ArgumentParser:
 
 
 def fit_doc(doc: str, columns: int) -> str:
-    """`doc` in lines of at most `columns`. Indented lines that are too long go on below."""
+    """`doc` with its prose in lines of at most `columns`.
+
+    Indented lines stay as they are: a command in two lines could not be pasted.
+    """
     paragraphs = doc.split("\n\n")
     for i, paragraph in enumerate(paragraphs):
-        if paragraph.startswith(" "):
-            paragraphs[i] = "\n".join(hang_line(line, columns) for line in paragraph.split("\n"))
-        else:
+        if not paragraph.startswith(" "):
             points = paragraph.replace("\n- ", "\n\n- ").split("\n\n")        # a list's, or one
             paragraphs[i] = "\n".join(textwrap.fill(
                 " ".join(point.split()), min(columns, 100), break_on_hyphens=False,

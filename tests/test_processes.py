@@ -321,7 +321,8 @@ def test_processes_with_other_files_or_settings_are_told(
     other = {"settings": [*argv, "--micro_bs=4"], "shards": [*argv, "--fsdp"]}
     started = [start_rank(rank, 2, port, flags, cwd=folder) for rank, (flags, folder) in
                enumerate(zip((argv, other.get(difference, argv)), folders))]
-    what = {"shards": "settings"}.get(difference, difference.removesuffix(" of shards"))
+    what = {"shards": "--fsdp", "settings": "--micro_bs"}.get(
+        difference, difference.removesuffix(" of shards"))
     for process in started:
         assert f"processes 0 and 1 have different {what}" in one_line(*end_of(process))
     assert not out.exists()

@@ -193,6 +193,5 @@ def test_a_help_fits_the_terminal():
     doc = ("One two three four.\n\n    python train.py --rank 64\n\n- five six\n  seven eight\n"
            "- nine")
     assert fit_doc(doc, 20) == (
-        "One two three four.\n\n    python train.py\n        --rank 64\n\n"
+        "One two three four.\n\n    python train.py --rank 64\n\n"
         "- five six seven\n  eight\n- nine")
-    assert fit_doc(doc, 40).count("\n    python train.py --rank 64\n") == 1
