@@ -147,8 +147,10 @@ def add_legend(figure, handles: list, keys=()):
     The figure grows by its rows, so that the panels keep their height.
     """
     handles = [*handles, *keys]
-    longest = max(len(handle.get_label()) for handle in handles)
-    columns = 3 if longest < 39 and len(handles) > 4 else 2 if longest < 64 else 1
+    lengths = [len(handle.get_label()) for handle in handles]
+    half = math.ceil(len(lengths) / 2)
+    in_two = max(lengths[:half]) + max(lengths[half:], default=0)       # letters of the longest row
+    columns = 3 if max(lengths) < 39 and len(handles) > 4 else 2 if in_two < 122 else 1
     figure.set_figheight(PANEL_HEIGHT + ROW_HEIGHT * math.ceil(len(handles) / columns))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
