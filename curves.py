@@ -5,14 +5,18 @@ NLL stand against the optimizer steps, step 0 included. A ring marks the lowest 
 test NLL turns and rises while the training NLL still falls, a run over-fits.
 """
 import math
+import itertools
 import textwrap
 from pathlib import Path
 
 from plumbing.files import read_json, replacing
 from plumbing.records import COLUMNS, RUN, read_rows
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "os^Dv<P"
+# Colours that colour-blind readers can tell apart, and markers. Neighbours differ in both,
+# and no two of the 56 pairs are equal: 8 and 7 have no common divisor.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D31", "#882255")
+MARKERS = "osDv^P<"
+SERIES = [(COLOURS[i % 8], MARKERS[i % 7]) for i in range(56)]
 HEIGHT, LINE_HEIGHT = 4.5, 0.22         # inches: of the figure, and of a line of a legend below it
 # of COLUMNS, those that say what a run is; run.json has more settings
 NAMING = COLUMNS[1:COLUMNS.index("step")]
@@ -66,8 +70,8 @@ def draw_runs(folders: list[Path], path: Path):
     if len({*names}) < len(names):          # runs of one setting: their folders tell them apart
         names = [", ".join(filter(None, [str(folder), name]))
                  for folder, name in zip(folders, names)]
-    for i, ((rows, _), name) in enumerate(zip(runs, names)):
-        draw_run(ax, rows, name if len(runs) > 1 else "", COLOURS[i % 7], MARKERS[i % 7])
+    for (rows, _), name, look in zip(runs, names, itertools.cycle(SERIES)):
+        draw_run(ax, rows, name if len(runs) > 1 else "", *look)
     first, settings = runs[0]
     ax.set(xlabel="steps", ylabel="NLL, nats per token", xlim=(0, None))
     ax.xaxis.get_major_locator().set_params(integer=True)

@@ -38,6 +38,7 @@ import numpy as np
 import curves
 from arms import (MARGIN, Arm, mean_over_seeds, name_arms, name_left_out, read_runs,
                   select_sweeps, suggest_folders)
+from curves import SERIES
 from plumbing.cli import flag, parse_flags, run_command
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.files import make_folder, read_json, replacing
@@ -54,18 +55,13 @@ from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, geomet
 # ----- colours, markers, labels -------------------------------------------------------------------
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and for rare ranks three more.
 # Each means the same in every figure, whatever else was run, and so does each marker. Where arms of
-# one rank stand side by side (methods, sets of targets, other settings), they have those of SERIES.
+# one rank stand side by side (methods, sets of targets, other settings), they have curves.SERIES.
 
 BLACK, GREY = "#000000", "#888888"
 PLACES = {"attention": ("#D55E00", "p"), "mlp": ("#CC79A7", "*")}
 # of rank 1, 2, 4 ... 256; other ranks have those of the nearest, and 512 begins again
 RANKS = (("#009E73", "^"), ("#F0E442", "P"), ("#999999", "v"), ("#56B4E9", "D"), ("#E69F00", "s"),
          ("#8C6D31", "<"), ("#0072B2", "o"), ("#332288", ">"), ("#882255", "d"))
-# of methods, of sets of targets and of other settings, in their order: 8 colours and 7 markers,
-# so that neighbours differ in both, and no two of 56 arms have the same pair
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D31", "#882255")
-MARKERS = "osDv^P<"
-SERIES = [(COLORS[i % 8], MARKERS[i % 7]) for i in range(56)]
 LINES = ("--", ":")
 STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9.5,
          "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,

@@ -677,7 +677,7 @@ def train(config: Config) -> list[dict]:
     config = settled(config, len(data.train_set))
     origin = {"run": config.run, "data": hash_samples(data)}
     for name, value in dataclasses.asdict(config).items():
-        processes.refuse_differences(f"--{name}", value)
+        processes.refuse_differences(f"--{name}", repr(value))
     processes.refuse_differences("data", origin["data"])
     out = Path(config.out)
     if out.resolve() in (resolve(config.model).resolve(), data.folder.resolve()):
@@ -732,8 +732,8 @@ def train_in(out: Path, config: Config, data: Data, origin: dict) -> list[dict]:
     if not first_process:
         return run.progress.rows
     if config.keep == "best":
-        rose = "" if step else ": it only rose, so this is the base, and a lower --lr may help"
-        print(f"saved: the weights of step {step}, where the test NLL was lowest{rose}")
+        base = "" if step else ". It never fell below the base's; a lower --lr may help"
+        print(f"saved: the weights of step {step}, where the test NLL was lowest{base}")
     draw_runs([out], out / curves.FILE)
     records.write_run(config, out, base_answer, finished=True, samples=len(data.train_set),
                       saved_step=step)

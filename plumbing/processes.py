@@ -18,7 +18,7 @@ from plumbing.errors import UserError
 from plumbing.workers import local_rank, rank_and_world
 
 BUCKET = 2 ** 24        # numbers that are sent together: 64 MB of float32
-TIME_TO_MEET = datetime.timedelta(minutes=10)
+TIME_TO_MEET = datetime.timedelta(minutes=10)       # some may read torch from a slow network disk
 # All wait while the first process writes what has been trained: for full fine-tuning of 72B that is
 # 870 GB. A process that is gone is noticed at once by torchrun.
 TIME_TO_WRITE = datetime.timedelta(hours=2)
