@@ -56,7 +56,7 @@ from plumbing.device import DTYPES, peak_gb
 from plumbing.errors import UserError, errors_in_one_line
 from plumbing.fields import Number, check, whole
 from plumbing.files import ROOT, resolve
-from settings import LESS_MEMORY, METHODS, Config, check_config, settled
+from settings import LESS_MEMORY, METHODS, SHARED_FLAGS, Config, check_config, settled
 
 INSTALL = "pip install transformers peft trl bitsandbytes datasets"
 NEW_TOKENS = 64         # per answer, for --generate
@@ -481,9 +481,8 @@ def parse_bench(argv) -> tuple[Settings, list[Config]]:
     """
     parser = make_parser("bench.py", __doc__)
     add_flags(parser, Settings)
-    add_flags(parser, Config)
+    add_flags(parser.add_argument_group("of train.py"), Config, only=SHARED_FLAGS)
     settings, config = read_flags(parser, argv, Settings, Config)
-    config = dataclasses.replace(config, epochs=None)       # turns are counted here
     check_config(config)
     peer = settings.peer
     if peer == ("trl" if settings.generate else "transformers"):

@@ -191,6 +191,11 @@ NOT_HASHED = ("micro_bs", "grad_accum", "device", "compile", "gradient_checkpoin
               "out", "resume", "overwrite", "epochs")
 
 
+# The flags that sweep.py and bench.py have, too: they keep no weights, and count steps.
+SHARED_FLAGS = tuple(field.name for field in dataclasses.fields(Config) if field.name not in (
+    "epochs", "fsdp", "keep", "out", "resume", "overwrite"))
+
+
 def parse(argv=None, doc: str = "") -> Config:
     return parse_flags(Config, "train.py", doc, argv)
 

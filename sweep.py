@@ -84,7 +84,7 @@ from plumbing.records import read_rows, write_rows
 from plumbing.text import count_noun, print_fitted
 from plumbing.workers import BUSY, claim_file, do_jobs, local_rank, rank_and_world
 from rates import best_tried, diverged, extend_grid, plan_rates
-from settings import LESS_MEMORY, Config, check_config, missing_settings, settled
+from settings import LESS_MEMORY, SHARED_FLAGS, Config, check_config, missing_settings, settled
 
 # ----- the grids: change them here ----------------------------------------------------------------
 # A grid is a list of arms. An arm is every combination of its values; the names are train.py's
@@ -230,7 +230,7 @@ NOT_IN_GRIDS = {
     "supervise": ONCE, "keep": "is of saved weights, and sweeps save none",
     "seed": "comes from --seed and --seeds", "out": "is the flag --out",
     "epochs": "is not in sweeps: give max_steps", "resume": "is not in sweeps",
-    "overwrite": "is not in sweeps"}
+    "overwrite": "is not in sweeps", "fsdp": "is not in sweeps"}
 
 
 def read_grids(path: Path) -> tuple[dict[str, list[dict]], list[str]]:
@@ -335,7 +335,7 @@ def list_arms(grid: list[dict], common: Config) -> list[GridArm]:
         if config.lr is None:
             raise UserError(f"an arm in a grid has no learning rates ({point}); give "
                             "it some, as lr = [1e-4, 2e-4, 4e-4]")
-        config = settled(config, n_train=0)             # --epochs, which needs it, is refused
+        config = settled(config, n_train=0)             # only --epochs would need it
         same_arm = dataclasses.replace(config, lr=1.0).run
         _, lrs = arms.setdefault(same_arm, (config, set()))
         lrs.add(config.lr)
@@ -779,8 +779,7 @@ def parse_sweep(argv=None) -> tuple[Settings, Config]:
     add_flags(parser, Settings, sweep={"help": (
         f"which grid: {', '.join(names)}; all: findings 1 to 4. With --grid: one of the file's; "
         "default: all of them")})
-    of_train = [field.name for field in dataclasses.fields(Config) if field.name != "out"]
-    add_flags(parser.add_argument_group("of train.py, for all runs"), Config, only=of_train)
+    add_flags(parser.add_argument_group("of train.py, for all runs"), Config, only=SHARED_FLAGS)
 
     argv = sys.argv[1:] if argv is None else argv
     settings, common = read_flags(parser, argv, Settings, Config)
@@ -804,23 +803,20 @@ def parse_sweep(argv=None) -> tuple[Settings, Config]:
 
 
 def refuse_grid_settings(settings, common: Config, plain: Config):
-    """Raise UserError if the command line changes what the grid decides, or what no sweep has.
+    """Raise UserError if the command line changes what the grid decides.
 
     common and plain: the settings with and without the flags of the command line. A flag that
     repeats its default cannot be told from none, and passes.
     """
-    reasons = dict.fromkeys(("epochs", "fsdp", "resume", "overwrite"),
-                            "a sweep does not have this flag")
     in_grid, where = {"rank", "targets", "alpha"}, "at the top of sweep.py"
     if settings.grid:
         where = f"in {settings.grid}"
     for arm in settings.arms:
         in_grid |= arm.keys() & {field.name for field in dataclasses.fields(Config)}
     for name in sorted(in_grid):
-        reasons[name] = f"the grid of {settings.sweep} sets it, {where}"
-    for name, reason in reasons.items():
         if getattr(common, name) != getattr(plain, name):
-            raise UserError(f"--{name}: {reason}; leave it out")
+            raise UserError(f"--{name}: the grid of {settings.sweep} sets it, {where}; leave it "
+                            "out")
 
 
 def warn_of_rates(arms: list[GridArm], settings):

@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 # The machine's answers that only its user can change: a full or broken disk, a folder on another
 # machine that is gone, no permission, too many open files. Any other OSError, a FileNotFoundError
 # for instance, is a fault of the program unless somebody has made a UserError of it.
-MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EACCES,
-                  errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,
-                  errno.ENOTEMPTY}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+MACHINE_ERRORS = DISK_FULL | {
+    errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE,
+    errno.ENAMETOOLONG, errno.ENOTEMPTY}
 
 
 class UserError(ValueError):
@@ -61,12 +62,12 @@ def is_out_of_memory(e: BaseException) -> bool:
 
 
 def is_of_the_machine(e: BaseException) -> bool:
-    return isinstance(e, OSError) and e.errno in MACHINE_ERRORS or is_disk_full(e)
+    return isinstance(e, OSError) and e.errno in MACHINE_ERRORS
 
 
 def is_disk_full(e: BaseException) -> bool:
-    """Also over quota. safetensors has an exception of its own here, with the system's words."""
-    return "No space left" in str(e) or "quota exceeded" in str(e)
+    """Also over quota, or larger than a file may be."""
+    return isinstance(e, OSError) and e.errno in DISK_FULL
 
 
 @contextlib.contextmanager

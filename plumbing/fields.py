@@ -98,7 +98,7 @@ def describe(shape) -> str:
     if isinstance(shape, tuple):
         return " or ".join(dict.fromkeys(map(describe, shape)))
     if isinstance(shape, Number | str):
-        return str(shape)
+        return str(shape) or "empty"
     kind = type(shape) if isinstance(shape, list | dict) else shape
     return WORDS[kind] if isinstance(kind, type) else show_value(shape)
 

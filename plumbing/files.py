@@ -34,18 +34,24 @@ def replacing(path: Path, make=Path.touch):
         yield part
         part.chmod(mode)            # as usual here: safetensors lets nobody but the owner read
         os.replace(part, path)
-    except BaseException:
+    except BaseException as e:
         shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        if code := re.search(r"\(os error (\d+)\)", str(e)):     # safetensors has no errno
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+        if isinstance(e, OSError):
+            e.filename = e.filename or str(path)        # while writing, the system names none
         raise
 
 
 def make_folder(path) -> Path:
-    """Make the folder and those above it. Raises UserError if a file is in the way."""
+    """Make the folder and those above it. Raises UserError where that cannot be."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{path}: a file is in the way of this folder; give another one") from None
+    except FileNotFoundError:           # below /proc, for instance
+        raise UserError(f"{path}: no folder can be made here; give another one") from None
     return path
 
 
@@ -95,7 +101,7 @@ def read_tensors(path: Path) -> dict:
 
 
 @contextlib.contextmanager
-def open_tensors(path: Path, remedy="fetch it again"):
+def open_tensors(path: Path, remedy="fetch or make it again"):
     """Yield an open safetensors file. Raises UserError for a damaged one, which says the remedy."""
     try:
         with safe_open(existing(path), framework="pt") as f:

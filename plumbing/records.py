@@ -157,8 +157,8 @@ def refuse_other_files(out: Path):
     foreign += {*out.glob("state/*")} - {*files_of_state(out)}
     if foreign:
         name = min(foreign).relative_to(out)
-        raise UserError(f"{out} holds files of something else than a run ({name}); give another "
-                        "--out")
+        raise UserError(f"{out} holds {name} and no run.json: it is no run's folder, or a part of "
+                        "one; give another --out")
 
 
 def files_of_state(out: Path) -> list[Path]:

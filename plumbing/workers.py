@@ -75,7 +75,11 @@ def claim_file(path: Path) -> Iterator[bool]:
     if fcntl is None or not os.access(lock.parent, os.W_OK):
         yield True
         return
-    with open(lock, "a") as f:
+    try:
+        f = open(lock, "a")
+    except FileNotFoundError:           # below /proc, for instance
+        raise UserError(f"{lock.parent}: no file can be made here; give another folder") from None
+    with f:
         held = lock_at_once(f) and is_open_as(f, lock)
         try:
             yield held

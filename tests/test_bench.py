@@ -139,7 +139,7 @@ def test_two_copies_of_one_repository_take_turns(checkpoint, chat, capsys):
 
 
 def test_two_methods_have_one_base_and_each_its_own_rate():
-    _, (ours, peer) = bench.parse_bench(["--nf4", "--peer=dora", "--device=cpu", "--epochs=3"])
+    _, (ours, peer) = bench.parse_bench(["--nf4", "--peer=dora", "--device=cpu"])
     assert ours.four_bits and peer.four_bits and ours.max_steps == peer.max_steps == 200
     _, (ours, peer) = bench.parse_bench(["--peer=loraplus", "--device=cpu"])
     assert (ours.lr, peer.lr) == (2e-4, 5e-5)

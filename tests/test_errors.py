@@ -8,9 +8,10 @@ import torch
 from runs import one_line
 from safetensors import SafetensorError
 
-from plumbing.errors import UserError, errors_in_one_line
+from plumbing.errors import UserError, errors_in_one_line, is_disk_full
 from plumbing.files import make_folder, read_json, replacing, write_json
 from plumbing.records import COLUMNS, read_rows, write_rows
+from plumbing.workers import claim_or_stop
 
 
 def ends_in(error, capsys, **advice):
@@ -65,6 +66,13 @@ def test_a_file_is_whole_or_what_it_was_before(tmp_path):
     with pytest.raises(ZeroDivisionError), replacing(path) as part:
         part.write_text("half")
         1 / 0
+    with pytest.raises(OSError) as full, replacing(path) as part:
+        part.write_text("half")
+        raise OSError(errno.EFBIG, "File too large")
+    assert str(full.value) == f"[Errno 27] File too large: '{path}'"
+    with pytest.raises(OSError) as full, replacing(path) as part:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    assert is_disk_full(full.value) and str(path) in str(full.value)
     assert read_json(path) == {"a": "Lan có 12 quả"} and list(tmp_path.iterdir()) == [path]
 
 
@@ -110,3 +118,12 @@ def test_a_file_in_the_way_of_a_folder(tmp_path):
         with pytest.raises(UserError, match="a file is in the way"):
             make_folder(folder)
     assert (tmp_path / "x").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_folder_in_which_nothing_can_be_made(tmp_path):
+    with pytest.raises(UserError, match="/proc/x: no folder can be made here"):
+        make_folder("/proc/x")
+    with pytest.raises(UserError, match="/proc: no file can be made here"), \
+            claim_or_stop(Path("/proc/x")):
+        pass
