@@ -4,8 +4,8 @@ train.py draws it at its end, `plot.py out/RUN [out/OTHER ...]` whenever you wan
 NLL stand against the optimizer steps, step 0 included. A ring marks the lowest test NLL. Where the
 test NLL turns and rises while the training NLL still falls, a run over-fits.
 """
-import math
 import itertools
+import math
 import textwrap
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def draw_runs(folders: list[Path], path: Path):
     low, high = ax.dataLim.intervaly
     if 0 < 3 * low < high:
         ax.set_yscale("log")
-        ax.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+        ax.yaxis.get_major_locator().set_params(subs=(1, 1.5, 2, 3, 5, 7))
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         ax.yaxis.set_minor_formatter("")
     ax.grid(alpha=0.3)

@@ -169,6 +169,14 @@ def prompt_of(messages: list[dict], tokenizer) -> str:
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, date_string=DATE)
 
 
+def question_of(messages: list[dict]) -> str:
+    """What a person is shown of a prompt's messages: the question, or every turn with its role."""
+    turns = [message for message in messages if message["role"] != "system"]
+    if len(turns) == 1:
+        return turns[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in turns)
+
+
 def encode_sample(messages: list[dict], tokenizer, supervise: str = "last",
                   max_length: float = math.inf) -> Sample:
     """The sample's ids and labels, uncut, or the first of them: at least `max_length`.

@@ -652,6 +652,8 @@ def main(argv=None):
     # If both arms of a gap diverged it is inf - inf. That is nan, as it should be.
     with errors_in_one_line(), np.errstate(invalid="ignore"):
         args = parse_flags(Settings, "plot.py", __doc__, argv)
+        if args.watch:
+            wait_for(args.folders)
         is_run = [(folder / "log.csv").exists() or (folder / "run.json").exists()
                   for folder in args.folders]
         if all(is_run) and not args.table:
@@ -662,6 +664,15 @@ def main(argv=None):
                             "folders, and --watch, are for runs")
         else:
             plot_sweep(args)
+
+
+def wait_for(folders: list[Path]):
+    """Wait for the runs that have not begun: a run makes its folder after its first answer."""
+    for folder in folders:
+        if not folder.exists():
+            print(f"waiting for {folder}; Ctrl-C stops", flush=True)
+            while not (folder / "run.json").exists():
+                time.sleep(1)
 
 
 def plot_runs(args):

@@ -261,7 +261,7 @@ def compare_models(settings, model, tokenizer, adapters: dict, system: list[dict
         answers[name] = answer_conversations(side, side_tokenizer, prompts, how)
         seconds = time.perf_counter() - start
         print_note(f"{name}: {len(prompts)} answered in {seconds:.1f} s")
-    questions = [messages[-1]["content"] for messages in prompts]
+    questions = [dataset.question_of(messages) for messages in prompts]
     print_comparison(questions, answers)
     if settings.markdown:
         with replacing(Path(settings.markdown)) as part:

@@ -654,7 +654,7 @@ def save_result(run: Run, out: Path):
 def show_answers(messages: list[dict], base_answer: str, tuned_answer: str, four_bits: bool):
     """A question of the test split, with what the base and the trained model answer to it."""
     base = "base (nf4)" if four_bits else "base"
-    texts = {"question": messages[-2]["content"], "reference": messages[-1]["content"],
+    texts = {"question": dataset.question_of(messages[:-1]), "reference": messages[-1]["content"],
              base: base_answer, "tuned": tuned_answer}
     print()
     texts = {name: text.strip() for name, text in texts.items()}

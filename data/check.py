@@ -31,6 +31,7 @@ from dataset import (  # noqa: E402
     find_dataset,
     numbered_lines,
     parse_line,
+    question_of,
     show_sample,
 )
 from forms import (  # noqa: E402
@@ -191,7 +192,7 @@ def show_repeats(pairs: list[tuple[Line, Line]], what: str):
                    if fold_messages(first.messages) == fold_messages(line.messages)]
     print(f"  {what}: {len(pairs):,}, {len(same_answer):,} with the same answer")
     first, line = pairs[0]
-    question = " ".join(line.messages[-2]["content"].split())[:120]
+    question = " ".join(question_of(line.messages[:-1]).split())[:120]
     print_fitted(f"    line {line.number} has that of line {first.number}: {question}")
 
 

@@ -124,6 +124,13 @@ def test_runs_of_different_folders_need_a_place_for_their_figure(run, tmp_path, 
     assert "no evaluation yet; --watch" in one_line(stop.value.code, capsys.readouterr().err)
 
 
+def test_watching_waits_for_a_run_that_has_not_begun(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plot.time, "sleep", lambda seconds: shutil.copytree(run, tmp_path / "new"))
+    plot.main([str(tmp_path / "new"), "--watch"])
+    assert capsys.readouterr().out.startswith(f"waiting for {tmp_path / 'new'}; Ctrl-C stops\n")
+    assert (tmp_path / "new/watch.html").exists()
+
+
 def test_watching_ends_with_the_run(run, tmp_path, monkeypatch, capsys):
     """Two evaluations are drawn, and the page shows the figure."""
     lengths = iter([3, 3, 11, 11])

@@ -136,6 +136,13 @@ def test_the_end_token_is_supervised_where_it_is_the_padding_token(tokenizer):
         assert set(row[len(sample.ids):]) <= {-100}
 
 
+def test_a_person_is_shown_the_question_or_all_turns():
+    system, question = {"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}
+    assert dataset.question_of([system, question]) == "Hi"
+    turns = [system, question, {"role": "assistant", "content": "Hello"}, question]
+    assert dataset.question_of(turns) == "user: Hi\nassistant: Hello\nuser: Hi"
+
+
 def test_a_template_that_rewrites_the_prompt_is_an_error(tokenizer):
     counting = tokenizer("{{ messages | length }} messages\n" + CHATML)
     with pytest.raises(UserError, match="rewrites the prompt"):
