@@ -119,6 +119,10 @@ class Config:
         """Samples per optimizer step."""
         return self.micro_bs * self.grad_accum
 
+    def evaluates(self, step: int) -> bool:
+        """Whether a settled run is evaluated after so many steps, and gets a row."""
+        return step % self.eval_steps == 0 or step == self.max_steps
+
     @property
     def adapter_method(self) -> str:
         """The file of methods/ that the run's method is."""

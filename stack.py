@@ -196,7 +196,7 @@ def stacked_steps(stack: Stack) -> Iterator[bool]:
     test_batches = [to_batch(*micro_batch, stack.model.device) for micro_batch in
                     dataset.micro_batches(stack.runs[0].data.test_set, 4 * first.micro_bs)]
     while True:
-        due = progress.step % first.eval_steps == 0 or progress.step == first.max_steps
+        due = first.evaluates(progress.step)
         if progress.rows and progress.rows[-1]["step"] == progress.step:
             due = False             # the base was evaluated before
         if due:

@@ -442,7 +442,7 @@ def rows_without_numbers(last: dict, config) -> list[dict]:
     """The rows that a run would have had after its row `last`, with nan for each NLL."""
     rows = []
     for step in range(last["step"] + 1, config.max_steps + 1):
-        if step % config.eval_steps == 0 or step == config.max_steps:
+        if config.evaluates(step):
             rows.append(last | {"step": step, "train_nll": math.nan, "test_nll": math.nan})
     return rows
 

@@ -52,7 +52,7 @@ from plumbing.checkpoint import weight_files
 from plumbing.cli import run_command
 from plumbing.device import DTYPES, multiplies_bfloat16, peak_gb, send
 from plumbing.errors import UserError, errors_in_one_line, interruption
-from plumbing.fields import Number, whole
+from plumbing.fields import Number, check, whole
 from plumbing.files import hash_file, make_folder, read_json, resolve
 from plumbing.state import load_state, save_state
 from plumbing.text import print_fitted, stack_cells, text_width
@@ -260,14 +260,25 @@ def begin_or_resume(run: Run, out: Path, base_answer: str) -> str:
 
 def go_on_from(run: Run, state: Path):
     """Bring `run` to where the file `state` says. Raises UserError for a damaged file."""
-    shape = PROGRESS | {"scaler": dict.fromkeys(run.scaler.state_dict(), Number())}
     origin = run.progress.origin
-    run.progress = Progress(**load_state(state, *restorer(run), shape))
+    progress = load_state(state, *restorer(run), functools.partial(check_progress, run))
+    run.progress = Progress(**progress)
     changed = [name for name in origin if run.progress.origin.get(name) != origin[name]]
     if changed:
         raise UserError(f"{state} was made from other {' and '.join(changed)}; bring these back, "
                         "or --overwrite begins again")
     run.scaler.load_state_dict(run.progress.scaler)
+
+
+def check_progress(run: Run, progress: dict):
+    """Raise UserError for what cannot be the progress of this run."""
+    check(progress, PROGRESS | {"scaler": dict.fromkeys(run.scaler.state_dict(), Number())})
+    check(progress["step"], whole(at_most=run.config.max_steps), name="step")
+    evaluated = [step for step in range(progress["step"] + 1) if run.config.evaluates(step)]
+    if [row["step"] for row in progress["rows"]] != evaluated:
+        raise UserError(f"its rows are not the evaluations of {progress['step']} steps")
+    if (progress["step"] in evaluated) != (progress["nll_tokens"] == 0):
+        raise UserError("its training NLL is not of the steps since the last evaluation")
 
 
 def restorer(run: Run) -> tuple[Callable, Callable]:
@@ -311,7 +322,8 @@ def keep_best(run: Run, best: Path):
 
 def take_best(run: Run, best: Path) -> int:
     """Give the model the weights in the file `best` -> the step that they are of."""
-    return load_state(best, *restorer(run), {"step": whole()})["step"]
+    return load_state(best, *restorer(run),
+                      lambda progress: check(progress, {"step": whole()}))["step"]
 
 
 def kept_tensors(run: Run) -> dict:
@@ -558,7 +570,7 @@ def training_steps(run: Run, quiet: bool | None = None) -> Iterator[bool]:
         while True:
             # ----- evaluate -----
             # Step 0 too: it is the base's loss, which everything is compared with.
-            due = progress.step % config.eval_steps == 0 or progress.step == config.max_steps
+            due = config.evaluates(progress.step)
             if progress.rows and progress.rows[-1]["step"] == progress.step:
                 due = False             # a resumed run, which stopped after this evaluation
             if due:

@@ -23,14 +23,16 @@ def save_state(path: Path, tensors: dict[str, torch.Tensor], progress: dict):
         save_file(tensors, part, metadata={"progress": json.dumps(progress)})
 
 
-def load_state(path: Path, expect: Callable, give_back: Callable, shape=dict) -> dict:
-    """Call give_back(name, tensor) for each tensor of the file -> the progress, of this shape.
+def load_state(path: Path, expect: Callable, give_back: Callable,
+               check_progress: Callable = lambda progress: None) -> dict:
+    """Call give_back(name, tensor) for each tensor of the file -> the progress.
 
     expect(names): {name: a tensor of the shape and type that it must have} of a file in which there
-    are these names. Raises UserError for a file that is not as expected, before the first call.
+    are these names. check_progress(progress) raises UserError for what cannot be one. Raises
+    UserError for a file that is not as expected, before the first call of give_back.
     """
     with open_tensors(path, REMEDY) as f:
-        progress = read_progress(path, f.metadata(), shape)
+        progress = read_progress(path, f.metadata(), check_progress)
         tensors = {name: f.get_tensor(name) for name in f.keys()}       # mapped, not yet read
         expected = expect(tensors.keys())
         for name in sorted(tensors.keys() | expected.keys()):
@@ -43,9 +45,11 @@ def load_state(path: Path, expect: Callable, give_back: Callable, shape=dict) ->
     return progress
 
 
-def read_progress(path: Path, metadata: dict | None, shape) -> dict:
+def read_progress(path: Path, metadata: dict | None, check_progress: Callable) -> dict:
     try:
-        return check(json.loads((metadata or {}).get("progress", "null")), shape, name="progress")
+        progress = check(json.loads((metadata or {}).get("progress", "null")), dict)
+        check_progress(progress)
+        return progress
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is damaged ({e}); {REMEDY}") from None
 

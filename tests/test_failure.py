@@ -437,7 +437,7 @@ def test_files_of_something_else_are_left(checkpoint, chat, tmp_path, broken, fa
     before = contents(tmp_path)
     for folder in (broken, data, notes, tmp_path / "states"):
         error = fails(command(checkpoint(), chat, folder, *flags))
-        assert "holds files of something else" in error
+        assert "it is no run's folder, or a part of one; give another --out" in error
     assert contents(tmp_path) == before
 
 
@@ -511,7 +511,11 @@ A = "model.layers.0.self_attn.q_proj.lora_A"
     lambda t, _: t.update({f"{A}/else": torch.zeros(1)}),
     lambda _, progress: progress.update(step=-1), lambda _, progress: progress.pop("rows"),
     lambda _, progress: progress["rows"][0].update(test_nll="low"),
-    lambda _, progress: progress.update(origin=[])])
+    lambda _, progress: progress.update(origin=[]),
+    lambda _, progress: progress.update(step=10 ** 15),
+    lambda _, progress: progress["rows"].pop(),
+    lambda _, progress: progress["rows"][0].update(step=1),
+    lambda _, progress: progress.update(nll_tokens=7 * (not progress["nll_tokens"]))])
 def test_a_state_that_is_not_this_runs(checkpoint, chat, interrupted, fails, monkeypatch, change):
     """Nothing is given back before all is compared."""
     change_state(change)(interrupted)
