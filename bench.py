@@ -484,6 +484,7 @@ def parse_bench(argv) -> tuple[Settings, list[Config]]:
     add_flags(parser.add_argument_group("of train.py"), Config, only=SHARED_FLAGS)
     settings, config = read_flags(parser, argv, Settings, Config)
     check_config(config)
+    resolve(config.model)
     peer = settings.peer
     if peer == ("trl" if settings.generate else "transformers"):
         raise UserError("--peer trl makes steps, and --peer transformers answers (--generate)")

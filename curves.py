@@ -9,8 +9,9 @@ import math
 import textwrap
 from pathlib import Path
 
-from plumbing.files import read_json, replacing
-from plumbing.records import COLUMNS, RUN, read_rows
+from plumbing.files import replacing
+from plumbing.records import COLUMNS, read_rows, read_rows_of
+from settings import Config
 
 # Colours that colour-blind readers can tell apart, and markers. Neighbours differ in both,
 # and no two of the 56 pairs are equal: 8 and 7 have no common divisor.
@@ -25,12 +26,12 @@ FILE = "curve.png"
 
 def read_run(folder: Path) -> tuple[list[dict], dict]:
     """-> the rows of a run's log.csv, and its settings: run.json's, else those of the rows."""
-    rows = read_rows(folder / "log.csv")
-    settings = {name: rows[0][name] for name in NAMING}
     if (folder / "run.json").exists():
-        run = read_json(folder / "run.json", RUN)
-        settings = run["settings"] | {"samples": run.get("samples")}
-    return rows, settings
+        config, run = Config.of_run(folder)
+        rows = read_rows_of(folder / "log.csv", config, run["finished"])
+        return rows, run["settings"] | {"samples": run.get("samples")}
+    rows = read_rows(folder / "log.csv")
+    return rows, {name: rows[0][name] for name in NAMING}
 
 
 def name_runs(settings: list[dict]) -> list[str]:

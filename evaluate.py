@@ -65,7 +65,7 @@ from plumbing.errors import UserError, errors_in_one_line
 from plumbing.fields import Number, check, whole
 from plumbing.files import (NANO_BASE, hash_file, read_json, read_tensors, replacing, resolve,
                             write_json)
-from plumbing.records import read_rows
+from plumbing.records import read_rows_of
 from plumbing.text import markdown_table, print_markdown
 from plumbing.workers import claim_or_stop
 from settings import SUPERVISE, Config
@@ -124,9 +124,8 @@ def parse_evaluation(argv=None) -> Settings:
 
 def take_settings_of_run(settings):
     """Measure the test NLL as the run did that made the weights, unless the flags say otherwise."""
-    path = Path(settings.adapter or resolve(settings.model)) / "run.json"
-    content = {"settings": {}} | (read_json(path) if path.exists() else {})
-    of_run = Config.of_settings(content, path)
+    folder = Path(settings.adapter or resolve(settings.model))
+    of_run = Config.of_run(folder)[0] if (folder / "run.json").exists() else Config()
     for name in ("max_length", "supervise"):
         if getattr(settings, name) is None:
             setattr(settings, name, getattr(of_run, name))
@@ -148,10 +147,11 @@ def read_task(folder: Path, metric: str | None = None, labels: str | None = None
     if metric != "accuracy":
         return Task(metric, [])
     names = [name.strip() for name in labels.split(",")] if labels else given.get("labels")
-    if len(names or ()) < 2 or not all(map(str.strip, names)):
-        raise UserError("accuracy needs at least two labels: --labels negative,positive, or in the "
-                        "data set's task.json")
-    return Task(metric, [unicodedata.normalize("NFC", name) for name in names])
+    names = [unicodedata.normalize("NFC", name) for name in names or ()]
+    if len(names) < 2 or not all(map(str.strip, names)) or len({*names}) < len(names):
+        raise UserError("accuracy needs two or more labels, each once: --labels negative,positive, "
+                        "or in the data set's task.json")
+    return Task(metric, names)
 
 
 def read_questions(path: Path, task, limit: int | None) -> list[Question]:
@@ -432,7 +432,8 @@ def describe_weights(model: str, adapter: str | None) -> dict:
         result |= {"method": method_that_reads(config, folder).name, "rank": config.get("r"),
                    "trainable": sum(tensor.numel() for tensor in tensors.values())}
     if (folder / "run.json").exists() and (folder / "log.csv").exists():
-        last = read_rows(folder / "log.csv")[-1]
+        config, run = Config.of_run(folder)
+        last = read_rows_of(folder / "log.csv", config, run["finished"])[-1]
         result |= {"model": name if adapter else last["model"], "method": last["method"],
                    "rank": last["rank"] or None, "trainable": last["trainable"],
                    "steps": last["step"], "train_seconds": last["seconds"]}

@@ -81,7 +81,7 @@ def merge_to_checkpoint(settings: Settings):
 
     # ----- the checkpoint -----
     make_folder(folder.absolute().parent)
-    with replacing(folder.absolute(), Path.mkdir) as part:
+    with replacing(folder, Path.mkdir) as part:
         model.save_pretrained(part, stop_ids(tokenizer))
         tokenizer.save_pretrained(part)
     dtype = dtype_name(model.lm_head.weight.dtype)

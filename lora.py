@@ -532,9 +532,9 @@ def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
             if A.dim() != 2 or B.dim() != 2 or len(A) != rank:
                 raise UserError(f"{folder}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}, "
                                 f"and by adapter_config.json rank {rank}")
-            if not is_target(name, config["target_modules"]):
-                raise UserError(f"{folder}: {name} has A and B, and is not among the "
-                                "target_modules of adapter_config.json: PEFT would pass it over")
+            if not is_target(name, config):
+                raise UserError(f"{folder}: {name} has A and B, and by adapter_config.json it is "
+                                "no target: PEFT would pass it over")
             alpha = value_of(config.get("alpha_pattern"), name, config["lora_alpha"])
             adapter[name] = Factors(A, B, alpha, config.get("lora_dropout", 0.0),
                                     config.get("use_rslora", False))
@@ -544,7 +544,9 @@ def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
 PEFT_CONFIG = {     # of adapter_config.json, what is read here
     "r": whole(1), "lora_alpha": Number(above=0), "lora_dropout?": Number(0, at_most=1),
     "use_rslora?": bool, "rank_pattern?": ({str: whole(1)}, None),
-    "alpha_pattern?": ({str: Number(above=0)}, None), "target_modules": (str, [str])}
+    "alpha_pattern?": ({str: Number(above=0)}, None), "target_modules": (str, [str]),
+    "exclude_modules?": (str, [str], None), "layers_to_transform?": (whole(), [whole()], None),
+    "layers_pattern?": (None, "layers", ["layers"])}
 
 
 def value_of(patterns: dict | None, name: str, common):
@@ -555,11 +557,21 @@ def value_of(patterns: dict | None, name: str, common):
     return common
 
 
-def is_target(name: str, targets: str | list[str]) -> bool:
-    """As PEFT reads target_modules: ends of a layer's path, or a regular expression for all."""
+def is_target(name: str, config: dict) -> bool:
+    """Whether PEFT puts an adapter on the layer called `name`."""
+    targets, layers = config["target_modules"], config.get("layers_to_transform")
+    if layers not in (None, []) and not isinstance(targets, str):
+        index = re.match(r".*?\.layers\.(\d+)\.", f".{name}")
+        if not index or int(index[1]) not in (layers if isinstance(layers, list) else [layers]):
+            return False
+    return is_named(name, targets) and not is_named(name, config.get("exclude_modules"))
+
+
+def is_named(name: str, targets: str | list[str] | None) -> bool:
+    """`targets`: ends of layers' paths, or a regular expression for the whole of each."""
     if isinstance(targets, str):
         return targets == "all-linear" or fits_pattern(targets, name)
-    return any(f".{name}".endswith(f".{target}") for target in targets)
+    return any(f".{name}".endswith(f".{target}") for target in targets or ())
 
 
 def is_plain_lora(config: dict) -> bool:
@@ -573,4 +585,5 @@ def is_plain_lora(config: dict) -> bool:
 
 # PEFT's entries with which an adapter computes something else than W x + s B A x
 NOT_PLAIN = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication",
-             "alora_invocation_tokens", "kasa_config", "monteclora_config", "arrow_config")
+             "modules_to_save", "trainable_token_indices", "alora_invocation_tokens", "kasa_config",
+             "monteclora_config", "arrow_config")

@@ -108,6 +108,8 @@ class ModelConfig:
         head_dim = hf.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
         if head_dim < 2 or head_dim % 2:
             raise UserError(f"head_dim {head_dim}: it must be even, because RoPE turns pairs")
+        if len(hf.get("layer_types") or hf["num_hidden_layers"] * [""]) != hf["num_hidden_layers"]:
+            raise UserError(f"config.json: layer_types must name {hf['num_hidden_layers']} layers")
         rope = rope_settings(hf)
         bias = hf.get("attention_bias", False)
         return cls(
@@ -130,14 +132,16 @@ class ModelConfig:
 
 
 SIZE, FACTOR = whole(1, 2 ** 24), Number(above=0)
+PER_MODEL = {str: (str, int, float, bool, list, None)}      # and not a table per kind of layer
 CONFIG = {          # of config.json, what is read here
     "model_type": ("qwen2", "qwen3", "llama"),
-    "hidden_act?": "silu", "use_sliding_window?": (False, None),
+    "hidden_act?": "silu", "use_sliding_window?": (False, None), "is_causal?": (True, None),
     "vocab_size": SIZE, "hidden_size": SIZE, "intermediate_size": SIZE,
     "num_hidden_layers": whole(1, 1000), "num_attention_heads": whole(1, 4096),
     "num_key_value_heads?": (whole(1), None), "head_dim?": (whole(2, 4096), None),
     "rms_norm_eps?": Number(above=0, at_most=1), "rope_theta?": Number(above=1),
-    "rope_parameters?": (dict, None), "rope_scaling?": (dict, None), "tie_word_embeddings?": bool,
+    "rope_parameters?": (PER_MODEL, None), "rope_scaling?": (PER_MODEL, None),
+    "tie_word_embeddings?": bool,
     "layer_types?": (["full_attention"], None), "attention_bias?": bool, "mlp_bias?": bool,
     "max_position_embeddings?": (whole(1), None), "eos_token_id?": (whole(), [whole()], None)}
 ROPE = {"rope_type": ("default", "llama3"), "rope_theta": Number(above=1)}
@@ -149,10 +153,10 @@ def rope_settings(hf: dict) -> dict:
     """{"rope_type": "default" or "llama3", "rope_theta": ...} and, for llama3, its four numbers.
 
     transformers 5 writes all of them under "rope_parameters". transformers 4 wrote rope_theta at
-    the top and the others, if any, under "rope_scaling".
+    the top and the others, if any, under "rope_scaling". Where both are, both read the latter.
     """
     rope = {"rope_theta": hf.get("rope_theta", 10_000.0)}
-    rope |= hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    rope |= hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     rope_type = rope.setdefault("rope_type", rope.get("type", "default"))
     check(rope, LLAMA3_ROPE if rope_type == "llama3" else ROPE, "config.json", "rope_parameters")
     if rope_type == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:

@@ -265,7 +265,8 @@ def compare_models(settings, model, tokenizer, adapters: dict, system: list[dict
     print_comparison(questions, answers)
     if settings.markdown:
         with replacing(Path(settings.markdown)) as part:
-            part.write_text(format_comparison(settings, questions, answers), encoding="utf-8")
+            part.write_text(format_comparison(settings, questions, answers), encoding="utf-8",
+                            errors="backslashreplace")
 
 
 def open_sides(settings, model, tokenizer, adapters: dict):

@@ -12,16 +12,20 @@ Only a settled config has a name, `config.run`.
 """
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from plumbing.cli import flag, parse_flags
 from plumbing.errors import UserError
 from plumbing.fields import check, check_ranges, shape_of_flag
+from plumbing.files import read_json
+from plumbing.records import RUN
 
 # A file of methods/ is a method. qlora is lora on a base in four bits.
 FOLDER = Path(__file__).parent / "methods"
@@ -52,7 +56,7 @@ class Config:
     nf4: bool = flag(False, "the frozen base in four bits, for any method but full")
     options: str = flag(
         "", "of the method alone, as NAME=VALUE,NAME=VALUE: its file has their names and defaults")
-    rank: int = flag(64, "rank r of the adapters", group="LoRA", at_least=1)
+    rank: int = flag(64, "rank r of the adapters", group="LoRA", at_least=1, at_most=2 ** 20)
     alpha: float = flag(
         None, "the adapters are scaled by alpha / r; default: alpha = r, as in the tutorial, so "
         "that the factor is 1 at every rank. Then the best learning rate falls as r grows; with "
@@ -76,10 +80,11 @@ class Config:
         "the host's memory, and a bucket at a time visits the GPU", choices=OPTIMIZER_NAMES)
     weight_decay: float = flag(0.0, "AdamW's, decoupled", at_least=0)
     grad_clip: float = flag(1.0, "largest norm of the gradient; 0: no clipping", at_least=0)
-    micro_bs: int = flag(4, "samples per forward pass; this decides memory", at_least=1)
+    micro_bs: int = flag(4, "samples per forward pass; this decides memory", at_least=1,
+                         at_most=2 ** 20)
     grad_accum: int = flag(
         4, "forward passes per optimizer step; micro_bs x grad_accum samples are a batch",
-        at_least=1)
+        at_least=1, at_most=2 ** 20)
     max_steps: int = flag(None, "optimizer steps; default: 200, or what --epochs says", above=0)
     epochs: float = flag(
         None, "passes over the training data, instead of --max_steps; steps are rounded up, and "
@@ -119,8 +124,12 @@ class Config:
         """Samples per optimizer step."""
         return self.micro_bs * self.grad_accum
 
+    @property
+    def evaluated_steps(self) -> Iterator[int]:
+        """The steps after which a settled run is evaluated, and gets a row: 0, 10, 20 ..."""
+        return itertools.chain(range(0, self.max_steps, self.eval_steps), [self.max_steps])
+
     def evaluates(self, step: int) -> bool:
-        """Whether a settled run is evaluated after so many steps, and gets a row."""
         return step % self.eval_steps == 0 or step == self.max_steps
 
     @property
@@ -167,6 +176,20 @@ class Config:
                   if settings.get(field.name) is not None}
         check(settings, shapes, source, "settings")
         return cls(**{name: settings[name] for name in shapes})
+
+    @classmethod
+    def of_run(cls, out: Path) -> tuple["Config", dict]:
+        """The settings of the run in the folder `out`, and all that its run.json says.
+
+        Raises UserError if it is none that a run has written.
+        """
+        path = out / "run.json"
+        content = read_json(path, RUN)
+        config = cls.of_settings(content, path)
+        if config.run != content["run"]:
+            raise UserError(f"{path} is not what a run writes, so {out} may hold something "
+                            "else; give another folder")
+        return config, content
 
     @property
     def run(self) -> str:

@@ -80,7 +80,7 @@ from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_of_the_machine, is_out_of_memory
 from plumbing.fields import check, shape_of_flag, whole
 from plumbing.files import existing, make_folder, replacing, write_json
-from plumbing.records import read_rows, write_rows
+from plumbing.records import read_rows, read_rows_of, write_rows
 from plumbing.text import count_noun, print_fitted
 from plumbing.workers import BUSY, claim_file, do_jobs, local_rank, rank_and_world
 from rates import best_tried, diverged, extend_grid, plan_rates
@@ -546,7 +546,7 @@ class Board:
             for name in self.runs:
                 path = self.out / f"{name}.csv"
                 if name not in self.finals and path.exists():
-                    rows = read_whole_run(path, self.runs[name])
+                    rows = read_rows_of(path, self.runs[name])
                     self.finals[name] = math.inf if diverged(rows) else rows[-1]["test_nll"]
 
     @property
@@ -597,16 +597,6 @@ class Board:
         """Samples trained on by the finished runs, or still to be by the others."""
         return sum(config.max_steps * config.batch_eff
                    for name, config in self.runs.items() if (name in self.finals) == finished)
-
-
-def read_whole_run(path: Path, config: Config) -> list[dict]:
-    """The rows of the run `config`. Raises UserError if they are another run's, or not all."""
-    rows = read_rows(path)
-    found = rows[0]["step"], rows[-1]["step"], {row["run"] for row in rows}
-    if found != (0, config.max_steps, {config.run}):
-        raise UserError(f"{path} is damaged (its rows are not those of run {config.run} from step "
-                        f"0 to {config.max_steps}); delete it, and the sweep makes the run again")
-    return rows
 
 
 def prepare_process(first_gpu: int, threads: int, device: str, number: int):

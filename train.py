@@ -24,6 +24,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -274,7 +275,7 @@ def check_progress(run: Run, progress: dict):
     """Raise UserError for what cannot be the progress of this run."""
     check(progress, PROGRESS | {"scaler": dict.fromkeys(run.scaler.state_dict(), Number())})
     check(progress["step"], whole(at_most=run.config.max_steps), name="step")
-    evaluated = [step for step in range(progress["step"] + 1) if run.config.evaluates(step)]
+    evaluated = [*itertools.takewhile(progress["step"].__ge__, run.config.evaluated_steps)]
     if [row["step"] for row in progress["rows"]] != evaluated:
         raise UserError(f"its rows are not the evaluations of {progress['step']} steps")
     if (progress["step"] in evaluated) != (progress["nll_tokens"] == 0):
@@ -743,6 +744,8 @@ def train_in(out: Path, config: Config, data: Data, origin: dict) -> list[dict]:
     processes.leave_processes()
     if not first_process:
         return run.progress.rows
+    if not math.isfinite(run.progress.rows[-1]["test_nll"]):
+        print("the run diverged: its last weights are not numbers; take a lower --lr")
     if config.keep == "best":
         base = "" if step else ". It never fell below the base's; a lower --lr may help"
         print(f"saved: the weights of step {step}, where the test NLL was lowest{base}")

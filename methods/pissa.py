@@ -23,8 +23,6 @@ finds the top r by a randomized SVD (Halko et al., arXiv 0909.4061) with so many
 
 Trained: r (in + out) per target. Saved: 2 r (in + out). Merges into W.
 """
-import re
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -99,7 +97,7 @@ def pack(model, setup: Setup) -> tuple[dict, dict]:
 
 
 def unpack(model, config: dict, tensors: dict, folder):
-    """PEFT's own form: A and B of W_res. By the exact SVD, because a randomized one differs."""
+    """PEFT's own form: A and B of W_res, which PEFT computes again by the exact SVD."""
     adapter = pair_factors(config, tensors, folder)
     check_fit(model, adapter, folder)
     attach_factors(model, adapter, lambda base, f: PiSSALinear(
@@ -107,8 +105,8 @@ def unpack(model, config: dict, tensors: dict, folder):
 
 
 def reads(config: dict) -> bool:
-    start = config.get("init_lora_weights")
-    return bool(re.fullmatch(r"pissa(_niter_\d+)?", str(start))) and is_plain_lora(
+    """Not "pissa_niter_4": PEFT draws that SVD, so each load gives it another W_res."""
+    return config.get("init_lora_weights") == "pissa" and is_plain_lora(
         config | {"init_lora_weights": True})
 
 

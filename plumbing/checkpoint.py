@@ -101,11 +101,12 @@ def unpack_bnb(parts: dict[str, torch.Tensor], name: str, folder) -> dict | None
     try:
         state = check(json.loads(bytes(parts[name + BNB_STATE].tolist())), QUANT_STATE, BNB_STATE)
         packed = parts[name].reshape(-1).view(torch.uint8)  # some recipes call the bytes bfloat16
-        absmax, absmax2 = parts[name + ".absmax"], parts.get(name + ".nested_absmax")
+        absmax, absmax2 = parts[name + ".absmax"].flatten(), parts.get(name + ".nested_absmax")
         n, offset = math.prod(state["shape"]), None
         K = -(-n // state["blocksize"])                     # blocks; both are rounded up
         fits = packed.numel() == -(-n // 2) and absmax.numel() == K
         if absmax2 is not None:
+            absmax2 = absmax2.flatten()
             offset = torch.tensor(state.get("nested_offset", 0.0), device=packed.device)
             fits = fits and absmax.dtype == torch.uint8 and absmax2.numel() == -(-K // 256)
         if not fits:

@@ -47,7 +47,7 @@ def make_parser(script: str, doc: str, **more) -> argparse.ArgumentParser:
     """A parser that prints `doc` as its help, and ends a wrong command line with one line."""
     columns = shutil.get_terminal_size((100, 24)).columns
     parser = argparse.ArgumentParser(
-        prog=script, description=fit_doc(doc, columns), allow_abbrev=False,
+        prog=script, description=fit_doc(doc or "", columns), allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
     def end(message):

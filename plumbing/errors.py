@@ -14,12 +14,13 @@ from typing import NoReturn
 from safetensors import SafetensorError
 
 # The machine's answers that only its user can change: a full or broken disk, a folder on another
-# machine that is gone, no permission, too many open files. Any other OSError, a FileNotFoundError
-# for instance, is a fault of the program unless somebody has made a UserError of it.
+# machine that is gone, no permission, too many open files, a folder where a file must be. Any other
+# OSError, a FileNotFoundError for instance, is a fault of the program unless somebody has made a
+# UserError of it.
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MACHINE_ERRORS = DISK_FULL | {
     errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE,
-    errno.ENAMETOOLONG, errno.ENOTEMPTY}
+    errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 
 
 class UserError(ValueError):
@@ -47,7 +48,7 @@ def errors_in_one_line(out_of_memory: str = "", no_space: str = "", stopped: str
     except (UserError, OSError, SafetensorError, RuntimeError, MemoryError) as e:
         if is_out_of_memory(e):
             fail(f"out of memory: {out_of_memory}" if out_of_memory else "out of memory")
-        if isinstance(e, RuntimeError):
+        if isinstance(e, RuntimeError) and "Symlink loop" not in str(e):    # pathlib's
             raise
         if isinstance(e, OSError) and not is_of_the_machine(e):
             raise

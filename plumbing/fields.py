@@ -127,7 +127,7 @@ def check_ranges(settings):
 def number_of(text: str) -> int | float | str:
     """The number that a text says, else the text: check() says what is wrong with it.
 
-    It alone converts. Python would also take "1_000", "٣" and " 8 ".
+    Python's int() would also take "1_000", "٣" and " 8 ". (argparse uses it for flags.)
     """
     if not re.fullmatch("[-+.0-9a-zA-Z]+", text):       # letters: 1e-5, nan, inf
         return text

@@ -27,9 +27,16 @@ def replacing(path: Path, make=Path.touch):
     make: Path.mkdir for a folder; `path` must be new or empty then. If something goes wrong, what
     is half written is deleted and `path` is what it was before.
     """
+    path = Path(os.path.realpath(path))         # a link stays one
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is a device or a pipe, and would be replaced; give a file")
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         make(part)
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is not there any more, or nothing can be made in it; the "
+                        "same command goes on where it is") from None
+    try:
         mode = part.stat().st_mode
         yield part
         part.chmod(mode)            # as usual here: safetensors lets nobody but the owner read
@@ -49,7 +56,8 @@ def make_folder(path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{path}: a file is in the way of this folder; give another one") from None
+        raise UserError(f"{path}: a file, or a link to nothing, is in the way of this folder; give "
+                        "another one") from None
     except FileNotFoundError:           # below /proc, for instance
         raise UserError(f"{path}: no folder can be made here; give another one") from None
     return path
@@ -73,6 +81,8 @@ def existing(path: Path) -> Path:
     if (path.parent / "state").is_dir():
         raise UserError(f"{path.parent} holds a run that is not finished, and has no {path.name} "
                         "yet; finish it: the command that began it, with --resume")
+    if path.exists():
+        raise UserError(f"{path} is no file, but a folder, a device or a pipe")
     if not path.parent.exists():
         raise UserError(f"{path.parent}: no such folder")
     raise UserError(f"{path.parent} has no {path.name}; is it the right folder?")

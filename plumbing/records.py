@@ -2,13 +2,14 @@
 import contextlib
 import csv
 import dataclasses
+import itertools
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from plumbing.errors import UserError
 from plumbing.fields import Number, check, number_of, whole
-from plumbing.files import existing, read_json, replacing, write_json
+from plumbing.files import existing, replacing, write_json
 
 STATE = "state/state.safetensors"       # of a run that is not finished: what --resume needs
 BEST = "state/best.safetensors"         # and the weights of the lowest test NLL, with --keep best
@@ -65,6 +66,23 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
+def read_rows_of(path: Path, config, finished: bool = True) -> list[dict]:
+    """The rows of the run `config`; finished: all of them.
+
+    Raises UserError if they are another run's, or not those of its evaluations in their order.
+    """
+    rows = read_rows(path)
+    steps = [row["step"] for row in rows]
+    same = {"run": config.run, "lr": config.lr, "batch_eff": config.batch_eff,
+            "seed": config.seed, "trainable": rows[0]["trainable"]}
+    if (steps != [*itertools.islice(config.evaluated_steps, len(rows))]
+            or finished and steps[-1] != config.max_steps
+            or any(row | same != row for row in rows)):
+        raise UserError(f"{path} is damaged (its rows are not those of the run {config.run}, one "
+                        "for each evaluation); delete it and make the run again")
+    return rows
+
+
 def cell_value(column: str, cell: str):
     """What a cell says, as JSON would have it; the cell itself if that is none of its column's."""
     if ROW.get(column) is str or not isinstance(cell, str):
@@ -118,11 +136,7 @@ def finished_rows(config, out: Path) -> list[dict] | None:
     if not (out / "run.json").exists():
         refuse_other_files(out)
         return None
-    held = read_json(out / "run.json", RUN)
-    made = config.of_settings(held, out / "run.json")
-    if made.run != held["run"]:
-        raise UserError(f"{out / 'run.json'} is not what a run writes, so {out} may hold files of "
-                        "something else; give another --out")
+    made, held = config.of_run(out)
     if config.overwrite:
         return None
     if held["run"] != config.run:
@@ -137,7 +151,7 @@ def finished_rows(config, out: Path) -> list[dict] | None:
     if not (out / "log.csv").exists():
         raise UserError(f"{out} holds this run, finished, but its log.csv is gone; --overwrite "
                         "makes it again")
-    rows = read_rows(out / "log.csv")
+    rows = read_rows_of(out / "log.csv", made)
     print(f"{out} holds this run, finished:\n{row_line(rows[-1])}")
     if made.optimizer != config.optimizer:
         print(f"It was made with --optimizer {made.optimizer}, which gives the same numbers.")
@@ -185,5 +199,8 @@ def clear_run(out: Path, names: list[str], overwrite: bool):
     for folder in (out, out / "state"):
         half_written += folder.glob(".tmp??????")       # safetensors' own
     finals = [out / name for name in names] if overwrite else []
+    for path in finals:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, where a run writes a file; move it away first")
     for path in [*half_written, *finals]:
         path.unlink(missing_ok=True)

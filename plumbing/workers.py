@@ -75,6 +75,9 @@ def claim_file(path: Path) -> Iterator[bool]:
     if fcntl is None or not os.access(lock.parent, os.W_OK):
         yield True
         return
+    if lock.is_symlink() or lock.exists() and not (lock.is_file() and lock.stat().st_size == 0):
+        raise UserError(f"{lock} is in the way, because it is no lock; move it, or give another "
+                        "--out")
     try:
         f = open(lock, "a")
     except FileNotFoundError:           # below /proc, for instance

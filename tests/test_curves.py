@@ -15,8 +15,9 @@ from curves import draw_runs, lowest_row, name_runs, read_run
 from engine import mean_nll
 from methods import open_adapter, switch_adapter
 from model import Transformer
-from plumbing.files import read_json
-from plumbing.records import read_rows
+from plumbing.files import read_json, write_json
+from plumbing.records import read_rows, write_rows
+from settings import Config
 
 FITTING = {"max_steps": 60, "eval_steps": 6, "grad_accum": 1, "lr": 3e-2, "rank": 8}
 
@@ -78,11 +79,13 @@ def test_the_curve_has_every_row_step_0_too(run, tmp_path, monkeypatch):
 
 def test_several_runs_are_named_by_what_differs(run, tmp_path, monkeypatch):
     other = shutil.copytree(run, tmp_path / "other")
-    settings = read_json(other / "run.json")
-    settings["settings"] |= {"lr": 1e-3, "schedule": "cosine", "rank": 16, "alpha": 16.0,
-                             "epochs": 3.0}
-    from plumbing.files import write_json
-    write_json(other / "run.json", settings)
+    content = read_json(other / "run.json")
+    content["settings"] |= {"lr": 1e-3, "schedule": "cosine", "rank": 16, "alpha": 16.0,
+                            "epochs": 3.0}
+    content["run"] = Config.of_settings(content, "run.json").run
+    write_json(other / "run.json", content)
+    write_rows(other / "log.csv", [row | {"run": content["run"], "lr": 1e-3}
+                                   for row in read_rows(run / "log.csv")])
     assert name_runs([read_run(folder)[1] for folder in (run, other)]) == [
         "rank 8, lr 0.03, schedule constant", "rank 16, lr 0.001, schedule cosine"]
     ax = drawn([run, other], tmp_path, monkeypatch)

@@ -24,7 +24,8 @@ def ends_in(error, capsys, **advice):
     UserError("mend\nthis"), PermissionError(errno.EACCES, "Permission denied", "x"),
     OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only"),
     OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle"),
-    OSError(errno.EMFILE, "Too many open files"),
+    OSError(errno.EMFILE, "Too many open files"), RuntimeError("Symlink loop from 'x'"),
+    IsADirectoryError(errno.EISDIR, "Is a directory"), OSError(errno.ELOOP, "Too many levels"),
     SafetensorError("I/O error: No space left on device")])
 def test_what_a_user_can_mend_is_one_line(error, capsys):
     assert " ".join(str(error).split()) in ends_in(error, capsys)
@@ -32,7 +33,7 @@ def test_what_a_user_can_mend_is_one_line(error, capsys):
 
 @pytest.mark.parametrize("error", [
     FileNotFoundError(errno.ENOENT, "No such file", "x"), OSError("of a forker's own"),
-    IsADirectoryError(errno.EISDIR, "Is a directory"), TimeoutError(), RuntimeError("shapes"),
+    TimeoutError(), RuntimeError("shapes"),
     ValueError("of a forker's own"), KeyError("x")])
 def test_a_fault_of_the_program_keeps_its_traceback(error, capsys):
     with pytest.raises(type(error)) as kept, errors_in_one_line():
@@ -76,6 +77,20 @@ def test_a_file_is_whole_or_what_it_was_before(tmp_path):
     assert read_json(path) == {"a": "Lan có 12 quả"} and list(tmp_path.iterdir()) == [path]
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    """A device would be gone, and a link would no longer lead anywhere."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a device or a pipe"), replacing(tmp_path / "pipe"):
+        pass
+    (tmp_path / "x.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to("x.json")
+    write_json(tmp_path / "link.json", {"a": 1})
+    assert (tmp_path / "link.json").is_symlink() and read_json(tmp_path / "x.json") == {"a": 1}
+    with pytest.raises(UserError, match="gone is not there any more"), \
+            replacing(tmp_path / "gone" / "x.json"):
+        pass
+
+
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
 def test_json_that_is_not_there_is_asked_for_in_one_line(tmp_path, make):
     """A file where a folder is meant, and a folder where a file is meant."""
@@ -88,7 +103,7 @@ def test_json_that_is_not_there_is_asked_for_in_one_line(tmp_path, make):
     with pytest.raises(UserError, match="a run that is not finished, and has no x.json yet"):
         read_json(tmp_path / "run" / "x.json")
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(UserError, match="has no folder.json"):
+    with pytest.raises(UserError, match="folder.json is no file"):
         read_json(tmp_path / "folder.json")
 
 
@@ -115,7 +130,7 @@ def test_rows_come_back_as_they_were_written(tmp_path):
 def test_a_file_in_the_way_of_a_folder(tmp_path):
     (tmp_path / "x").write_text("mine")
     for folder in (tmp_path / "x", tmp_path / "x" / "below" / "it"):
-        with pytest.raises(UserError, match="a file is in the way"):
+        with pytest.raises(UserError, match="a file, or a link to nothing, is in the way"):
             make_folder(folder)
     assert (tmp_path / "x").read_text() == "mine"
 

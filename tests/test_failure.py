@@ -255,7 +255,7 @@ CHECKPOINTS = {
         edit_weights(lambda weights: weights.pop(NORM)),
         f"the weights lack {NORM}"),
     "layers missing": (
-        edit("config.json", num_hidden_layers=3),
+        edit("config.json", num_hidden_layers=3, layer_types=None),
         "the weights lack model.layers.2."),
     "index without a table": (
         write("model.safetensors.index.json", NO_WEIGHT_MAP),
@@ -530,7 +530,8 @@ def test_a_state_that_is_not_this_runs(checkpoint, chat, interrupted, fails, mon
 def test_a_state_that_is_a_pipe(checkpoint, chat, interrupted, fails):
     (interrupted / STATE).unlink()
     os.mkfifo(interrupted / STATE)
-    assert "has no state.safetensors" in fails(command(checkpoint(), chat, interrupted, "--resume"))
+    error = fails(command(checkpoint(), chat, interrupted, "--resume"))
+    assert "state.safetensors is no file" in error
 
 
 @pytest.mark.parametrize("spoil", [cut(STATE, 0.5), write(STATE, b""), write_another_state])

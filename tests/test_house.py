@@ -12,8 +12,8 @@ from conftest import REPO
 FLOORS = [
     {"plumbing", "metrics"},
     {"settings", "rates", "arms", "verdicts", "quant", "lora", "optim", "subspaces",
-     "curves", "communication"},
-    {"model", "tokenizer", "dataset", "subspace_plots"},
+     "communication"},
+    {"model", "tokenizer", "dataset", "subspace_plots", "curves"},
     {"engine", "methods"},
     {"train"},
     {"stack"},

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import REPO, TINY
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from lora import apply_lora, lora_layers
@@ -206,6 +206,16 @@ def classic(hf: dict) -> dict:
     old["rope_theta"] = rope.pop("rope_theta")
     old["rope_scaling"] = rope if rope["rope_type"] == "llama3" else None
     return old
+
+
+def test_of_two_ropes_transformers_chooses(checkpoint):
+    """The old style's counts where a file has both."""
+    hf = json.loads((checkpoint() / "config.json").read_text())
+    for old in ({"rope_type": "default"}, {"rope_type": "default", "rope_theta": 3e5}):
+        both = hf | {"rope_theta": 5e5, "rope_scaling": old,
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 2e4}}
+        theirs = AutoConfig.for_model(**both).rope_parameters["rope_theta"]
+        assert ModelConfig.from_hf(both).rope_theta == theirs
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,6 +98,18 @@ def test_overwrite_deletes_only_what_a_run_has_written(model, chat, fails, conte
     assert "run.json" in error and contents(model) == before
 
 
+@pytest.mark.parametrize("make", [
+    lambda path: path.write_text("mine"), Path.mkdir, os.mkfifo,
+    lambda path: path.symlink_to("empty")])
+def test_a_lock_that_is_none_is_left(checkpoint, chat, tmp_path, fails, make):
+    """Cargo and poetry have files of such names, too."""
+    (tmp_path / "empty").touch()
+    make(tmp_path / "cargo.lock")
+    assert "cargo.lock is in the way" in fails(
+        train.main, command(checkpoint(), chat, tmp_path / "cargo"))
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "cargo.lock"}
+
+
 def change_data(data, model, out):
     path = data / "train.jsonl"
     path.write_text("".join(reversed(path.read_text(encoding="utf-8").splitlines(True))),
@@ -135,14 +148,21 @@ def test_what_changed_since_the_stop_is_said(model, tmp_path, fails, monkeypatch
 def test_a_finished_run_that_is_damaged(checkpoint, chat, tmp_path, fails):
     argv = command(checkpoint(), chat, tmp_path / "out", max_steps=1)
     train.main([str(a) for a in argv])
+    header, *rows = (tmp_path / "out/log.csv").read_text().splitlines(keepends=True)
+    of_run = (tmp_path / "out/run.json").read_text()
     for name, text in (
             ("log.csv", ""), ("log.csv", ",".join(COLUMNS) + "\n"), ("log.csv", "a,b\n1,2\n"),
-            ("run.json", "{}"),
+            ("log.csv", header + rows[0]), ("log.csv", header + rows[1] + rows[0]),
+            ("log.csv", header + rows[0].replace(",0.01,", ",0.5,") + rows[1]),
+            ("log.csv", "".join([header, *rows])[:-3]),
+            ("run.json", "{}"), ("run.json", of_run.replace('"seed": 42', '"seed": 43')),
             ("run.json", '{"run": 3, "finished": true, "settings": {}}')):
         whole = (tmp_path / "out" / name).read_bytes()
         (tmp_path / "out" / name).write_text(text)
         assert name in fails(train.main, argv)
         assert name in fails(plot.main, [tmp_path / "out"])
+        assert name in fails(evaluate.main, ["--adapter", tmp_path / "out", "--limit=1",
+                                             "--data", chat])
         (tmp_path / "out" / name).write_bytes(whole)
 
 
@@ -211,7 +231,10 @@ CONFIGS = {
     "eos_token_id": ["2", [None], {"id": 2}, -2, 2.5],
     "hidden_act": [None, ["silu"], 3], "model_type": [["qwen2"], {}, 3],
     "attention_bias": ["false", 1], "quantization_config": ["nf4", [1]],
-    "layer_types": [["full_attention", "sliding_attention"], "full_attention", [None]],
+    "layer_types": [["full_attention", "sliding_attention"], "full_attention", [None],
+                    ["full_attention"]],
+    "is_causal": [False, "true"],
+    "rope_parameters": [{"full_attention": {"rope_type": "default", "rope_theta": 1e6}}],
 }
 
 
@@ -258,6 +281,8 @@ ADAPTERS = {
     "target_modules": [3, [3], {}, None, "[", ["q_proj"]], "bias": ["all", [], 3],
     "peft_type": [3, ["LORA"], None, {}], "init_lora_weights": [[], {}, "pissa(", 3.5],
     "layer_replication": [[[0, 2]]], "alora_invocation_tokens": [[1]],
+    "exclude_modules": [["q_proj"], r".*\.q_proj", 3], "modules_to_save": [["norm"]],
+    "layers_to_transform": [[1], 0, "0"], "layers_pattern": ["h", ["blocks"]],
 }
 
 
@@ -268,6 +293,12 @@ def test_adapter_config_json_is_what_it_should_be(adapter, name):
         (adapter / "adapter_config.json").write_text(json.dumps(config | {name: value}))
         with pytest.raises(UserError):
             read_adapter(adapter)
+
+
+def test_layers_that_peft_would_take_are_taken(adapter):
+    edit_json(adapter / "adapter_config.json", exclude_modules=["lm_head"],
+              layers_to_transform=[1, 0], layers_pattern="layers")
+    assert len(read_adapter(adapter)) == 14
 
 
 @pytest.mark.parametrize("name", ["base_model_name_or_path", "revision"])
@@ -432,7 +463,7 @@ def test_rows_of_another_run_are_not_believed(tmp_path):
     config = sweep.settled(sweep.Config(max_steps=30, eval_steps=10, device="cpu"), 0)
     write_csv(tmp_path, run_rows(R64, 1e-4, [3, 2, 1, 1], run="another"))
     (tmp_path / "0.csv").rename(tmp_path / f"{config.run}.csv")
-    with pytest.raises(UserError, match="its rows are not those of run"):
+    with pytest.raises(UserError, match="its rows are not those of the run"):
         sweep.Board(lambda finals: {config.run: config}, tmp_path)
 
 
