@@ -115,6 +115,8 @@ def test_a_kill_at_any_moment_changes_nothing(job_in, undisturbed, tmp_path, job
         code, _, error = result_of(process)
         assert code in (0, -signal.SIGKILL), error
         kills += code != 0
+        if job == "export" and (folder / name).exists():
+            code = 0                    # killed after its last rename; it makes no folder twice
         if code == 0:
             assert bytes_of(folder, name) == expected
             left = [path.name for path in folder.rglob("*.part")]
