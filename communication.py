@@ -19,7 +19,7 @@ what is sent is 2 bytes per parameter, and in full fine-tuning E and the gradien
 base in four bits is sent in four bits. NVLink moves some 400 GB per second, a network of 200 Gbit/s
 25 GB. So shards want GPUs in one machine, or long micro-batches.
 
-`z` is plan.Sizes, which has the symbols.
+`z` is memory.Sizes, which has the symbols.
 """
 import math
 

@@ -381,7 +381,7 @@ class MLP(nn.Module):
 class Gate(torch.autograd.Function):
     """silu(gate) * up. Autograd would keep gate, up and silu(gate); here silu is computed again.
 
-    The three are what a layer keeps most of: see plan.py.
+    The three are what a layer keeps most of: see memory.py.
     """
 
     @staticmethod
@@ -569,7 +569,7 @@ class Transformer(nn.Module):
         # Keep only each layer's input, (B, T, C), for the backward pass, and compute the layer
         # again there: much less memory for one more forward pass of the layers. Where the backward
         # pass costs two forward passes (full fine-tuning), that is at most a third more time; with
-        # LoRA, where it costs one, at most a half. plan.py counts it for a given model.
+        # LoRA, where it costs one, at most a half. memory.py counts it.
         self.gradient_checkpointing = False
         self.model = nn.Module()
         self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)

@@ -97,7 +97,7 @@ class Method:
     reads_base: bool = False
     unmergeable: str = ""           # why it cannot become part of W; "": it can
 
-    # What plan.py counts. keeps(target, setup) -> bytes that autograd keeps for it, besides its x
+    # What memory.py counts. keeps(target, setup) -> bytes that autograd keeps for it, besides its x
     keeps: Callable | None = None
     keeps_x: bool = True            # whether the x of each target is kept
     buffers: float = 0.0            # float32 numbers held per trained one, besides AdamW's

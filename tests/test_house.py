@@ -15,7 +15,7 @@ FLOORS = [
      "communication"},
     {"model", "tokenizer", "dataset", "subspace_plots", "curves"},
     {"engine", "methods"},
-    {"train"},
+    {"train", "memory"},
     {"stack"},
     {"sweep", "plot", "sample", "evaluate", "export", "analyze", "plan", "bench"},
 ]

@@ -13,7 +13,7 @@ from runs import command, contents, numbers, one_line, press_ctrl_c
 from safetensors.torch import save_file
 
 import analyze
-import plan
+import memory
 import settings
 import sweep
 import train
@@ -96,7 +96,7 @@ def test_counts(checkpoint, name, targets, family):
     run = settled(Config(model=str(folder), method=name, rank=3, targets=targets, max_steps=20), 40)
     model = adapted(folder, name, targets=targets, rank=run.rank)
     trained = sum(p.numel() for p in trained_parameters(model).values())
-    assert plan.method_parameters(ModelConfig.from_pretrained(folder), run) == trained > 0
+    assert memory.method_parameters(ModelConfig.from_pretrained(folder), run) == trained > 0
 
 
 @pytest.mark.parametrize("name", RELATIVES)

@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import communication
+import memory
 import plan
 from dataset import load_split
 from lora import apply_lora
@@ -83,22 +84,22 @@ def test_parameters(name, targets):
     """As many as the model has, and as many as the adapters on it have."""
     c = config(name)
     model = Transformer(c)
-    assert plan.count_parameters(c) == sum(p.numel() for p in model.parameters())
+    assert memory.count_parameters(c) == sum(p.numel() for p in model.parameters())
     apply_lora(model, 5, targets=targets)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert plan.adapter_parameters(c, 5, targets) == trained
+    assert memory.adapter_parameters(c, 5, targets) == trained
 
 
 def test_known_sizes():
     qwen, qwen3, llama = (ModelConfig.from_hf(hf) for hf in (QWEN, QWEN3_8B, LLAMA))
-    assert plan.count_parameters(qwen) == 494_032_768
-    assert plan.adapter_parameters(qwen, 64) == 35_192_832
-    assert plan.adapter_parameters(qwen, 1, "attention") == 135_168
-    assert plan.adapter_parameters(qwen, 1, "mlp") == 414_720
-    millions = [round(plan.adapter_parameters(qwen3, 256, targets) / 1e6)
+    assert memory.count_parameters(qwen) == 494_032_768
+    assert memory.adapter_parameters(qwen, 64) == 35_192_832
+    assert memory.adapter_parameters(qwen, 1, "attention") == 135_168
+    assert memory.adapter_parameters(qwen, 1, "mlp") == 414_720
+    millions = [round(memory.adapter_parameters(qwen3, 256, targets) / 1e6)
                 for targets in ("mlp", "attention", "all-linear")]
     assert millions == [453, 245, 698]
-    assert plan.count_parameters(llama) == 1_235_814_400
+    assert memory.count_parameters(llama) == 1_235_814_400
 
 
 def test_rule_of_thumb(capsys):
@@ -120,11 +121,11 @@ def test_weights_of_a_size(parameters, dtype, expected):
                num_key_value_heads=16, vocab_size=1000)
     # nearly all parameters are in the MLPs of the three layers
     c = dataclasses.replace(c, intermediate_size=round(parameters / 3 / 3 / 1024))
-    got = plan.memory(c, setting(method="lora", dtype=dtype))[0]
+    got = memory.all_terms(c, setting(method="lora", dtype=dtype))[0]
     assert got.name == "weights" and got.bytes == pytest.approx(expected, rel=0.02)
 
 
-# ----- the numbers that plan.py's own text gives --------------------------------------------------
+# ----- the numbers that memory.py's own text gives ------------------------------------------------
 
 def test_table_of_the_docstring():
     """Each number of the table of a 1B and a 7B model, as the code counts it."""
@@ -134,11 +135,11 @@ def test_table_of_the_docstring():
                               ("qlora", "bfloat16")):
             run = setting(method=method, dtype=dtype, rank=64, micro_bs=4, max_length=512,
                           grad_accum=4, device="cuda")
-            held = plan.at_peak(ModelConfig.from_hf(hf), run)[1]
+            held = memory.at_peak(ModelConfig.from_hf(hf), run)[1]
             columns.append(held | {"peak": sum(held.values())})
     for kind in ("weights", "adapters", "optimizer", "gradients", "activations", "temporary",
                  "peak"):
-        line = re.search(rf"^    {kind}((?: +\d+\.\d\d){{8}})$", plan.__doc__, re.M)
+        line = re.search(rf"^    {kind}((?: +\d+\.\d\d){{8}})$", memory.__doc__, re.M)
         told = [float(number) for number in line[1].split()]
         assert told == [round(column[kind] / 1e9, 2) for column in columns], kind
 
@@ -146,11 +147,11 @@ def test_table_of_the_docstring():
 def test_other_numbers_of_the_docstring():
     llama, qwen_7b = (ModelConfig.from_hf(hf) for hf in (LLAMA, QWEN_7B))
     for c in (llama, qwen_7b):
-        assert f"({plan.count_parameters(c) / 1e9:.2f}e9 parameters)" in plan.__doc__
+        assert f"({memory.count_parameters(c) / 1e9:.2f}e9 parameters)" in memory.__doc__
     run = setting(method="lora", dtype="bfloat16", rank=64, micro_bs=4, max_length=512,
                   device="cuda", gradient_checkpointing=True)
-    kept = plan.at_peak(llama, run)[1]["activations"]
-    assert f"({kept / 1e9:.2f} instead of 2.74)" in plan.__doc__
+    kept = memory.at_peak(llama, run)[1]["activations"]
+    assert f"({kept / 1e9:.2f} instead of 2.74)" in memory.__doc__
 
 
 def worked_numbers(function):
@@ -166,34 +167,36 @@ def test_worked_numbers():
     run = setting(rank=64, micro_bs=4, max_length=512, dtype="bfloat16", device="cuda")
     full = dataclasses.replace(run, method="full")
     in_8_bits = dataclasses.replace(full, optimizer="adamw8bit")
-    lora, *others = (plan.Sizes(c, r) for r in (run, full, in_8_bits))
-    needing = plan.tensors_needing_gradient(lora, lowest=False)
+    lora, *others = (memory.Sizes(c, r) for r in (run, full, in_8_bits))
+    needing = memory.tensors_needing_gradient(lora, lowest=False)
     counted = {layer_term: [layer_term(z, needing).bytes for z in (lora, *others)]
-               for layer_term in plan.LAYER_TERMS}
-    for bytes_of in (plan.softmax_bytes, plan.dlogits_bytes, plan.next_softmax_bytes,
-                     plan.dW_product_bytes):
+               for layer_term in memory.LAYER_TERMS}
+    for bytes_of in (memory.softmax_bytes, memory.dlogits_bytes, memory.next_softmax_bytes,
+                     memory.dW_product_bytes):
         counted[bytes_of] = [bytes_of(z) for z in (lora, *others)]
-    counted[plan.norm_keeps] = [plan.norm_keeps(lora, 896, lora.t)]
-    for term_of in (plan.term_of_weights, plan.term_of_adapters, plan.term_of_moments,
-                    plan.term_of_loss_gradients, plan.term_of_logits, plan.term_of_layer_backwards,
-                    plan.term_of_embedding_backwards, plan.term_of_update):
+    counted[memory.norm_keeps] = [memory.norm_keeps(lora, 896, lora.t)]
+    for term_of in (memory.term_of_weights, memory.term_of_adapters, memory.term_of_moments,
+                    memory.term_of_loss_gradients, memory.term_of_logits,
+                    memory.term_of_layer_backwards,
+                    memory.term_of_embedding_backwards, memory.term_of_update):
         counted[term_of] = [term_of(z).bytes for z in (lora, *others)]
-    short = plan.Sizes(c, dataclasses.replace(run, micro_bs=1, max_length=16))
-    assert [plan.term_of_logits(z).formula.partition("uncut ")[2] for z in (lora, short)] == [
+    short = memory.Sizes(c, dataclasses.replace(run, micro_bs=1, max_length=16))
+    assert [memory.term_of_logits(z).formula.partition("uncut ")[2] for z in (lora, short)] == [
         "4 N V = 1.2 GB", "4 N V = 10 MB"]
-    in_shards = plan.Sizes(c, dataclasses.replace(run, fsdp=True), 2)
-    counted[plan.term_of_gathered] = [plan.term_of_gathered(in_shards).bytes]
-    counted[plan.terms_of_gradients] = [
-        term.bytes for z in (lora, *others) for term in plan.terms_of_gradients(z)]
+    in_shards = memory.Sizes(c, dataclasses.replace(run, fsdp=True), 2)
+    counted[memory.term_of_gathered] = [memory.term_of_gathered(in_shards).bytes]
+    counted[memory.terms_of_gradients] = [
+        term.bytes for z in (lora, *others) for term in memory.terms_of_gradients(z)]
     for function, possible in counted.items():
         told = worked_numbers(function)
         assert told, f"{function.__name__} has no worked number"
         for number, unit, digits in told:
             assert number in [round(n / unit, digits) for n in possible], (function, number)
 
-    kept = [sum(term.bytes for term in plan.activations(plan.Sizes(c, r))) for r in both_ways(run)]
+    kept = [sum(term.bytes for term in memory.activations(memory.Sizes(c, r)))
+            for r in both_ways(run)]
     plain, checkpointed = (f"{n / 1e9:.3f} GB" for n in kept)
-    assert f"{plain}, or {checkpointed} with checkpointing" in plan.activations.__doc__
+    assert f"{plain}, or {checkpointed} with checkpointing" in memory.activations.__doc__
 
 
 # ----- activations --------------------------------------------------------------------------------
@@ -235,7 +238,7 @@ def test_activations_are_what_autograd_keeps(name, dtype, method, targets):
     """To the byte, with and without checkpointing."""
     c = config(name)
     for run in both_ways(setting(method=method, dtype=dtype, targets=targets)):
-        planned = sum(term.bytes for term in plan.memory(c, run)
+        planned = sum(term.bytes for term in memory.all_terms(c, run)
                       if term.when == "kept" or term.name.startswith("~ dNLL"))
         assert planned == kept_by_autograd(c, run), run.gradient_checkpointing
 
@@ -248,7 +251,7 @@ def test_activations_of_lora_s_relatives(method, dtype):
     c = config(**BIG)
     run = setting(method=method, options=options, dtype=dtype, rank=16, micro_bs=2, max_length=100)
     for run in both_ways(run):
-        planned = sum(term.bytes for term in plan.memory(c, run)
+        planned = sum(term.bytes for term in memory.all_terms(c, run)
                       if term.when == "kept" or term.name.startswith("~ dNLL"))
         assert planned == pytest.approx(kept_by_autograd(c, run), rel=0.01), run
 
@@ -303,7 +306,7 @@ def test_peak_is_the_allocator_s(what):
             c = config(**BIG | {"tie_word_embeddings": tied})
             true = peak_of_tensors(c, run)
             off = 0.06 if what == "mora" else 0.03
-            assert plan.peak_bytes(c, run) == pytest.approx(true, rel=off), (run, tied)
+            assert memory.peak_bytes(c, run) == pytest.approx(true, rel=off), (run, tied)
 
 
 def test_what_a_card_holds():
@@ -311,11 +314,11 @@ def test_what_a_card_holds():
     c = ModelConfig.from_hf(QWEN)
     run = setting(method="lora", rank=64, max_length=512, dtype="bfloat16", device="cuda")
     for card in plan.CARDS:
-        micro_bs = plan.largest_micro_bs(c, run, card * 1e9)
-        fits, bursts = (plan.peak_bytes(c, dataclasses.replace(run, micro_bs=n))
+        micro_bs = memory.largest_micro_bs(c, run, card * 1e9)
+        fits, bursts = (memory.peak_bytes(c, dataclasses.replace(run, micro_bs=n))
                         for n in (micro_bs, micro_bs + 1))
         assert micro_bs > 1 and fits <= card * 1e9 < bursts
-    assert plan.largest_micro_bs(c, run, 1e9) == 0
+    assert memory.largest_micro_bs(c, run, 1e9) == 0
 
 
 @pytest.mark.parametrize("optimizer, bytes_each", [
@@ -325,8 +328,9 @@ def test_paged_moments_are_not_on_the_card(optimizer, bytes_each):
     c = ModelConfig.from_hf(QWEN)
     on_gpu = setting(method="full", optimizer=optimizer, device="cuda")
     on_cpu = setting(optimizer=optimizer)
-    moments, host_moments = ({term.name: term.bytes for term in plan.memory(c, run)}["optimizer"]
-                             for run in (on_gpu, on_cpu))
+    moments, host_moments = (
+        {term.name: term.bytes for term in memory.all_terms(c, run)}["optimizer"]
+        for run in (on_gpu, on_cpu))
     assert moments == bytes_each * 494_032_768
     assert host_moments > 0
 
@@ -341,7 +345,7 @@ def test_llama_1b_in_float32():
     to 2 %.
     """
     c, run = ModelConfig.from_hf(LLAMA), setting(method="full", micro_bs=4, max_length=512)
-    terms = plan.memory(c, run)
+    terms = memory.all_terms(c, run)
     weights = terms[0].bytes
     assert terms[0].name == "weights" and weights / 2 ** 30 == pytest.approx(4.60, abs=0.005)
     kept, N = sum(term.bytes for term in terms if term.when == "kept"), 4 * 512
@@ -462,9 +466,9 @@ def test_numbers_of_communication():
     for method in ("lora", "full"):
         for fsdp in (False, True):
             run = setting(method=method, fsdp=fsdp, rank=64, dtype="bfloat16", grad_accum=8)
-            z = plan.Sizes(c, run, 8)
+            z = memory.Sizes(c, run, 8)
             sent[method, fsdp] = communication.sent_per_step(z, 8)
-    assert f"a = {plan.adapter_parameters(c, 64):,}" in communication.__doc__
+    assert f"a = {memory.adapter_parameters(c, 64):,}" in communication.__doc__
     assert f"P = {z.P:,}" in communication.__doc__ and f"E = {z.E:,}" in communication.__doc__
     assert round(sent["lora", False]["sum of gradients"] / 1e9, 2) == 1.13
     assert round(sent["full", False]["sum of gradients"] / 1e9, 1) == 53.3
@@ -478,12 +482,12 @@ def test_shards_hold_a_part_and_one_gpu_holds_all():
     moments are 16 P / n bytes."""
     c = ModelConfig.from_hf(QWEN_7B)
     run = setting(method="full", fsdp=True, dtype="float32", device="cuda", grad_accum=64)
-    assert plan.at_peak(c, run) == plan.at_peak(c, dataclasses.replace(run, fsdp=False))
+    assert memory.at_peak(c, run) == memory.at_peak(c, dataclasses.replace(run, fsdp=False))
     for n in (2, 8):
-        terms = {term.name: term.bytes for term in plan.memory(c, run, n)}
+        terms = {term.name: term.bytes for term in memory.all_terms(c, run, n)}
         names = ("weights", "optimizer", "gradients", "  of embeddings")
         held = sum(terms[name] for name in names)
-        assert held == pytest.approx(16 * plan.count_parameters(c) / n)
+        assert held == pytest.approx(16 * memory.count_parameters(c) / n)
 
 
 def test_gpus_are_counted_as_one_asks(checkpoint, capsys):
@@ -537,7 +541,7 @@ def test_picture_shows_the_peaks(tmp_path, monkeypatch):
     tops = {}
     for bar in figures[0].axes[0].patches:
         tops[bar.get_x()] = max(tops.get(bar.get_x(), 0), bar.get_y() + bar.get_height())
-    peaks = [plan.peak_bytes(c, variant) for variant in plan.each_method(run).values()]
+    peaks = [memory.peak_bytes(c, variant) for variant in plan.each_method(run).values()]
     assert [tops[x] * 1e9 for x in sorted(tops)] == pytest.approx(peaks)
 
 
@@ -548,7 +552,7 @@ MISTAKES = {
     "--targets=q_proj,lm_head": "--targets[1] 'lm_head': it must be q_proj or",
     "--model=nowhere": "nowhere: no such folder",
     "--plot=plan.exe": "its ending '.exe': it must be .png or .svg",
-    f"--plot={__file__}/plan.png": "a file is in the way of this folder",
+    f"--plot={__file__}/plan.png": "a file, or a link to nothing, is in the way of this folder",
     "--optimizer=sgd": "invalid choice",
     "--gpus=8,0": "--gpus[1] 0: it must be a whole number, at least 1",
     "--gpus=many": "--gpus[0] 'many': it must be a whole number",

@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import plan
+import memory
 import train
 from communication import gathered_bytes, sent_per_step
 from engine import load_base, load_shards, save_quantized
@@ -140,7 +140,7 @@ def test_bytes_sent_in_a_step(checkpoint, pretend, method, fsdp, dtype, checkpoi
     with CountBytes(4) as counted:
         train.optimizer_step(model, run.optimizer, run.scaler, [(ids, ids)] * 6, run.autocast,
                              1e-4, grad_clip=1.0)
-    expected = sent_per_step(plan.Sizes(ModelConfig.from_pretrained(folder), config, 4), 4)
+    expected = sent_per_step(memory.Sizes(ModelConfig.from_pretrained(folder), config, 4), 4)
     counted = counted.sent
     assert counted["allgather_base"] == pytest.approx(expected.get("gathered weights", 0), rel=5e-3)
     gradients = counted["reduce_scatter_base"] + counted["allreduce"]
@@ -273,7 +273,8 @@ def test_memory_of_a_step_is_as_planned(checkpoint, tmp_path, method, fsdp):
     folder = write_random(tmp_path / "model", MIDDLING, torch.float32)
     config = {"model": str(folder), "method": method, "fsdp": fsdp, "dtype": "float32", "rank": 16,
               "device": "cpu", "micro_bs": 1, "grad_accum": 4, "max_length": 64}
-    planned = plan.peak_bytes(ModelConfig.from_pretrained(folder), settled(Config(**config), 1), 2)
+    c = ModelConfig.from_pretrained(folder)
+    planned = memory.peak_bytes(c, settled(Config(**config), 1), 2)
     for before, peak in measured(tmp_path, STEP, 2, [json.dumps(config), checkpoint()]):
         print(f"{method}, {'shards' if fsdp else 'whole'}: {(peak - before) / 1e6:.0f} MB measured,"
               f" {planned / 1e6:.0f} MB planned")
@@ -316,7 +317,7 @@ def test_peak_at_loading_is_the_share_and_a_layer(half_billion, checkpoint, tmp_
     its maps takes float32 and indices of its shape. 0.04 GB are for holes that malloc keeps."""
     c = ModelConfig.from_pretrained(half_billion)
     method = "qlora" if kind == "nf4" else "lora"
-    z = plan.Sizes(c, setting(half_billion, method=method, dtype="bfloat16"), n)
+    z = memory.Sizes(c, setting(half_billion, method=method, dtype="bfloat16"), n)
     layers, embedding = gathered_bytes(z)
     layer = 4864 * 896 * 24 if kind == "nf4" else layers / z.L
     for before, peak in measured(tmp_path, LOADING, n, [half_billion, kind, checkpoint()]):

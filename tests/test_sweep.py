@@ -18,7 +18,7 @@ import torch
 from conftest import REPO
 from runs import command, contents, one_line
 
-import plan
+import memory
 import sweep
 import train
 from arms import read_runs, select_sweeps
@@ -250,7 +250,7 @@ def test_batches_of_nano_meet_at_one_step_and_at_one_number_of_samples():
 def test_grids_at_one_budget(name, budget, off, exceptions):
     c = ModelConfig.from_pretrained("nano")
     for run in nano_runs(name):
-        trained = plan.method_parameters(c, run)
+        trained = memory.method_parameters(c, run)
         if run.method in exceptions:
             assert exceptions[run.method] in (None, trained)
         else:
