@@ -56,8 +56,7 @@ def make_folder(path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{path}: a file, or a link to nothing, is in the way of this folder; give "
-                        "another one") from None
+        raise UserError(f"{path}: a file is in the way of this folder; give another one") from None
     except FileNotFoundError:           # below /proc, for instance
         raise UserError(f"{path}: no folder can be made here; give another one") from None
     return path
