@@ -298,9 +298,13 @@ class Side:
         self.name, self.rows = name or kind, []
         self.errors = tempfile.TemporaryFile("w+", errors="replace")
         self.began = time.perf_counter()
+        gpu = {}
+        if kind == "trl":           # of several GPUs transformers takes all, as nn.DataParallel
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+            gpu = {"CUDA_VISIBLE_DEVICES": seen.partition(",")[0]}
         self.process = subprocess.Popen(
             [python, str(folder / "bench.py"), "--side", kind,
-             json.dumps(dataclasses.asdict(config))],
+             json.dumps(dataclasses.asdict(config))], env=os.environ | gpu,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
 
     def take_turn(self):

@@ -529,7 +529,7 @@ def pair_factors(config: dict, tensors: dict, folder) -> dict[str, Factors]:
         for name in names:
             A, B = (tensors[peft_name(name, factor)].float() for factor in "AB")
             rank = value_of(config.get("rank_pattern"), name, config["r"])
-            if A.dim() != 2 or B.dim() != 2 or len(A) != rank:
+            if A.dim() != 2 or B.dim() != 2 or {len(A), B.shape[1]} != {rank}:
                 raise UserError(f"{folder}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}, "
                                 f"and by adapter_config.json rank {rank}")
             if not is_target(name, config):

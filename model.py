@@ -316,8 +316,9 @@ class Attention(nn.Module):
         causal = mask is None and (cache is None or cache.used == 0)
         plain = plain_is_faster(q.device.type, q.dtype, k.shape[2])
         attend = plain_attention if plain else F.scaled_dot_product_attention
-        # On a GPU no fused kernel takes both a mask and heads that share keys.
-        if q.is_cuda and mask is not None:
+        # On a GPU heads may share keys in FlashAttention alone. Where it cannot be, they are
+        # repeated: otherwise torch would hold all scores in float32.
+        if q.is_cuda and (mask is not None or q.dtype == torch.float32 or not has_flash()):
             k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         gqa = q.shape[1] != k.shape[1]
         y = attend(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)   # (B, nh, T, hd)
@@ -341,6 +342,12 @@ def plain_attention(q, k, v, attn_mask=None, is_causal=False, enable_gqa=True):
         scores += unseen.masked_fill_(~attn_mask, -math.inf).unsqueeze(-3)
     p = scores.softmax(-1).view(B, nk, -1, S)                           # (B, nk, nh / nk * T, S)
     return (p @ v).view(B, nh, T, hd)
+
+
+@torch.compiler.assume_constant_result
+def has_flash() -> bool:
+    """Whether the GPU has FlashAttention's kernels: from Ampere on. A T4, for instance, has not."""
+    return torch.cuda.get_device_capability() >= (8, 0)
 
 
 def plain_is_faster(device: str, dtype: torch.dtype, keys: int) -> bool:

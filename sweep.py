@@ -54,6 +54,7 @@ file are made. Arms are named by what differs: "r = 8, schedule = cosine".
 import contextlib
 import dataclasses
 import functools
+import gc
 import itertools
 import math
 import shlex
@@ -407,6 +408,7 @@ def make_runs(configs: list[Config], data) -> list[list[dict]]:
     Training stops when all have diverged. Until then a stack computes nan for those that have.
     """
     first = configs[0]
+    gc.collect()                # --compile leaves the last run's model in a cycle
     model = train.model_for(first, read_base(first.model))
     data.tokenizer.check_vocabulary(model.config.vocab_size, first.model)
     if len(configs) == 1:

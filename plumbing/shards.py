@@ -32,7 +32,8 @@ def cut(module: nn.Module, everyone: DeviceMesh, products: torch.dtype | None = 
 
     On the meta device, before there are any values, it says which rows will be this process's.
     products: gather float32 weights in this dtype, in which the module multiplies, as autocast
-    would round them. Their gradients are summed in float32. None: gather them as they are.
+    would round them; norms, too, which autocast leaves alone. Their gradients are summed in
+    float32. None: gather them as they are.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard    # loads half of torch
     freeze_buffers(module)
@@ -58,11 +59,12 @@ def freeze_buffers(module: nn.Module):
     """Make parameters without gradient of the buffers: fully_shard cuts parameters alone.
 
     A weight in four bits is such buffers. What is not part of a checkpoint, the lookup tables, and
-    single numbers stay as they are.
+    single numbers stay as they are. So do scales in float32, a small part: they would be gathered
+    in 16 bits.
     """
     stored = module.state_dict()
     for path, buffer in list(module.named_buffers()):
-        if path in stored and buffer.dim() > 0:
+        if path in stored and buffer.dim() > 0 and not buffer.is_floating_point():
             owner, _, name = path.rpartition(".")
             owner = module.get_submodule(owner)
             delattr(owner, name)

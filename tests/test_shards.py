@@ -58,7 +58,8 @@ def test_a_process_keeps_its_rows_of_every_weight(checkpoint, pretend, nf4, tied
     folder = checkpoint(tie_word_embeddings=tied)
     whole = load_base(folder, torch.float32, nf4=nf4)
     whole = dict(whole.named_parameters()) | {
-        name: b for name, b in whole.named_buffers() if name in whole.state_dict() and b.dim()}
+        name: b for name, b in whole.named_buffers()
+        if name in whole.state_dict() and b.dtype == torch.uint8}
     pretend(3, rank=2)
     cut = load_shards(folder, torch.float32, torch.device("cpu"), nf4, torch.float32)
     assert all(processes.is_shard(p) for p in cut.parameters())
@@ -69,6 +70,17 @@ def test_a_process_keeps_its_rows_of_every_weight(checkpoint, pretend, nf4, tied
         assert cut[name].shape == tensor.shape
         assert torch.equal(local(cut[name]), tensor[2 * rows:]), name
         assert cut[name].requires_grad == (tensor.dtype != torch.uint8 and tensor.requires_grad)
+
+
+def test_scales_in_float32_are_not_gathered_in_16_bits(checkpoint, pretend):
+    folder = checkpoint()
+    whole = dict(load_base(folder, torch.bfloat16, nf4=True).named_buffers())
+    pretend(2, 1)
+    cut = load_shards(folder, torch.bfloat16, torch.device("cpu"), True, torch.bfloat16)
+    kept = {name: b for name, b in cut.named_buffers() if name.endswith("absmax2")}
+    assert len(kept) == 14
+    for name, scales in kept.items():
+        assert scales.dtype == torch.float32 and torch.equal(scales, whole[name])
 
 
 def test_a_checkpoint_in_four_bits_is_cut_as_it_is_read(checkpoint, pretend, tmp_path):

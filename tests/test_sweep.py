@@ -71,10 +71,11 @@ def planned(settings, common):
 
 
 def write_run(out, config, **changes):
-    """The file of a run that somebody made: its first and its last row."""
-    row = dict.fromkeys(COLUMNS, 1.0) | {"run": config.run}
-    write_rows(out / f"{config.run}.csv",
-               [row | {"step": 0}, row | {"step": config.max_steps} | changes])
+    """The file of a run that somebody made. changes: of its last row."""
+    row = dict.fromkeys(COLUMNS, 1.0) | {"run": config.run, "lr": config.lr, "seed": config.seed,
+                                         "batch_eff": config.batch_eff}
+    rows = [row | {"step": step} for step in config.evaluated_steps]
+    write_rows(out / f"{config.run}.csv", [*rows[:-1], rows[-1] | changes])
 
 
 def make_missing(runs, data, jobs, out, **share):
@@ -857,9 +858,9 @@ def look_up(configs, data):
     ladder = {ladder!r}
     nll = ladder[min(ladder, key=lambda known: abs(known - lr))]
     blank = dict.fromkeys(("rank", "alpha", "targets"), "") if config.method == "full" else {{}}
-    return [[make_row(config, **blank, step=step, tokens=step, train_nll="", test_nll=test_nll,
-                      seconds=1.0, peak_gb="", trainable=1)
-             for step, test_nll in ((0, 2.0), (config.max_steps, nll))]]
+    return [[make_row(config, **blank, step=step, tokens=step, train_nll="", seconds=1.0,
+                      test_nll=nll if step == config.max_steps else 2.0, peak_gb="", trainable=1)
+             for step in config.evaluated_steps]]
 
 sweep.make_runs = look_up
 if __name__ == "__main__":
