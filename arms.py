@@ -521,25 +521,36 @@ def add_differences(runs: list[list[dict]]) -> list[list[dict]]:
             "run's file into a folder of its own")
 
     values = [tuple((name, rows[0]["settings"].get(name)) for name in differing) for rows in runs]
-    numbers = number_variants([(rows[0]["method"], more) for rows, more in zip(runs, values)])
+    columns = ("method", "targets", "rank", "alpha", "batch_eff")
+    numbers = number_variants([(tuple(rows[0][name] for name in columns), more)
+                               for rows, more in zip(runs, values)])
     return [[rows[0] | {"more": more, "variant": number}, *rows[1:]]
             for rows, more, number in zip(runs, values, numbers)]
 
 
 def number_variants(runs: list[tuple]) -> list[int]:
-    """The number of each run's other settings: 0 for those that most have. runs: (method, more).
+    """The number of each run's other settings: 0 for those that most arms have.
+
+    Of several that equally many have, 0 is nearest to the defaults. How many rates an arm has makes
+    no difference, because --bracket adds some. runs: ((method, ...), more).
 
     --options belong to a method and not to the others it is compared with, so they do not count.
     Full fine-tuning has no dropout, for instance, so it gets the number of adapters without regard
     to that.
     """
     keys = [without(OF_METHODS, more) for _, more in runs]
-    counts = Counter(key for (method, _), key in zip(runs, keys) if method != "full")
-    order = sorted(counts, key=lambda key: (-counts[key], str(key)))
+    counts = Counter(key for columns, key in {*zip([columns for columns, _ in runs], keys)}
+                     if columns[0] != "full")
+
+    def rarity(key):
+        changed = [name for name, value in key if value not in (None, getattr(Config, name, None))]
+        return -counts[key], len(changed), str(key)
+
+    order = sorted(counts, key=rarity)
     order += sorted({*keys} - {*order}, key=str)
     common = [without(OF_ADAPTERS, key) for key in order]
-    return [common.index(without(OF_ADAPTERS, key)) if method == "full" else order.index(key)
-            for (method, _), key in zip(runs, keys)]
+    return [common.index(without(OF_ADAPTERS, key)) if columns[0] == "full" else order.index(key)
+            for (columns, _), key in zip(runs, keys)]
 
 
 def refuse_twins(runs: list[list[dict]]):

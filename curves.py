@@ -74,14 +74,17 @@ def draw_runs(folders: list[Path], path: Path):
     for (rows, _), name, look in zip(runs, names, itertools.cycle(SERIES)):
         draw_run(ax, rows, name if len(runs) > 1 else "", *look)
     first, settings = runs[0]
-    ax.set(xlabel="steps", ylabel="NLL, nats per token", xlim=(0, None))
+    longest = max(one.get("max_steps") or rows[-1]["step"] for rows, one in runs)
+    ax.set(xlabel="steps", ylabel="NLL, nats per token", xlim=(0, 1.03 * longest))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.plot([], [], color="#888888", linestyle="--", linewidth=1.2,
             label="training NLL, mean since the point before")
+    places = [f"{Path(rows[0]['model']).name} on {Path(rows[0]['data']).name}" for rows, _ in runs]
+    if len({*places}) == 1 < len(runs):
+        ax.set_title(places[0])
     if len(runs) == 1:
         rank = f" r = {first[0]['rank']:g}" if first[0]["rank"] else ""
-        ax.set_title(f"{Path(first[0]['model']).name} on {Path(first[0]['data']).name}, "
-                     f"{first[0]['method']}{rank}, learning rate {first[0]['lr']:g}")
+        ax.set_title(f"{places[0]}, {first[0]['method']}{rank}, learning rate {first[0]['lr']:g}")
         add_passes(ax, first, settings)
     low, high = ax.dataLim.intervaly
     if 0 < 3 * low < high:

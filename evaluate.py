@@ -221,7 +221,8 @@ def answer_batch(model, tokenizer, task, questions, prompts, max_new_tokens) -> 
     answers = generate_answers(model, tokenizer, prompts, max_new_tokens)
     for question, answer in zip(questions, answers, strict=True):
         judged = judge_answer(task, question.messages, question.references, answer.text)
-        rows.append({"index": question.index, "question": question.messages[-2]["content"],
+        rows.append({"index": question.index,
+                     "question": dataset.question_of(question.messages[:-1]),
                      "references": question.references, "answer": answer.text, **judged,
                      "tokens": answer.tokens})
     if task.metric == "accuracy":

@@ -659,7 +659,9 @@ def main(argv=None):
         if all(is_run) and not args.table:
             plot_runs(args)
         elif len(args.folders) > 1 or args.watch:
-            other = args.folders[is_run.index(False)] if False in is_run else args.folders[0]
+            if all(is_run):
+                raise UserError("--table is of one folder, a sweep's")
+            other = args.folders[is_run.index(False)]
             raise UserError(f"{other} is no run of train.py, or not yet (no run.json); several "
                             "folders, and --watch, are for runs")
         else:
@@ -678,6 +680,8 @@ def wait_for(folders: list[Path]):
 def plot_runs(args):
     """Draw the curves of train.py's runs; --watch: until all have ended."""
     folders = args.folders
+    if args.out and args.out.suffix == ".png":
+        raise UserError(f"--out {args.out}: it is a folder, and the figure in it is {curves.FILE}")
     out = make_folder(args.out or common_place(folders))
     path, drawn = out / curves.FILE, None
     if args.watch:

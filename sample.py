@@ -1,6 +1,7 @@
 """Talk to a model, or set base and adapted answers side by side.
 
-    python sample.py --adapter out/3f087d1874 "Lan có 12 quả táo, cho em 7 quả. Lan còn mấy quả?"
+    python sample.py --adapter out/3f087d1874 \\
+        "Lan có 12 quả táo, mua thêm 7 quả. Lan có mấy quả táo?"
     python sample.py --adapter out/3f087d1874 --adapter sums=out/5f0c9d2e11         # a chat; /help
     python sample.py --adapter out/3f087d1874 --against full=out/0b8d1c77f3 \\
         --compare --data nano --n 10 --markdown answers.md

@@ -664,6 +664,16 @@ def save_result(run: Run, out: Path):
         run.data.tokenizer.save_pretrained(out)
 
 
+def print_how_it_ended(rows: list[dict], keep: str):
+    """Where the last weights are not the best: that, and what to do."""
+    first, best, last = rows[0]["test_nll"], lowest_row(rows), rows[-1]["test_nll"]
+    if not last <= first:               # nan, too
+        print(f"the test NLL ended at {last:.3f}, above the base's {first:.3f}: take a lower --lr")
+    elif keep == "last" and last > 1.02 * best["test_nll"]:
+        print(f"the test NLL was lowest, {best['test_nll']:.3f}, at step {best['step']}, and ended "
+              f"at {last:.3f}; --keep best saves the weights of that step")
+
+
 def show_answers(messages: list[dict], base_answer: str, tuned_answer: str, four_bits: bool):
     """A question of the test split, with what the base and the trained model answer to it."""
     base = "base (nf4)" if four_bits else "base"
@@ -744,8 +754,7 @@ def train_in(out: Path, config: Config, data: Data, origin: dict) -> list[dict]:
     processes.leave_processes()
     if not first_process:
         return run.progress.rows
-    if not math.isfinite(run.progress.rows[-1]["test_nll"]):
-        print("the run diverged: its last weights are not numbers; take a lower --lr")
+    print_how_it_ended(run.progress.rows, config.keep)
     if config.keep == "best":
         base = "" if step else ". It never fell below the base's; a lower --lr may help"
         print(f"saved: the weights of step {step}, where the test NLL was lowest{base}")

@@ -16,7 +16,7 @@ from plumbing.fields import RANGES, check_ranges
 OURS = {
     "model_name_or_path": "--model", "model_name": "--model",
     "dataset": "--data", "dataset_name": "--data",
-    "lora_r": "--rank", "lora_rank": "--rank", "lora_alpha": "--alpha",
+    "r": "--rank", "lora_r": "--rank", "lora_rank": "--rank", "lora_alpha": "--alpha",
     "lora_dropout": "--dropout", "lora_target_modules": "--targets", "target_modules": "--targets",
     "rslora": "--method rslora", "use_rslora": "--method rslora",
     "dora": "--method dora", "use_dora": "--method dora",
@@ -30,7 +30,8 @@ OURS = {
     "max_seq_length": "--max_length", "max_seq_len": "--max_length", "cutoff_len": "--max_length",
     "bf16": "--dtype bfloat16", "fp16": "--dtype float16", "torch_dtype": "--dtype",
     "torch_compile": "--compile", "output_dir": "--out",
-    "resume_from_checkpoint": "--resume", "overwrite_output_dir": "--overwrite"}
+    "load_best_model_at_end": "--keep best", "resume_from_checkpoint": "--resume",
+    "overwrite_output_dir": "--overwrite"}
 
 
 def flag(default, help: str, **how):
@@ -113,7 +114,7 @@ def suggest_flag(name: str, flags: list[str]) -> str:
     ours = OURS.get(name, "")
     if ours.partition(" ")[0] in flags:
         return ours
-    return next(iter(difflib.get_close_matches(f"--{name}", flags, n=1, cutoff=0.75)), "")
+    return next(iter(difflib.get_close_matches(f"--{name}", flags, n=1, cutoff=0.8)), "")
 
 
 def add_flags(parser, settings_class, only=None, **changes):

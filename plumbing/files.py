@@ -80,6 +80,11 @@ def existing(path: Path) -> Path:
     if (path.parent / "state").is_dir():
         raise UserError(f"{path.parent} holds a run that is not finished, and has no {path.name} "
                         "yet; finish it: the command that began it, with --resume")
+    folder = path.parent
+    if path.name == "config.json" and (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds an adapter, and no model; give it as --adapter")
+    if path.name == "adapter_config.json" and (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds a model, and no adapter; give it as --model")
     if path.exists():
         raise UserError(f"{path} is no file, but a folder, a device or a pipe")
     if not path.parent.exists():

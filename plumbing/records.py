@@ -140,8 +140,11 @@ def finished_rows(config, out: Path) -> list[dict] | None:
     if config.overwrite:
         return None
     if held["run"] != config.run:
-        raise UserError(f"{out} holds another run, with other settings ({out / 'run.json'}); give "
-                        "another --out, or --overwrite")
+        ours, theirs = config.decides, made.decides
+        differing = [f"--{name} {theirs.get(name)} there, {ours.get(name)} here"
+                     for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
+        raise UserError(f"{out} holds another run ({'; '.join(differing)}); give another --out, or "
+                        "--overwrite")
     if not held["finished"]:
         if config.resume:
             return None

@@ -447,7 +447,7 @@ def test_names_in_a_table_have_the_place_and_the_batch_where_they_differ():
 
 
 def test_like_is_compared_with_like():
-    """Most runs have cosine, so claims are about it. An arm with dropout is compared with the full
+    """Most arms have cosine, so claims are about it. An arm with dropout is compared with the full
     fine-tuning of its schedule, which has no dropout, and dora with the LoRA of its schedule."""
     cosine, constant = other_settings(schedule="cosine"), other_settings()
     dropped = other_settings(schedule="cosine", dropout=0.1)
@@ -455,6 +455,7 @@ def test_like_is_compared_with_like():
     runs = []
     for arm, settings, lrs in (
             (R64, cosine, LORA_LR), (r8, cosine, LORA_LR), (r8, dropped, LORA_LR),
+            (ArmKey("lora", "all-linear", 4, 4, 16), cosine, LORA_LR),
             (R64, constant, LORA_LR[:3]), (R64._replace(method="dora"), constant, LORA_LR[:3]),
             (FULL, cosine, FULL_LR), (FULL, constant, FULL_LR)):
         runs += make_grid(arm, lrs, lrs[1], 1.0, settings=settings)
@@ -462,11 +463,12 @@ def test_like_is_compared_with_like():
     arm_of = {str(arm): arm for arm in sweep.arms}
     assert {name: arm.variant for name, arm in arm_of.items()} == {
         "r = 64, schedule = cosine": 0, "r = 8, schedule = cosine": 0,
+        "r = 4, schedule = cosine": 0,
         "r = 64, schedule = constant": 1, "dora, r = 64, schedule = constant": 1,
         "r = 8, dropout = 0.1, schedule = cosine": 2,
         "full, schedule = cosine": 0, "full, schedule = constant": 1}
     assert [str(arm) for arm in sweep.lora_arms()] == [
-        "r = 8, schedule = cosine", "r = 64, schedule = cosine"]
+        "r = 4, schedule = cosine", "r = 8, schedule = cosine", "r = 64, schedule = cosine"]
     assert str(sweep.full_arm()) == "full, schedule = cosine"
     dropped, dora = arm_of["r = 8, dropout = 0.1, schedule = cosine"], sweep.method_arms()[0]
     assert str(sweep.full_arm(like=dropped)) == "full, schedule = cosine"
@@ -481,13 +483,17 @@ def test_like_is_compared_with_like():
         "r = 64, schedule = constant"]
 
 
-def test_settings_are_numbered_by_how_many_runs_have_them():
+def test_settings_are_numbered_by_how_many_arms_have_them():
     """Full fine-tuning has no dropout: it has the number of the most common adapters. --options
     belong to a method, and make no number."""
     once, twice = (("dropout", 0.1), ("options", None)), (("dropout", 0.2), ("options", None))
     of_full, mora = (("dropout", None), ("options", None)), (("dropout", 0.2), ("options", "n=1"))
-    assert arms.number_variants([("full", of_full), ("lora", once), ("lora", twice),
-                                 ("lora", twice), ("mora", mora)]) == [0, 1, 0, 0, 0]
+    assert arms.number_variants([(("full",), of_full), (("lora", 8), once), (("lora", 8), once),
+                                 (("lora", 8), twice), (("lora", 4), twice), (("mora",), mora)]
+                                ) == [0, 1, 1, 0, 0, 0]
+    default, other = (("weight_decay", 0.0),), (("weight_decay", 1.0),)
+    assert arms.number_variants([(("lora", 8), other), (("lora", 8), other),
+                                 (("lora", 8), default)]) == [1, 1, 0]
     assert arms.name_values((("weight_decay", 0.0), ("nf4", False), ("options", "n=1,m=2"))) == [
         "weight_decay = 0", "n = 1", "m = 2"]
 
