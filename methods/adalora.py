@@ -173,7 +173,7 @@ def pack(model, setup: Setup) -> tuple[dict, dict]:
 def unpack(model, config: dict, tensors: dict, folder):
     start, alpha = read_rank_and_alpha(config, folder, "init_r")
     ranks = {key.removeprefix(PREFIX).removesuffix(".lora_A"): len(Q)
-             for key, Q in tensors.items() if key.endswith(".lora_A")}
+             for key, Q in tensors.items() if key.endswith(".lora_A") and Q.dim() == 2}
     pattern = config.get("rank_pattern") or {f"{name}.lora_E": [] for name in ranks}
     if not ranks or {f"{name}.lora_E" for name in ranks} != set(pattern):
         raise UserError(f"{folder}: the adapter's tensors are not those of its rank_pattern")
