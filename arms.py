@@ -531,16 +531,16 @@ def add_differences(runs: list[list[dict]]) -> list[list[dict]]:
 def number_variants(runs: list[tuple]) -> list[int]:
     """The number of each run's other settings: 0 for those that most arms have.
 
-    Of several that equally many have, 0 is nearest to the defaults. How many rates an arm has makes
-    no difference, because --bracket adds some. runs: ((method, ...), more).
+    If two are equally common, the one nearer to the defaults comes first. How many rates an arm has
+    makes no difference, because --bracket adds some. runs: ((method, ...), more).
 
     --options belong to a method and not to the others it is compared with, so they do not count.
     Full fine-tuning has no dropout, for instance, so it gets the number of adapters without regard
     to that.
     """
     keys = [without(OF_METHODS, more) for _, more in runs]
-    counts = Counter(key for columns, key in {*zip([columns for columns, _ in runs], keys)}
-                     if columns[0] != "full")
+    arms = {(columns, key) for (columns, _), key in zip(runs, keys)}
+    counts = Counter(key for columns, key in arms if columns[0] != "full")
 
     def rarity(key):
         changed = [name for name, value in key if value not in (None, getattr(Config, name, None))]

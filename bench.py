@@ -298,13 +298,15 @@ class Side:
         self.name, self.rows = name or kind, []
         self.errors = tempfile.TemporaryFile("w+", errors="replace")
         self.began = time.perf_counter()
-        gpu = {}
-        if kind == "trl":           # of several GPUs transformers takes all, as nn.DataParallel
-            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-            gpu = {"CUDA_VISIBLE_DEVICES": seen.partition(",")[0]}
+        env = dict(os.environ)
+        if kind == "trl" and config.device.startswith("cuda"):
+            # transformers would use all GPUs that it sees, as nn.DataParallel
+            index, seen = torch.device(config.device).index or 0, env.get("CUDA_VISIBLE_DEVICES")
+            env["CUDA_VISIBLE_DEVICES"] = seen.split(",")[index] if seen else str(index)
+            config = dataclasses.replace(config, device="cuda")
         self.process = subprocess.Popen(
             [python, str(folder / "bench.py"), "--side", kind,
-             json.dumps(dataclasses.asdict(config))], env=os.environ | gpu,
+             json.dumps(dataclasses.asdict(config))], env=env,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
 
     def take_turn(self):

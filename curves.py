@@ -28,7 +28,7 @@ def read_run(folder: Path) -> tuple[list[dict], dict]:
     """-> the rows of a run's log.csv, and its settings: run.json's, else those of the rows."""
     if (folder / "run.json").exists():
         config, run = Config.of_run(folder)
-        rows = read_rows_of(folder / "log.csv", config, run["finished"])
+        rows = read_rows_of(folder / "log.csv", config, run["run"], run["finished"])
         return rows, run["settings"] | {"samples": run.get("samples")}
     rows = read_rows(folder / "log.csv")
     return rows, {name: rows[0][name] for name in NAMING}
@@ -75,7 +75,7 @@ def draw_runs(folders: list[Path], path: Path):
         draw_run(ax, rows, name if len(runs) > 1 else "", *look)
     first, settings = runs[0]
     longest = max(one.get("max_steps") or rows[-1]["step"] for rows, one in runs)
-    ax.set(xlabel="steps", ylabel="NLL, nats per token", xlim=(0, 1.03 * longest))
+    ax.set(xlabel="steps", ylabel="NLL, nats per token", xlim=(0, 1.03 * max(1, longest)))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.plot([], [], color="#888888", linestyle="--", linewidth=1.2,
             label="training NLL, mean since the point before")

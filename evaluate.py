@@ -433,8 +433,8 @@ def describe_weights(model: str, adapter: str | None) -> dict:
         result |= {"method": method_that_reads(config, folder).name, "rank": config.get("r"),
                    "trainable": sum(tensor.numel() for tensor in tensors.values())}
     if (folder / "run.json").exists() and (folder / "log.csv").exists():
-        config, run = Config.of_run(folder)
-        last = read_rows_of(folder / "log.csv", config, run["finished"])[-1]
+        of_run, run = Config.of_run(folder)
+        last = read_rows_of(folder / "log.csv", of_run, run["run"], run["finished"])[-1]
         result |= {"model": name if adapter else last["model"], "method": last["method"],
                    "rank": last["rank"] or None, "trainable": last["trainable"],
                    "steps": last["step"], "train_seconds": last["seconds"]}

@@ -141,12 +141,13 @@ class LoRALinear(AdaptedLinear):
         """Whether W + dW and one product with it are less work than W x, u = A x and B u.
 
         B A takes r in out multiplications, however many rows x has; u and B u take r (in + out) per
-        row. An evaluation of nano has 2,000 rows at once: there B A is a twentieth of that. Not in
-        16 bits, which W + dW would be rounded to. Not in training, where autograd would compute the
-        gradient of all of W on the way to that of A and B.
+        row. An evaluation of nano has 2,000 rows at once: there B A is a twentieth of that. In 16
+        bits W + dW would be rounded, so it is not used there. Nor is it in training, where autograd
+        would compute the gradient of all of W on the way to that of A and B.
         """
         dropping = self.training and self.dropout.p > 0
-        if torch.is_grad_enabled() or dropping or type(self.base) is not nn.Linear:
+        if (torch.is_grad_enabled() or dropping or type(self.base) is not nn.Linear
+                or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()):
             return False
         n_out, n_in = self.base.weight.shape
         many = x.numel() // n_in * (n_in + n_out) > 2 * n_in * n_out
@@ -561,8 +562,9 @@ def is_target(name: str, config: dict) -> bool:
     """Whether PEFT puts an adapter on the layer called `name`."""
     targets, layers = config["target_modules"], config.get("layers_to_transform")
     if layers not in (None, []) and not isinstance(targets, str):
-        index = re.match(r".*?\.layers\.(\d+)\.", f".{name}")
-        if not index or int(index[1]) not in (layers if isinstance(layers, list) else [layers]):
+        blocks = r"(.*?\.)?layers" if config.get("layers_pattern") else r".*?\.[^.]*"
+        index = re.match(rf"{blocks}\.(?P<i>\d+)\.", name)
+        if not index or int(index["i"]) not in (layers if isinstance(layers, list) else [layers]):
             return False
     return is_named(name, targets) and not is_named(name, config.get("exclude_modules"))
 

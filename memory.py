@@ -10,9 +10,9 @@ tokens per micro-batch and rank 64 on all linear layers:
     adapters      0.00    0.18    0.18    0.18      0.00   0.65   0.65   0.65
     optimizer     9.89    0.36    0.36    0.36     60.92   1.29   1.29   1.29
     gradients     4.94    0.18    0.18    0.18     30.46   0.65   0.65   0.65
-    activations   5.26    5.30    2.74    2.74     19.06  19.14   9.89   9.89
+    activations   5.66    5.70    2.74    2.74     20.47  20.54   9.89   9.89
     temporary     2.40    0.82    0.94    0.94      4.73   0.99   1.12   1.12
-    peak         27.43   11.78    6.87    5.43    145.64  53.17  28.83  19.14
+    peak         27.83   12.19    6.87    5.43    147.05  54.58  28.83  19.14
 
 Weights, gradients, optimizer: full fine-tuning in float32 takes 16 bytes per parameter, 4 for the
 weight, 4 for its gradient, 8 for AdamW's two moments. LoRA freezes the weights. What is frozen has
@@ -21,7 +21,7 @@ byte in the layers' linear maps; embeddings stay in 16 bits, which is why 1.24e9
 0.62 GB but 1.03.
 
 Activations: what the forward pass keeps for the backward pass. They grow with the tokens, not with
-what is trained. They do not shrink under LoRA (5.26 -> 5.30), because the gradient of an adapter
+what is trained. They do not shrink under LoRA (5.66 -> 5.70), because the gradient of an adapter
 must flow through all frozen layers above it, and because each adapter keeps its input x for dA as
 the full map kept it for dW. What helps is 16 bits, and gradient checkpointing, which keeps only the
 layers' inputs (0.14 instead of 2.74) and computes the rest a second time.
@@ -334,12 +334,15 @@ def layer_attention(z: Sizes, needing: set[str]) -> Term:
     """q, k, v, the output, and the log-sum-exp of each row of scores.
 
     2 s N (Q + K) + 4 N heads = 8.5 MB. The T x T scores are not kept: FlashAttention computes them
-    again in the backward pass. Where model.plain_attention is faster, their softmax is kept.
+    again in the backward pass. Where model.plain_attention is faster, their softmax is kept. On a
+    GPU in float32 k and v are repeated for each head of q; so they are before Ampere in float16,
+    which is not counted.
     """
     held, heads = 0, z.c.num_attention_heads
     formula = "2 s N (Q + K) + 4 N heads: q, k, v, output, lse"
+    K = z.Q if z.on_gpu and z.config.dtype == "float32" else z.K
     if "attention" in needing:
-        held = 2 * z.s * z.N * (z.Q + z.K) + 4 * z.N * heads
+        held = 2 * z.s * z.N * (z.Q + K) + 4 * z.N * heads
     if held and plain_is_faster(z.config.device, DTYPES[z.config.dtype], z.T):
         # each factor of a product is kept if the other needs a gradient
         partners = {"q": z.K, "k": z.Q, "v": 0}

@@ -153,7 +153,7 @@ def rope_settings(hf: dict) -> dict:
     """{"rope_type": "default" or "llama3", "rope_theta": ...} and, for llama3, its four numbers.
 
     transformers 5 writes all of them under "rope_parameters". transformers 4 wrote rope_theta at
-    the top and the others, if any, under "rope_scaling". Where both are, both read the latter.
+    the top and the others, if any, under "rope_scaling". If a file has both, rope_scaling counts.
     """
     rope = {"rope_theta": hf.get("rope_theta", 10_000.0)}
     rope |= hf.get("rope_scaling") or hf.get("rope_parameters") or {}
@@ -316,9 +316,9 @@ class Attention(nn.Module):
         causal = mask is None and (cache is None or cache.used == 0)
         plain = plain_is_faster(q.device.type, q.dtype, k.shape[2])
         attend = plain_attention if plain else F.scaled_dot_product_attention
-        # On a GPU heads may share keys in FlashAttention alone. Where it cannot be, they are
-        # repeated: otherwise torch would hold all scores in float32.
-        if q.is_cuda and (mask is not None or q.dtype == torch.float32 or not has_flash()):
+        # On a GPU only FlashAttention lets heads share keys. Elsewhere the keys are repeated:
+        # otherwise torch would hold all scores in float32.
+        if q.is_cuda and (mask is not None or q.dtype == torch.float32 or not has_flash(q.device)):
             k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         gqa = q.shape[1] != k.shape[1]
         y = attend(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)   # (B, nh, T, hd)
@@ -345,9 +345,9 @@ def plain_attention(q, k, v, attn_mask=None, is_causal=False, enable_gqa=True):
 
 
 @torch.compiler.assume_constant_result
-def has_flash() -> bool:
+def has_flash(gpu: torch.device) -> bool:
     """Whether the GPU has FlashAttention's kernels: from Ampere on. A T4, for instance, has not."""
-    return torch.cuda.get_device_capability() >= (8, 0)
+    return torch.cuda.get_device_capability(gpu) >= (8, 0)
 
 
 def plain_is_faster(device: str, dtype: torch.dtype, keys: int) -> bool:

@@ -652,6 +652,8 @@ def main(argv=None):
     # If both arms of a gap diverged it is inf - inf. That is nan, as it should be.
     with errors_in_one_line(), np.errstate(invalid="ignore"):
         args = parse_flags(Settings, "plot.py", __doc__, argv)
+        if args.watch and args.table:
+            raise UserError("--watch draws, and --table prints; leave one of them out")
         if args.watch:
             wait_for(args.folders)
         is_run = [(folder / "log.csv").exists() or (folder / "run.json").exists()
@@ -669,12 +671,14 @@ def main(argv=None):
 
 
 def wait_for(folders: list[Path]):
-    """Wait for the runs that have not begun: a run makes its folder after its first answer."""
+    """Wait for the runs that have not begun. A folder with other CSV files is a sweep's."""
     for folder in folders:
-        if not folder.exists():
-            print(f"waiting for {folder}; Ctrl-C stops", flush=True)
-            while not (folder / "run.json").exists():
-                time.sleep(1)
+        said = False
+        while not (folder / "run.json").exists() and not list(folder.glob("*.csv")):
+            if not said:
+                print(f"waiting for {folder}; Ctrl-C stops", flush=True)
+                said = True
+            time.sleep(1)
 
 
 def plot_runs(args):

@@ -442,11 +442,8 @@ def rows_of_run(run: train.Run, alone: bool) -> list[dict]:
 
 def rows_without_numbers(last: dict, config) -> list[dict]:
     """The rows that a run would have had after its row `last`, with nan for each NLL."""
-    rows = []
-    for step in range(last["step"] + 1, config.max_steps + 1):
-        if config.evaluates(step):
-            rows.append(last | {"step": step, "train_nll": math.nan, "test_nll": math.nan})
-    return rows
+    return [last | {"step": step, "train_nll": math.nan, "test_nll": math.nan}
+            for step in config.evaluated_steps() if step > last["step"]]
 
 
 def attempt_runs(configs: list[Config], data, out: Path) -> list[str]:
@@ -513,7 +510,8 @@ def note_failure(e, names: list[str], out: Path) -> str:
         traceback.print_exc()
     for name in names:
         # the report at the end has it all the same
-        with contextlib.suppress(OSError), replacing(out / f"{name}.failed") as part:
+        with contextlib.suppress(OSError, UserError), \
+                replacing(out / f"{name}.failed") as part:
             part.write_text(why, encoding="utf-8", errors="backslashreplace")
     return why
 
@@ -548,7 +546,7 @@ class Board:
             for name in self.runs:
                 path = self.out / f"{name}.csv"
                 if name not in self.finals and path.exists():
-                    rows = read_rows_of(path, self.runs[name])
+                    rows = read_rows_of(path, self.runs[name], name)
                     self.finals[name] = math.inf if diverged(rows) else rows[-1]["test_nll"]
 
     @property

@@ -275,7 +275,7 @@ def check_progress(run: Run, progress: dict):
     """Raise UserError for what cannot be the progress of this run."""
     check(progress, PROGRESS | {"scaler": dict.fromkeys(run.scaler.state_dict(), Number())})
     check(progress["step"], whole(at_most=run.config.max_steps), name="step")
-    evaluated = [*itertools.takewhile(progress["step"].__ge__, run.config.evaluated_steps)]
+    evaluated = [*itertools.takewhile(progress["step"].__ge__, run.config.evaluated_steps())]
     if [row["step"] for row in progress["rows"]] != evaluated:
         raise UserError(f"its rows are not the evaluations of {progress['step']} steps")
     if (progress["step"] in evaluated) != (progress["nll_tokens"] == 0):

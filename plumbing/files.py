@@ -34,8 +34,8 @@ def replacing(path: Path, make=Path.touch):
     try:
         make(part)
     except FileNotFoundError:
-        raise UserError(f"{path.parent} is not there any more, or nothing can be made in it; the "
-                        "same command goes on where it is") from None
+        raise UserError(f"{path.parent} is gone, or no file can be made in it; make the folder and "
+                        "start the command again") from None
     try:
         mode = part.stat().st_mode
         yield part
@@ -43,15 +43,16 @@ def replacing(path: Path, make=Path.touch):
         os.replace(part, path)
     except BaseException as e:
         shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
-        if code := re.search(r"\(os error (\d+)\)", str(e)):     # safetensors has no errno
+        code = re.search(r"\(os error (\d+)\)", str(e))
+        if code and isinstance(e, SafetensorError):     # it has no errno of its own
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
-        if isinstance(e, OSError):
-            e.filename = e.filename or str(path)        # while writing, the system names none
+        if isinstance(e, OSError) and e.errno and not e.filename:
+            e.filename = str(path)                      # while writing, the system names none
         raise
 
 
 def make_folder(path) -> Path:
-    """Make the folder and those above it. Raises UserError where that cannot be."""
+    """Make the folder and those above it. Raises UserError if it cannot be made."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,8 @@ def existing(path: Path) -> Path:
                         "yet; finish it: the command that began it, with --resume")
     folder = path.parent
     if path.name == "config.json" and (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} holds an adapter, and no model; give it as --adapter")
+        raise UserError(f"{folder} holds an adapter, and no model; give it as --adapter, or make a "
+                        "model of it with export.py")
     if path.name == "adapter_config.json" and (folder / "config.json").is_file():
         raise UserError(f"{folder} holds a model, and no adapter; give it as --model")
     if path.exists():

@@ -42,12 +42,10 @@ def join_processes(device: str):
         raise UserError(f"--device {device} is one GPU, and these are {n} processes; --device cuda "
                         "gives each its own")
     if device in ("auto", "cuda") and torch.cuda.is_available():
-        count = torch.cuda.device_count()
-        # srun --gpus-per-task=1 shows each of its tasks one GPU
-        own = 0 if count == 1 and "LOCAL_RANK" not in os.environ else local_rank()
-        if own >= count:
-            raise UserError(f"more processes than GPUs; give --nproc_per_node {count}")
-        take_gpu(own)
+        if local_rank() >= torch.cuda.device_count():
+            raise UserError(f"more processes than GPUs; give --nproc_per_node "
+                            f"{torch.cuda.device_count()}")
+        take_gpu(local_rank())
         backend, gpu = "nccl", torch.device("cuda", torch.cuda.current_device())
     try:
         store, *_ = next(dist.rendezvous("env://", number, n, timeout=TIME_TO_MEET))

@@ -66,19 +66,19 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def read_rows_of(path: Path, config, finished: bool = True) -> list[dict]:
-    """The rows of the run `config`; finished: all of them.
+def read_rows_of(path: Path, config, run: str, finished: bool = True) -> list[dict]:
+    """The rows of the run `config`, whose name is `run`; finished: all of them.
 
     Raises UserError if they are another run's, or not those of its evaluations in their order.
     """
     rows = read_rows(path)
     steps = [row["step"] for row in rows]
-    same = {"run": config.run, "lr": config.lr, "batch_eff": config.batch_eff,
+    same = {"run": run, "lr": config.lr, "batch_eff": config.batch_eff,
             "seed": config.seed, "trainable": rows[0]["trainable"]}
-    if (steps != [*itertools.islice(config.evaluated_steps, len(rows))]
+    if (steps != [*itertools.islice(config.evaluated_steps(), len(rows))]
             or finished and steps[-1] != config.max_steps
             or any(row | same != row for row in rows)):
-        raise UserError(f"{path} is damaged (its rows are not those of the run {config.run}, one "
+        raise UserError(f"{path} is damaged (its rows are not those of the run {run}, one "
                         "for each evaluation); delete it and make the run again")
     return rows
 
@@ -137,11 +137,14 @@ def finished_rows(config, out: Path) -> list[dict] | None:
         refuse_other_files(out)
         return None
     made, held = config.of_run(out)
+    if made.run != held["run"]:
+        raise UserError(f"{out / 'run.json'} is not what a run writes, so {out} may hold something "
+                        "else; give another --out")
     if config.overwrite:
         return None
     if held["run"] != config.run:
         ours, theirs = config.decides, made.decides
-        differing = [f"--{name} {theirs.get(name)} there, {ours.get(name)} here"
+        differing = [f"{name} {theirs.get(name)} there, {ours.get(name)} here"
                      for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
         raise UserError(f"{out} holds another run ({'; '.join(differing)}); give another --out, or "
                         "--overwrite")
@@ -154,7 +157,7 @@ def finished_rows(config, out: Path) -> list[dict] | None:
     if not (out / "log.csv").exists():
         raise UserError(f"{out} holds this run, finished, but its log.csv is gone; --overwrite "
                         "makes it again")
-    rows = read_rows_of(out / "log.csv", made)
+    rows = read_rows_of(out / "log.csv", made, made.run)
     print(f"{out} holds this run, finished:\n{row_line(rows[-1])}")
     if made.optimizer != config.optimizer:
         print(f"It was made with --optimizer {made.optimizer}, which gives the same numbers.")

@@ -11,6 +11,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
@@ -75,9 +76,11 @@ def claim_file(path: Path) -> Iterator[bool]:
     if fcntl is None or not os.access(lock.parent, os.W_OK):
         yield True
         return
-    if lock.is_symlink() or lock.exists() and not (lock.is_file() and lock.stat().st_size == 0):
-        raise UserError(f"{lock} is in the way, because it is no lock; move it, or give another "
-                        "--out")
+    with contextlib.suppress(FileNotFoundError):
+        there = lock.lstat()            # one look: another process may delete its lock just now
+        if not stat.S_ISREG(there.st_mode) or there.st_size:
+            raise UserError(f"{lock} is in the way: a lock is an empty file, and this is something "
+                            "else; move it, or give another --out")
     try:
         f = open(lock, "a")
     except FileNotFoundError:           # below /proc, for instance

@@ -107,11 +107,12 @@ def test_greedy_answers_are_the_cpus():
             expected[0][len(PROMPTS[0]):]
 
 
-def test_a_mask_takes_a_fused_kernel():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_attention_takes_a_fused_kernel(dtype):
     """Not the mathematical one, which holds all scores in float32."""
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
+    if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU has no bfloat16")
-    model = load_base("nano", torch.bfloat16, torch.device("cuda")).eval()
+    model = load_base("nano", dtype, torch.device("cuda")).eval()
     pad = torch.tensor([[0], [3]], device="cuda")
     ids, columns = torch.full((2, 40), 5, device="cuda"), torch.arange(40, device="cuda")
     kernels = [torch.nn.attention.SDPBackend.EFFICIENT_ATTENTION,

@@ -792,11 +792,11 @@ def spoil_adapter(tensors, config, what):
     ("a layer too many", "for another base: this one has no linear layer model.layers.9"),
     ("a norm", "for another base: this one has no linear layer model.norm"),
     ("other sizes", r"for another base: .*up_proj is \(48, 32\) here, B A is \(50, 32\) there"),
-    ("ranks of A and B differ", "for another base"),
+    ("ranks of A and B differ", "and by adapter_config.json rank 4"),
     ("a tied lm_head", "lm_head is tied to model.embed_tokens"),
     ("DoRA", "only plain LoRA"), ("PiSSA", "only plain LoRA"), ("biases", "only plain LoRA"),
     ("another method", "only plain LoRA"), ("no alpha", "lora_alpha is missing"),
-    ("a layer that is no target", "up_proj has A and B, and is not among the target_modules"),
+    ("a layer that is no target", "up_proj has A and B, and by adapter_config.json it is no"),
 ])
 def test_what_does_not_fit_is_refused_and_changes_nothing(model, ids, what, message, tmp_path):
     """The model carries an adapter already, and keeps it."""

@@ -193,7 +193,8 @@ def test_a_base_in_four_bits(folder, name, ids):
     put_on(dense.eval(), find_method(name), setup(name))
     shake(model)
     shake(dense)
-    torch.testing.assert_close(logits(model, ids), logits(dense, ids), rtol=0, atol=1e-4)
+    few = ids[:1, :9]           # many would meet W + dW in the dense one alone
+    torch.testing.assert_close(logits(model, few), logits(dense, few), rtol=0, atol=1e-5)
     for one in (model, dense):
         one.loss(ids, ids)[0].backward()
     expected = trained_parameters(dense)

@@ -276,7 +276,7 @@ def test_a_bracket_of_stacks_makes_the_runs_of_a_bracket(argv, tmp_path, monkeyp
     def look_up(configs, data):
         return [[make_row(config, step=step, tokens=step, train_nll="", seconds=1.0, peak_gb="",
                           test_nll=2 + step * abs(math.log(config.lr / 1e-3)) / 100, trainable=1)
-                 for step in (0, config.max_steps)] for config in configs]
+                 for step in config.evaluated_steps()] for config in configs]
     monkeypatch.setattr(sweep, "make_runs", look_up)
     made = []
     for size in (1, 4):

@@ -74,7 +74,7 @@ def write_run(out, config, **changes):
     """The file of a run that somebody made. changes: of its last row."""
     row = dict.fromkeys(COLUMNS, 1.0) | {"run": config.run, "lr": config.lr, "seed": config.seed,
                                          "batch_eff": config.batch_eff}
-    rows = [row | {"step": step} for step in config.evaluated_steps]
+    rows = [row | {"step": step} for step in config.evaluated_steps()]
     write_rows(out / f"{config.run}.csv", [*rows[:-1], rows[-1] | changes])
 
 
@@ -860,7 +860,7 @@ def look_up(configs, data):
     blank = dict.fromkeys(("rank", "alpha", "targets"), "") if config.method == "full" else {{}}
     return [[make_row(config, **blank, step=step, tokens=step, train_nll="", seconds=1.0,
                       test_nll=nll if step == config.max_steps else 2.0, peak_gb="", trainable=1)
-             for step in config.evaluated_steps]]
+             for step in config.evaluated_steps()]]
 
 sweep.make_runs = look_up
 if __name__ == "__main__":
