@@ -146,6 +146,17 @@ def test_watching_ends_with_the_run(run, tmp_path, monkeypatch, capsys):
     assert "curve.png" in (tmp_path / "watch.html").read_text()
 
 
+@pytest.mark.parametrize("nlls, keep, words", [
+    ([4.0, 1.0, 0.9], "last", ""), ([4.0, 0.9, 0.91], "last", ""),
+    ([4.0, 0.9, 1.2], "last", "was lowest, 0.900, at step 1, and ended at 1.200; --keep best"),
+    ([4.0, 0.9, 1.2], "best", ""), ([4.0, 0.9, 7.5], "best", "7.500, above the base's 4.000"),
+    ([4.0, 8.0, float("nan")], "last", "ended at nan, above the base's 4.000: take a lower --lr")])
+def test_how_a_run_ended(capsys, nlls, keep, words):
+    train.print_how_it_ended([{"step": i, "test_nll": nll} for i, nll in enumerate(nlls)], keep)
+    out = capsys.readouterr().out
+    assert words in out and bool(out) == bool(words)
+
+
 # ----- --keep best --------------------------------------------------------------------------------
 
 def test_the_weights_of_the_lowest_test_nll_are_saved(run, checkpoint, few):

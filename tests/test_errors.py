@@ -109,6 +109,16 @@ def test_json_that_is_not_there_is_asked_for_in_one_line(tmp_path, make):
         read_json(tmp_path / "folder.json")
 
 
+def test_an_adapter_in_a_models_place_is_named(tmp_path):
+    for wrong, right, words in (("adapter_config.json", "config.json", "an adapter, and no model"),
+                                ("config.json", "adapter_config.json", "a model, and no adapter")):
+        folder = tmp_path / wrong
+        folder.mkdir()
+        write_json(folder / wrong, {})
+        with pytest.raises(UserError, match=words):
+            read_json(folder / right)
+
+
 @pytest.mark.parametrize(("column", "cell"), [("rank", "inf"), ("rank", "12.5"), ("lr", "x")])
 def test_a_damaged_cell_is_a_users_error(tmp_path, column, cell):
     row = dict.fromkeys(COLUMNS, "1") | {column: cell}

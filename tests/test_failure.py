@@ -412,7 +412,7 @@ def test_a_run_in_the_way(checkpoint, chat, interrupted, fails):
     assert "holds this run, unfinished; --resume goes on with it, --overwrite starts over" in error
     for flags in ([], ["--resume"]):
         error = fails([*command(checkpoint(), chat, interrupted, lr=0.5), *flags])
-        assert "holds another run" in error and "give another --out, or --overwrite" in error
+        assert "holds another run (lr 0.01 there, 0.5 here); give another --out, or" in error
     assert contents(interrupted) == before
 
 
