@@ -491,7 +491,7 @@ def test_settings_are_numbered_by_how_many_arms_have_them():
     assert arms.number_variants([(("full",), of_full), (("lora", 8), once), (("lora", 8), once),
                                  (("lora", 8), twice), (("lora", 4), twice), (("mora",), mora)]
                                 ) == [0, 1, 1, 0, 0, 0]
-    default, other = (("weight_decay", 0.0),), (("weight_decay", 1.0),)
+    default, other = (("grad_clip", 1.0),), (("grad_clip", 0.5),)
     assert arms.number_variants([(("lora", 8), other), (("lora", 8), other),
                                  (("lora", 8), default)]) == [1, 1, 0]
     assert arms.name_values((("weight_decay", 0.0), ("nf4", False), ("options", "n=1,m=2"))) == [

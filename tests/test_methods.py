@@ -10,7 +10,7 @@ import torch
 from adapters import logits
 from conftest import REPO, edit_json
 from runs import command, contents, numbers, one_line, press_ctrl_c
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import analyze
 import memory
@@ -520,9 +520,12 @@ def test_a_damaged_config_is_refused(folder, name, change, tmp_path):
 def test_an_adapter_without_tensors_is_refused(folder, name, tmp_path):
     method = find_method(name)
     method.save(adapted(folder, name), tmp_path, str(folder), setup(name))
-    save_file({}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(UserError):
-        open_adapter(tmp_path, Transformer.from_pretrained(folder))
+    path = tmp_path / "adapter_model.safetensors"
+    numbers_alone = {key: torch.tensor(1.0) for key in load_file(path)}
+    for tensors in ({}, numbers_alone):
+        save_file(tensors, path)
+        with pytest.raises(UserError):
+            open_adapter(tmp_path, Transformer.from_pretrained(folder))
 
 
 @pytest.mark.parametrize("name", RELATIVES)

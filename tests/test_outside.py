@@ -152,7 +152,8 @@ def test_a_finished_run_that_is_damaged(checkpoint, chat, tmp_path, fails):
     of_run = (tmp_path / "out/run.json").read_text()
     for name, text in (
             ("log.csv", ""), ("log.csv", ",".join(COLUMNS) + "\n"), ("log.csv", "a,b\n1,2\n"),
-            ("log.csv", header + rows[0]), ("log.csv", header + rows[1] + rows[0]),
+            ("log.csv", header + rows[0] + rows[1] + rows[1]), ("log.csv", header + rows[0]),
+            ("log.csv", header + rows[1] + rows[0]),
             ("log.csv", header + rows[0].replace(",0.01,", ",0.5,") + rows[1]),
             ("log.csv", "".join([header, *rows])[:-3]),
             ("run.json", "{}"), ("run.json", of_run.replace('"seed": 42', '"seed": 43')),
@@ -215,6 +216,17 @@ def test_four_bits_that_are_none(checkpoint, tmp_path):
     edit_json(folder / "config.json", quantization_config=said)
     with pytest.raises(UserError, match="q_proj.weight is in four bits, and it is not"):
         load_quantized(folder)
+
+
+def test_scales_of_four_bits_may_have_any_shape(checkpoint, tmp_path):
+    """bitsandbytes reads them as one row of numbers."""
+    folder = tmp_path / "four"
+    save_quantized(load_quantized(checkpoint(), torch.float32), folder)
+    name, path = f"{UP}.absmax", folder / "model.safetensors"
+    weight = load_quantized(folder).get_submodule(UP.removesuffix(".weight")).weight
+    edit_weights(path, lambda weights: weights.update({name: weights[name].view(4, -1)}))
+    other = load_quantized(folder).get_submodule(UP.removesuffix(".weight")).weight
+    assert torch.equal(weight.dequantize(), other.dequantize())
 
 
 HUGE = 10 ** 400
