@@ -344,10 +344,9 @@ def plain_attention(q, k, v, attn_mask=None, is_causal=False, enable_gqa=True):
     return (p @ v).view(B, nh, T, hd)
 
 
-@torch.compiler.assume_constant_result
 def has_flash(gpu: torch.device) -> bool:
     """Whether the GPU has FlashAttention's kernels: from Ampere on. A T4, for instance, has not."""
-    return torch.cuda.get_device_capability(gpu) >= (8, 0)
+    return torch.cuda.get_device_properties(gpu).major >= 8
 
 
 def plain_is_faster(device: str, dtype: torch.dtype, keys: int) -> bool:
