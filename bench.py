@@ -490,7 +490,7 @@ def parse_bench(argv) -> tuple[Settings, list[Config]]:
     add_flags(parser.add_argument_group("of train.py"), Config, only=SHARED_FLAGS)
     settings, config = read_flags(parser, argv, Settings, Config)
     check_config(config)
-    resolve(config.model)
+    resolve(config.model)           # a missing model shows here, before a side is started
     peer = settings.peer
     if peer == ("trl" if settings.generate else "transformers"):
         raise UserError("--peer trl makes steps, and --peer transformers answers (--generate)")

@@ -141,9 +141,10 @@ class LoRALinear(AdaptedLinear):
         """Whether W + dW and one product with it are less work than W x, u = A x and B u.
 
         B A takes r in out multiplications, however many rows x has; u and B u take r (in + out) per
-        row. An evaluation of nano has 2,000 rows at once: there B A is a twentieth of that. In 16
-        bits W + dW would be rounded, so it is not used there. Nor is it in training, where autograd
-        would compute the gradient of all of W on the way to that of A and B.
+        row. An evaluation of nano has 2,000 rows at once: there B A is a twentieth of that. Adding
+        it to W costs something, too, so B A must be at most half. In 16 bits W + dW would be
+        rounded, so it is not used there. Nor is it used in training, because autograd would compute
+        the gradient of all of W on the way to that of A and B.
         """
         dropping = self.training and self.dropout.p > 0
         if (torch.is_grad_enabled() or dropping or type(self.base) is not nn.Linear

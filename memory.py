@@ -393,7 +393,7 @@ def activations(z: Sizes) -> list[Term]:
     starts = z.t * z.N * z.C * z.L if z.config.gradient_checkpointing else 0
     positions, formula = z.t * z.T * z.c.head_dim, "t T hd: cos, sin"   # half of hd each
     if z.full:
-        positions += 8 * z.N                            # ids, for the embedding's gradient
+        positions += 8 * z.N                            # ids, which the embedding's gradient needs
         formula += "; 8 N"
     if z.virtual:
         positions += 9 * z.N                            # which ids are virtual, and their rows of P

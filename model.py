@@ -108,8 +108,9 @@ class ModelConfig:
         head_dim = hf.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
         if head_dim < 2 or head_dim % 2:
             raise UserError(f"head_dim {head_dim}: it must be even, because RoPE turns pairs")
-        if len(hf.get("layer_types") or hf["num_hidden_layers"] * [""]) != hf["num_hidden_layers"]:
-            raise UserError(f"config.json: layer_types must name {hf['num_hidden_layers']} layers")
+        kinds, layers = hf.get("layer_types"), hf["num_hidden_layers"]
+        if kinds is not None and len(kinds) != layers:
+            raise UserError(f"config.json: layer_types must name {layers} layers")
         rope = rope_settings(hf)
         bias = hf.get("attention_bias", False)
         return cls(
@@ -132,7 +133,8 @@ class ModelConfig:
 
 
 SIZE, FACTOR = whole(1, 2 ** 24), Number(above=0)
-PER_MODEL = {str: (str, int, float, bool, list, None)}      # and not a table per kind of layer
+# No value is a table: that would be RoPE for one kind of layer, and another for the next.
+ROPE_ENTRIES = {str: (str, int, float, bool, list, None)}
 CONFIG = {          # of config.json, what is read here
     "model_type": ("qwen2", "qwen3", "llama"),
     "hidden_act?": "silu", "use_sliding_window?": (False, None), "is_causal?": (True, None),
@@ -140,7 +142,7 @@ CONFIG = {          # of config.json, what is read here
     "num_hidden_layers": whole(1, 1000), "num_attention_heads": whole(1, 4096),
     "num_key_value_heads?": (whole(1), None), "head_dim?": (whole(2, 4096), None),
     "rms_norm_eps?": Number(above=0, at_most=1), "rope_theta?": Number(above=1),
-    "rope_parameters?": (PER_MODEL, None), "rope_scaling?": (PER_MODEL, None),
+    "rope_parameters?": (ROPE_ENTRIES, None), "rope_scaling?": (ROPE_ENTRIES, None),
     "tie_word_embeddings?": bool,
     "layer_types?": (["full_attention"], None), "attention_bias?": bool, "mlp_bias?": bool,
     "max_position_embeddings?": (whole(1), None), "eos_token_id?": (whole(), [whole()], None)}

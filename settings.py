@@ -129,6 +129,7 @@ class Config:
         return itertools.chain(range(0, self.max_steps, self.eval_steps), [self.max_steps])
 
     def evaluates(self, step: int) -> bool:
+        """Whether `step` is one of them."""
         return step % self.eval_steps == 0 or step == self.max_steps
 
     @property

@@ -239,7 +239,7 @@ def read_grids(path: Path) -> tuple[dict[str, list[dict]], list[str]]:
     try:
         grids = tomllib.loads(existing(path).read_text(encoding="utf-8"))
         flags = shlex.split(check(grids.pop("flags", ""), str, name="flags"))
-        check(grids, {str: [dict]}, "an arm begins with a line like [[my_grid]]; here")
+        check(grids, {str: [dict]}, "grids (an arm begins with [[name]])")
     except (ValueError, RecursionError) as e:       # also: no UTF-8, a quotation without an end
         raise UserError(f"--grid {path}: {e}") from None
     if not any(grids.values()):

@@ -275,7 +275,8 @@ def check_progress(run: Run, progress: dict):
     """Raise UserError for what cannot be the progress of this run."""
     check(progress, PROGRESS | {"scaler": dict.fromkeys(run.scaler.state_dict(), Number())})
     check(progress["step"], whole(at_most=run.config.max_steps), name="step")
-    evaluated = [*itertools.takewhile(progress["step"].__ge__, run.config.evaluated_steps())]
+    evaluated = [*itertools.takewhile(lambda step: step <= progress["step"],
+                                      run.config.evaluated_steps())]
     if [row["step"] for row in progress["rows"]] != evaluated:
         raise UserError(f"its rows are not the evaluations of {progress['step']} steps")
     if (progress["step"] in evaluated) != (progress["nll_tokens"] == 0):
@@ -665,7 +666,7 @@ def save_result(run: Run, out: Path):
 
 
 def print_how_it_ended(rows: list[dict], keep: str):
-    """Where the last weights are not the best: that, and what to do."""
+    """If the last weights are not the best, say so, and what to do."""
     first, best, last = rows[0]["test_nll"], lowest_row(rows), rows[-1]["test_nll"]
     if not last <= first:               # nan, too
         print(f"the test NLL ended at {last:.3f}, above the base's {first:.3f}: take a lower --lr")

@@ -78,10 +78,10 @@ def existing(path: Path) -> Path:
     """`path`. Raises UserError unless it is a file: no folder, and no pipe to wait for."""
     if path.is_file():
         return path
-    if (path.parent / "state").is_dir():
-        raise UserError(f"{path.parent} holds a run that is not finished, and has no {path.name} "
-                        "yet; finish it: the command that began it, with --resume")
     folder = path.parent
+    if (folder / "state").is_dir():
+        raise UserError(f"{folder} holds a run that is not finished, and has no {path.name} "
+                        "yet; finish it: the command that began it, with --resume")
     if path.name == "config.json" and (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds an adapter, and no model; give it as --adapter, or make a "
                         "model of it with export.py")
@@ -89,9 +89,9 @@ def existing(path: Path) -> Path:
         raise UserError(f"{folder} holds a model, and no adapter; give it as --model")
     if path.exists():
         raise UserError(f"{path} is no file, but a folder, a device or a pipe")
-    if not path.parent.exists():
-        raise UserError(f"{path.parent}: no such folder")
-    raise UserError(f"{path.parent} has no {path.name}; is it the right folder?")
+    if not folder.exists():
+        raise UserError(f"{folder}: no such folder")
+    raise UserError(f"{folder} has no {path.name}; is it the right folder?")
 
 
 def hash_file(path: Path) -> str:

@@ -77,7 +77,7 @@ def read_rows_of(path: Path, config, run: str, finished: bool = True) -> list[di
             "seed": config.seed, "trainable": rows[0]["trainable"]}
     if (steps != [*itertools.islice(config.evaluated_steps(), len(rows))]
             or finished and steps[-1] != config.max_steps
-            or any(row | same != row for row in rows)):
+            or any((row | same) != row for row in rows)):
         raise UserError(f"{path} is damaged (its rows are not those of the run {run}, one "
                         "for each evaluation); delete it and make the run again")
     return rows
