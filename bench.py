@@ -25,7 +25,7 @@ shapes and in the dtype of the run, one after the other. So it says what is lost
 products, on this machine, and not how good the machine is.
 
 The peers must be installed: pip install transformers peft trl bitsandbytes datasets. If they live
-in another environment, --peer_python is its Python.
+in another environment, --peer_python is its Python; what requirements.txt lists must be there, too.
 """
 import contextlib
 import dataclasses
@@ -206,8 +206,8 @@ def train_trl(config: Config):
             if "loss" in logs:
                 tokens, before = logs["num_tokens"], getattr(self, "tokens", 0)
                 self.tokens = tokens
-                reply(seconds=self.seconds, tokens=tokens - before, loss=logs["loss"],
-                      peak_gb=peak_gb(device))
+                reply(seconds=self.seconds, tokens=round(tokens - before), loss=logs["loss"],
+                      peak_gb=peak_gb(device))      # TRL counts tokens as floats
 
     with tempfile.TemporaryDirectory() as out:
         SFTTrainer(
@@ -315,12 +315,13 @@ class Side:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
         try:
-            self.rows.append(check(json.loads(self.process.stdout.readline()), REPLY))
-        except ValueError:                  # also of no line, the end
+            row = json.loads(self.process.stdout.readline())
+        except ValueError:                  # no line, the end
             self.errors.seek(0)
             last = self.errors.read().strip().splitlines()[-1:] or ["it said nothing"]
             hint = f"; is everything there? {INSTALL}" if "No module" in last[0] else ""
             raise UserError(f"{self.name} ended: {last[0]}{hint}") from None
+        self.rows.append(check(row, REPLY, f"a reply of {self.name}"))
         if len(self.rows) == 1:
             self.first_step = time.perf_counter() - self.began
 
