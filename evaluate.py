@@ -443,11 +443,12 @@ def describe_weights(model: str, adapter: str | None) -> dict:
 
 SHARE = Number(0, at_most=1)
 FINISHED = {        # of FILE.json, what is printed
-    "settings": {"data": str, "nf4": bool}, "finished": True, "model": str, "method": str,
-    "rank": (whole(1), None), "trainable": whole(), "bytes": whole(), "test_nll": (int, float),
-    "train_seconds?": Number(0), "n": whole(1), "exact_match?": SHARE, "accuracy?": SHARE,
-    "accuracy_by_likelihood?": SHARE, "bleu?": Number(0), "labels?": [str],
-    "confusion?": [[whole()]], "confusion_by_likelihood?": [[whole()]]}
+    "settings": {"data": str, "nf4": bool, "adapter?": (str, None)}, "finished": True,
+    "model": str, "method": str, "rank": (whole(1), None), "trainable": whole(),
+    "bytes": whole(), "test_nll": (int, float), "train_seconds?": Number(0), "n": whole(1),
+    "exact_match?": SHARE, "accuracy?": SHARE, "accuracy_by_likelihood?": SHARE,
+    "bleu?": Number(0), "labels?": [str], "confusion?": [[whole()]],
+    "confusion_by_likelihood?": [[whole()]]}
 
 
 # ----- printed output -----------------------------------------------------------------------------
@@ -465,7 +466,8 @@ def format_results(results: list[dict]) -> str:
 
     rows = [format_result(result) for result in sorted(results, key=sort_key)]
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
-    return markdown_table(columns, [[row[name] for name in columns] for row in rows], left=3)
+    return markdown_table(columns, [[row[name] for name in columns] for row in rows],
+                          text={"data", "model", "trained", "adapter"})
 
 
 def format_result(result: dict) -> dict[str, str]:
@@ -480,6 +482,7 @@ def format_result(result: dict) -> dict[str, str]:
         "data": Path(result["settings"]["data"]).name,
         "model": model,
         "trained": trained,
+        "adapter": result["settings"].get("adapter") or "",
         "parameters": f"{result['trainable']:,}" if result["trainable"] else "–",
         "on disk": f"{result['bytes'] / 1e6:,.1f} MB",
         "training": f"{result['train_seconds']:,.0f} s" if "train_seconds" in result else "–",
@@ -507,7 +510,7 @@ def format_confusion(labels: list[str], counts: list[list[int]], how: str) -> st
         raise UserError(f"the confusion matrix of a finished evaluation must be {n} x {n + 1}")
     given = [*labels, "none"] if any(row[-1] for row in counts) else labels
     rows = [[label, *map(str, row[:len(given)])] for label, row in zip(labels, counts)]
-    return markdown_table([f"right \\ {how}", *given], rows, left=1)
+    return markdown_table([f"right \\ {how}", *given], rows, text={f"right \\ {how}"})
 
 
 def print_result(result: dict):

@@ -453,6 +453,7 @@ COMPARISON_HEADER = ("arm", "trained", "compared with", "trained there", "above 
 ARM_HEADER = ("arm", "trainable", "best rate measured", "parabola fit", "test NLL", "above full",
               "rate / full's")
 CLAIM_HEADER = ("claim", "what was measured", "value", "verdict", "why")
+TEXT = {"arm", "compared with", "claim", "what was measured", "verdict", "why"}     # not numbers
 
 
 def verdict_table(sweeps: Sweeps) -> str:
@@ -484,7 +485,7 @@ def claim_table(sweeps: Sweeps) -> str:
     return "\n\n".join([
         "## Claims", "Value: the mean over seeds (of ratios the geometric one), and in brackets "
         "where it lies by the rule of verdicts.py: each end is wrong in at most "
-        f"{ERROR:.0%} of cases.", markdown_table(CLAIM_HEADER, rows, left=5)])
+        f"{ERROR:.0%} of cases.", markdown_table(CLAIM_HEADER, rows, TEXT)])
 
 
 def method_table(sweep) -> str:
@@ -514,7 +515,7 @@ def comparison_table(title: str, sweep, pairs: list[tuple[Arm, Arm | None]]) -> 
         title, "Above it: how much higher the lowest test NLL is, as a share of what full "
         "fine-tuning gains (without it, of what the best arm gains), and in brackets where it lies "
         f"by the rule of verdicts.py. As good: within {MARGIN:.0%} either way.",
-        markdown_table(COMPARISON_HEADER, rows, left=1)])
+        markdown_table(COMPARISON_HEADER, rows, TEXT)])
 
 
 def name_comparison(verdict) -> str:
@@ -549,7 +550,7 @@ def arm_table(sweep, arms: list[Arm]) -> str:
         f"Test NLL in nats per token after {sweep.end}, at the best rate. With several "
         "seeds: mean ± spread (the largest minus the smallest); of rates, the geometric mean "
         "(smallest to largest).",
-        markdown_table(ARM_HEADER, rows, left=1)])
+        markdown_table(ARM_HEADER, rows, TEXT)])
 
 
 def arm_cells(arm, full: Arm | None) -> list[str]:

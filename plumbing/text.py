@@ -23,12 +23,12 @@ def count_noun(n: int, noun: str) -> str:
 
 # ----- Markdown -----------------------------------------------------------------------------------
 
-def markdown_table(header: list[str], rows: list[list[str]], left: int) -> str:
-    """A table in Markdown, its columns padded. All but the first `left` are aligned right."""
+def markdown_table(header: list[str], rows: list[list[str]], text=()) -> str:
+    """A table in Markdown, its columns padded, and aligned right but for the columns of `text`."""
     columns = []
-    for i, cells in enumerate(zip(header, *rows, strict=True)):
+    for cells in zip(header, *rows, strict=True):
         width = max(map(len, cells))
-        if i < left:
+        if cells[0] in text:
             rule, cells = "-" * (width + 2), [f" {cell:<{width}} " for cell in cells]
         else:
             rule, cells = "-" * (width + 1) + ":", [f" {cell:>{width}} " for cell in cells]

@@ -187,20 +187,21 @@ def simulate_cases() -> dict[str, list[float]]:
 def print_tables(errors: dict[str, list[float]]):
     percent = "{:.1%}".format
     rows = [[str(n), *(percent(errors[case][i]) for case in errors)] for i, n in enumerate(SEEDS)]
-    print(markdown_table(["seeds", *errors], rows, left=0), "\n")
+    print(markdown_table(["seeds", *errors], rows), "\n")
     rows = [[f"{effect:g}", *(f"{chance_of_verdict(effect, n):.0%}" for n in SEEDS),
              str(seeds_needed(effect))] for effect in EFFECTS]
     header = ["effect, deviations", *(str(n) for n in SEEDS), "seeds for 80%"]
-    print(markdown_table(header, rows, left=0), "\n")
+    print(markdown_table(header, rows), "\n")
     rows = [[name, *(seeds_needed_on_grid(effect, which, factor) for factor in (2.0, 3.0))]
             for name, which, effect in (
                 *((f"a gap by {gap:g} nats", 0, gap) for gap in (0.01, 0.02, 0.03, 0.05, 0.1)),
                 *((f"a ratio by a factor of {ratio:g}", 1, math.log(ratio))
                   for ratio in (1.2, 1.5, 2, 3)))]
-    print(markdown_table(["beyond the boundary", "rates 2 apart", "3 apart"], rows, left=1), "\n")
+    print(markdown_table(["beyond the boundary", "rates 2 apart", "3 apart"], rows,
+                         text={"beyond the boundary"}), "\n")
     rows = [[str(n), percent(chance_of_verdict(0, n)),
              percent(chance_of_verdict(0, n, heavy_tails=True))] for n in SEEDS]
-    print(markdown_table(["seeds", "wrong, normal noise", "heavy tails"], rows, left=0), "\n")
+    print(markdown_table(["seeds", "wrong, normal noise", "heavy tails"], rows), "\n")
 
 
 def print_noise():

@@ -440,11 +440,16 @@ def save_constant_adapter(base, folder, value):
 # ----- the table ----------------------------------------------------------------------------------
 
 TABLE = """\
-| data | model  | trained     | parameters | on disk | training | test NLL | exact match | answers |
-|------|--------|-------------|-----------:|--------:|---------:|---------:|------------:|--------:|
-| sums | m      | full        |    974,000 |  1.9 MB |  1,234 s |   0.5000 | 5.0 ± 1.0 % |     475 |
-| sums | m      | LoRA, r = 4 |      9,000 |  1.9 MB |     61 s |   1.2346 |             |     475 |
-| sums | m, NF4 | pretrained  |          – |  1.9 MB |        – |   1.2346 |             |     475 |
+| data | model  | trained    | parameters | on disk | training | test NLL | exact match | answers |
+|------|--------|------------|-----------:|--------:|---------:|---------:|------------:|--------:|
+| sums | m      | full       |    974,000 |  1.9 MB |  1,234 s |   0.5000 | 5.0 ± 1.0 % |     475 |
+| sums | m, NF4 | pretrained |          – |  1.9 MB |        – |   1.2346 |             |     475 |
+"""
+WITH_ADAPTER = """\
+| data | model  | trained     | adapter  | parameters | on disk | training | test NLL | answers |
+|------|--------|-------------|----------|-----------:|--------:|---------:|---------:|--------:|
+| sums | m      | LoRA, r = 4 | out/3f08 |      9,000 |  1.9 MB |     61 s |   1.2346 |     475 |
+| sums | m, NF4 | pretrained  |          |          – |  1.9 MB |        – |   1.2346 |     475 |
 """
 
 
@@ -458,14 +463,17 @@ def test_the_table(tmp_path, capsys):
             "settings": {"data": "/data/sums", "nf4": False}}
     full = {"method": "full", "trainable": 974_000, "train_seconds": 1234.4, "test_nll": 0.5,
             "exact_match": 0.05}
-    lora = {"method": "lora", "rank": 4, "trainable": 9_000, "train_seconds": 61.2}
-    nf4 = {"settings": {"data": "sums", "nf4": True}}
+    lora = {"method": "lora", "rank": 4, "trainable": 9_000, "train_seconds": 61.2,
+            "settings": {"data": "sums", "nf4": False, "adapter": "out/3f08"}}
+    nf4 = {"settings": {"data": "sums", "nf4": True, "adapter": None}}
     changes = [nf4, lora, full, {"finished": False}]
     files = [tmp_path / f"{i}.json" for i in range(4)]
     for file, some in zip(files, changes, strict=True):
         file.write_text(json.dumps(base | some))
-    evaluate.main(["--table", *map(str, files)])
+    evaluate.main(["--table", str(files[0]), *map(str, files[2:])])
     assert capsys.readouterr() == (TABLE, f"{files[3]} is left out: it is not finished\n")
+    evaluate.main(["--table", *map(str, files[:2])])
+    assert capsys.readouterr().out == WITH_ADAPTER
 
 
 # ----- what a user can get wrong ------------------------------------------------------------------
