@@ -5,7 +5,8 @@
     python plan.py --model nano --data nano --measure       # compare with two real steps
     python plan.py --model Qwen/Qwen2.5-7B --gpus 1,8,64 --fsdp     # what each GPU holds and sends
 
-memory.py has the symbols, the formula of each term with an example, and a table of two models.
+It takes all flags of train.py, so that a command can be planned as it is. memory.py has the
+symbols, the formula of each term with an example, and a table of two models.
 """
 import contextlib
 import io
@@ -21,7 +22,7 @@ import torch
 
 import train
 from communication import sent_per_step
-from dataset import find_dataset, load_split
+from dataset import Sample, find_dataset, load_split
 from memory import (Sizes, adapter_parameters, all_terms, at_peak, count_parameters, first_line,
                     largest_micro_bs, linear_parameters, method_parameters, name_bytes, peak_bytes)
 from methods import find_method
@@ -33,7 +34,7 @@ from plumbing.fields import check, number_of, whole
 from plumbing.files import make_folder, replacing, resolve
 from plumbing.text import print_fitted
 from quant import quantize_layer
-from rates import lora_rate_multiple
+from rates import lora_rate_multiple, rate_at_rank
 from settings import RELATIVES, Config, check_config, settled
 from tokenizer import Tokenizer
 
@@ -88,18 +89,18 @@ def step_flops(c: ModelConfig, config: Config) -> float:
 
 # ----- a rate and a rank to start with ------------------------------------------------------------
 
-def starting_rate(c: ModelConfig, method: str, steps: int, rank: int = 32) -> float:
+def starting_rate(c: ModelConfig, method: str, steps: int, alpha: float = 32) -> float:
     """5e-5 (2000 / C)^p for full fine-tuning, a multiple of it for LoRA (tinker-cookbook, get_lr).
 
     p = 0.781 for Llama and 0.0775 for Qwen; found with alpha = 32, where one rate serves all ranks
-    fairly well. With alpha = r the best rate falls as the rank grows, on nano as r^(-2/3)
-    (results/findings_nano.md). At r = 32 the two are one, so the rate is (32 / r)^(2/3) times that.
-    For r = 64 on SmolLM2-135M this says 1.2e-3, and 9e-4 was measured; for r = 1 on nano 9e-3, and
-    5e-3 was.
+    fairly well. With alpha = r the best rate falls as the rank grows (`rate_at_rank`), and at r =
+    32 the two are one. So the rate is (32 / alpha)^(2/3) times that. For r = 64 on SmolLM2-135M
+    this says 1.2e-3, and 9e-4 was measured; for r = 1 on nano 9e-3, and 5e-3 was. For an alpha that
+    is neither r nor 32 nothing was measured.
     """
     p = 0.781 if c.hf["model_type"] == "llama" else 0.0775
     full = 5e-5 * (2000 / c.hidden_size) ** p
-    return full if method == "full" else lora_rate_multiple(steps) * full * (32 / rank) ** (2 / 3)
+    return full if method == "full" else rate_at_rank(alpha, 32, lora_rate_multiple(steps) * full)
 
 
 def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:
@@ -116,15 +117,19 @@ def rank_for(c: ModelConfig, tokens: int, targets: str = "all-linear") -> int:
     return max(1, math.ceil(tokens / (2 * adapter_parameters(c, 1, targets))))
 
 
-def count_supervised_tokens(config: Config) -> tuple[int, int]:
-    """-> (supervised tokens of the training split, how many of them the run sees)."""
+def read_training_samples(config: Config) -> list[Sample]:
+    """The training split, as train.py reads it; of the model only its tokenizer is needed."""
     if Path(config.model).is_file():
         folder = Path(config.model).parent
     else:
         folder = resolve(config.model, ["tokenizer*.json", "chat_template*"])
     tokenizer = Tokenizer.from_pretrained(folder)
     path = find_dataset(config.data) / "train.jsonl"
-    samples, _ = load_split(path, tokenizer, config.max_length, config.supervise)
+    return load_split(path, tokenizer, config.max_length, config.supervise)[0]
+
+
+def count_supervised_tokens(samples: list[Sample], config: Config) -> tuple[int, int]:
+    """-> (supervised tokens of the training split, how many of them the run sees)."""
     tokens = sum(sample.learned for sample in samples)
     epochs = config.max_steps * config.batch_eff / len(samples)
     return tokens, round(tokens * min(1, epochs))
@@ -207,22 +212,28 @@ def gb(n: float, width: int = 0) -> str:
 
 def show_summary(c: ModelConfig, config: Config, on_gpu: Config):
     """The answers that most come for. The tables after it say how they come about."""
-    checkpointed = replace(config, gradient_checkpointing=True)
     fits = [card for card in CARDS if largest_micro_bs(c, on_gpu, card * 1e9) >= config.micro_bs]
     card = f"a card of {fits[0]} GB is enough" if fits else f"too much for {CARDS[-1]} GB"
     rate = config.lr            # what the method's file says, if it is none of the three
     if config.method in ("full", "lora", "qlora"):
-        rate = starting_rate(c, config.method, config.max_steps, config.rank)
-    peak, less = peak_bytes(c, config), peak_bytes(c, checkpointed)
-    of_process = ""
+        rate = starting_rate(c, config.method, config.max_steps, config.alpha)
+    plain, less = (peak_bytes(c, replace(config, gradient_checkpointing=checkpointing))
+                   for checkpointing in (False, True))
+    of_process, how = "", ""
+    if config.gradient_checkpointing:
+        how = ", with --gradient_checkpointing"
     if config.device == "cpu":
-        low, high = (name_bytes(BASELINE + n * peak) for n in (1, 2))
-        of_process = (f"RAM of the process: {low} with its libraries, up to {high} where freed "
-                      "memory stays as holes\n")
-    print(f"memory at the peak: {name_bytes(peak)} on {config.device}, {name_bytes(less)} with "
+        low, high = (name_bytes(BASELINE + n * peak_bytes(c, config)) for n in (1, 2))
+        of_process = (f"RAM of the process{how}: {low} with its libraries, up to {high} where "
+                      "freed memory stays as holes\n")
+    print(f"memory at the peak: {name_bytes(plain)} on {config.device}, {name_bytes(less)} with "
           f"--gradient_checkpointing\n{of_process}"
-          f"on a GPU, in {on_gpu.dtype}: {name_bytes(peak_bytes(c, on_gpu))}; {card}\n"
-          f"a rate to start with: --lr {rate:.1e}; when it matters, also half and twice that\n")
+          f"on a GPU, in {on_gpu.dtype}{how}: {name_bytes(peak_bytes(c, on_gpu))}; {card}\n"
+          f"a rate to start with: --lr {rate:.1e}; when it matters, also half and twice that")
+    uncounted = [flag for flag in ("dropout", "compile") if getattr(config, flag)]
+    if uncounted:
+        print(f"not counted: what --{' and --'.join(uncounted)} takes")
+    print()
 
 
 def show_sizes(c: ModelConfig, config: Config):
@@ -326,8 +337,9 @@ def show_start(c: ModelConfig, config: Config, supervised: tuple[int, int] | Non
         split, seen = supervised
         per_rank = adapter_parameters(c, 1, config.targets)
         for what, tokens in (("the split's", split), ("the run's", seen)):
-            print(f"  rank {rank_for(c, tokens, config.targets)} for {what} {tokens:,} supervised "
-                  f"tokens: 1 bit each / (2 bits x {per_rank:,} parameters per rank)")
+            print(f"  {what} {tokens:,} supervised tokens fit into rank "
+                  f"{rank_for(c, tokens, config.targets)}: 1 bit per token, 2 bits per parameter, "
+                  f"{per_rank:,} parameters per rank")
 
 
 def show_measurement(c: ModelConfig, config: Config):
@@ -391,11 +403,6 @@ def draw_memory(c: ModelConfig, config: Config, path: Path):
 
 # ----- the command --------------------------------------------------------------------------------
 
-TRAIN_FLAGS = ["model", "data", "supervise", "method", "nf4", "options", "rank", "targets",
-               "optimizer", "micro_bs", "grad_accum", "max_length", "max_steps", "dtype", "device",
-               "fsdp"]
-
-
 def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool, list[int]]:
     """-> (the run, --plot, --measure, --gpus). Its data is None if no rank is to be planned.
 
@@ -403,12 +410,11 @@ def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool, list[int]]:
     """
     parser = make_parser("plan.py", __doc__)
     add_flags(
-        parser, Config, only=TRAIN_FLAGS,
+        parser, Config,
         model={"help": "folder, config.json, hub repository (only config.json is fetched), or the "
                        "embedded nano"},
         data={"help": "name under data/, or folder with train.jsonl and test.jsonl, to plan the "
-                      "rank for; default: none", "default": None},
-        max_steps={"help": "optimizer steps; default: 200"})
+                      "rank for; default: none", "default": None})
     parser.add_argument("--plot", metavar="FILE.png", type=Path,
                         help="draw the memory of each method, without and with checkpointing")
     parser.add_argument("--measure", action="store_true",
@@ -428,11 +434,14 @@ def parse_plan_flags(argv=None) -> tuple[Config, Path | None, bool, list[int]]:
 def print_plan(argv=None):
     asked, picture, measuring, gpus = parse_plan_flags(argv)
     check_config(asked)
-    config = settled(asked, n_train=1)
+    if asked.epochs and not asked.data:
+        raise UserError("--epochs needs --data: its size decides how many steps they are")
+    samples = read_training_samples(asked) if asked.data else []
+    config = settled(asked, len(samples))
     dtype = "bfloat16" if asked.dtype == "auto" else config.dtype
     on_gpu = replace(config, device="cuda", dtype=dtype)
     c = ModelConfig.from_pretrained(config.model, quantized=config.four_bits)
-    supervised = count_supervised_tokens(config) if config.data else None
+    supervised = count_supervised_tokens(samples, config) if samples else None
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         show_summary(c, config, on_gpu)
         show_sizes(c, config)

@@ -30,6 +30,17 @@ def lora_rate_multiple(steps: float) -> int:
     return 15 if steps < 100 else 10
 
 
+def rate_at_rank(rank: float, known_rank: float, lr: float) -> float:
+    """The best rate at `rank`, if `lr` is the best at `known_rank` and alpha = r in both.
+
+        lr (known_rank / rank)^(2/3)
+
+    It was fitted to nano: 5.2e-3, 1.6e-3 and 2.9e-4 are best at r = 1, 8 and 64 there
+    (results/findings_nano.md). From the last the formula says 4.6e-3 and 1.2e-3 for the others.
+    """
+    return lr * (known_rank / rank) ** (2 / 3)
+
+
 class Best(NamedTuple):
     """The best learning rate. Of one seed: seven numbers. Of S seeds: seven vectors, (S,) each."""
     lr: float           # of the lowest NLL at the last step, the smaller of two; or nan

@@ -389,6 +389,7 @@ def test_starting_rate():
     assert lora == pytest.approx(5.3e-4, abs=5e-6)
     assert qlora == lora == 10 * full
     assert plan.starting_rate(qwen, "lora", 60) == pytest.approx(15 * full)
+    assert plan.starting_rate(qwen, "lora", 200, 4) == pytest.approx(4 * lora)      # 8^(2/3) = 4
     assert plan.starting_rate(llama, "full", 60) == pytest.approx(5e-5 * (2000 / 2048) ** 0.781)
 
 
@@ -523,12 +524,36 @@ def test_table_adds_up(checkpoint, tmp_path, capsys):
 def test_rank_for_data(checkpoint, chat, capsys):
     """The run sees 2 x 16 of the 40 samples."""
     plan.main([f"--model={checkpoint('qwen3')}", *FLAGS, "--micro_bs=4", f"--data={chat}"])
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  rank ")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "supervised tokens" in line]
     tokenizer = Tokenizer.from_pretrained(checkpoint("qwen3"))
     samples, _ = load_split(chat / "train.jsonl", tokenizer, 512)
     tokens = sum(s.learned for s in samples)
     assert f"the split's {tokens:,} supervised" in lines[0]
     assert f"the run's {round(tokens * 32 / 40):,} supervised" in lines[1]
+
+
+def test_a_command_of_train_s_can_be_planned_as_it_is(checkpoint, chat, capsys):
+    """40 samples are three steps of at most 16, and 1.2 epochs are four steps."""
+    command = [f"--model={checkpoint('qwen3')}", f"--data={chat}", "--lr=1e-3", "--alpha=8"]
+    printed = []
+    for length in ("--epochs=1.2", "--max_steps=4"):
+        plan.main([*command, length, "--eval_steps=2", "--keep=best", "--out=x", "--resume"])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and "\nto start with, 4 steps" in printed[0]
+
+
+def test_the_summary_is_of_the_run_as_it_was_asked_for(checkpoint, capsys):
+    first_lines, command = [], [f"--model={checkpoint('qwen3')}", "--max_length=512"]
+    for flags in ([], ["--gradient_checkpointing", "--dropout=0.1", "--compile"]):
+        plan.main([*command, *flags])
+        first_lines.append(capsys.readouterr().out.split("\n\n")[0].splitlines())
+    plain, checkpointed = first_lines
+    assert plain[0] == checkpointed[0] and plain[0].startswith("memory at the peak: ")
+    assert len(set(re.findall(r"[0-9.]+ [KMG]B", plain[0]))) == 2       # not the same one twice
+    assert plain[2].startswith("on a GPU, in bfloat16: ")
+    assert checkpointed[2].startswith("on a GPU, in bfloat16, with --gradient_checkpointing: ")
+    assert checkpointed[1].startswith("RAM of the process, with --gradient_checkpointing: ")
+    assert checkpointed[4:] == ["not counted: what --dropout and --compile takes"] and not plain[4:]
 
 
 def test_picture_shows_the_peaks(tmp_path, monkeypatch):
@@ -554,6 +579,7 @@ MISTAKES = {
     "--plot=plan.exe": "its ending '.exe': it must be .png or .svg",
     f"--plot={__file__}/plan.png": "a file is in the way of this folder",
     "--optimizer=sgd": "invalid choice",
+    "--epochs=2": "--epochs needs --data",
     "--gpus=8,0": "--gpus[1] 0: it must be a whole number, at least 1",
     "--gpus=many": "--gpus[0] 'many': it must be a whole number",
     "--data=nowhere": "--data nowhere: no folder",
