@@ -240,6 +240,8 @@ def read_grids(path: Path) -> tuple[dict[str, list[dict]], list[str]]:
         grids = tomllib.loads(existing(path).read_text(encoding="utf-8"))
         flags = shlex.split(check(grids.pop("flags", ""), str, name="flags"))
         check(grids, {str: [dict]}, "grids (an arm begins with [[name]])")
+    except tomllib.TOMLDecodeError as e:
+        raise UserError(f"--grid {path}: {e}; python sweep.py --help has an example") from None
     except (ValueError, RecursionError) as e:       # also: no UTF-8, a quotation without an end
         raise UserError(f"--grid {path}: {e}") from None
     if not any(grids.values()):
@@ -675,7 +677,7 @@ def list_runs(board: Board, jobs: int):
     for name, config in board.runs.items():
         state = "done " if name in board.finals else "to do"
         print_fitted(f"{name}  {state}  {describe_run(config)}")
-    how_long = "how long they take shows when one of them is finished"
+    how_long = "how long they take is known when the first one is finished"
     lasts = [read_rows(board.out / f"{name}.csv")[-1]
              for name, nll in board.finals.items() if math.isfinite(nll)]   # others were cut short
     if lasts:

@@ -59,6 +59,7 @@ from plumbing.state import load_state, save_state
 from plumbing.text import print_fitted, stack_cells, text_width
 from plumbing.workers import claim_or_stop, local_rank
 from quant import NF4Tensor, quantize_model
+from rates import rate_at_rank
 from settings import (FULL_LR, LESS_MEMORY, Config, check_config, missing_settings, parse,
                       settled)
 from tokenizer import TOKENIZER_FILES, Tokenizer, stop_ids
@@ -367,12 +368,6 @@ def show_settings(run: Run):
         ignored += ("nf4",)
     for name in ignored:
         del shown[name]
-    if (config.dtype == "float32" and config.device == "cpu" and multiplies_bfloat16()
-            and run.model.config.hidden_size >= 512):       # nano is as fast in either
-        shown["dtype"] = "float32; this processor is faster with --dtype bfloat16"
-    usual_lr = run.method.lr if run.method else FULL_LR
-    if config.lr < usual_lr / 8:
-        shown["lr"] = f"{config.lr:g}, low: {config.method} usually wants about {usual_lr:g}"
     for layer in adapted_layers(run.model).values():
         if hasattr(layer, "scale"):         # alpha / r, or what the method makes of alpha
             shown["factor of dW"] = layer.scale
@@ -397,10 +392,44 @@ def show_settings(run: Run):
     shown["trainable parameters"] = f"{trainable:,} of {total:,} ({trainable / total:.2%})"
     if run.progress.step:
         shown["resumed after step"] = run.progress.step
+    shown |= doubts(run)
     print(f"run {config.run} -> {config.out}")
     for name, value in shown.items():
         text = f"{value:g}" if isinstance(value, float) else value
         print_fitted(f"  {name:<23}{text}")
+
+
+def doubts(run: Run) -> dict[str, str]:
+    """Settings and data that may be a mistake: {name: why}. None of them stops the run."""
+    config, data, found = run.config, run.data, {}
+    if config.device == "cpu":
+        fast = multiplies_bfloat16()
+        wide = run.model.config.hidden_size >= 512          # nano is as fast in either
+        if config.dtype == "float32" and fast and wide:
+            found["dtype"] = "float32; this processor is faster with --dtype bfloat16"
+        elif config.dtype == "bfloat16" and fast == "":
+            found["dtype"] = "bfloat16; this processor is faster with --dtype float32"
+
+    usual, why = run.method.lr if run.method else FULL_LR, f"{config.method} usually wants about"
+    if config.adapter_method == "lora" and config.alpha == config.rank:
+        usual = rate_at_rank(config.rank, 64, usual)
+        why = "with alpha = r, plan.py names a rate for this model and rank; on nano it is about"
+    if config.lr < usual / 3:
+        found["lr"] = f"{config.lr:g}, low: {why} {usual:.1g}"
+
+    given = {"--rank": config.rank != Config.rank, "--alpha": config.alpha != config.rank,
+             "--targets": config.targets != Config.targets}
+    if not run.method and any(given.values()):
+        names = ", ".join(name for name in given if given[name])
+        found["ignored"] = f"{names}: full fine-tuning has no adapters"
+
+    tested = {tuple(sample.ids) for sample in data.test_set}
+    learned = tested.intersection(tuple(sample.ids) for sample in data.train_set)
+    known = sum(tuple(sample.ids) in learned for sample in data.test_set)
+    if known:
+        found["test samples"] = (f"{known:,} of {len(data.test_set):,} are training samples, too, "
+                                 "and test nothing")
+    return found
 
 
 # ----- 6. the loop --------------------------------------------------------------------------------
@@ -564,11 +593,11 @@ def training_steps(run: Run, quiet: bool | None = None) -> Iterator[bool]:
 
     quiet: no progress bar; None: one if there is a terminal.
     """
-    config, progress = run.config, run.progress
+    config, progress, began_at = run.config, run.progress, run.progress.step
     # Without a backward pass no activations are kept, so four times as many samples fit.
     test_batches = dataset.micro_batches(run.data.test_set, 4 * config.micro_bs)
-    with tqdm(total=config.max_steps, initial=progress.step, unit="step", disable=quiet,
-              dynamic_ncols=True) as bar:
+    with tqdm(total=config.max_steps, initial=progress.step, disable=quiet, dynamic_ncols=True,
+              bar_format="{n_fmt}/{total_fmt} |{bar}| {elapsed}, {remaining} left{postfix}") as bar:
         while True:
             # ----- evaluate -----
             # Step 0 too: it is the base's loss, which everything is compared with.
@@ -578,6 +607,8 @@ def training_steps(run: Run, quiet: bool | None = None) -> Iterator[bool]:
             if due:
                 add_row(run, mean_nll(run.model, test_batches, run.autocast))
             yield due
+            if progress.step == began_at:
+                bar.unpause()           # its clock begins with the first step
             if progress.step == config.max_steps:
                 return
 
@@ -634,19 +665,23 @@ def keep_training(run: Run, out: Path):
 
 
 LINE_EVERY = 30.0       # seconds between two lines on progress where there is no bar
+RISEN = 1.02            # a test NLL of so many times the lowest is worth a word
 OVER_FITTING = ("note: the test NLL has risen since step {}, and the training NLL has fallen: the "
                 "run learns its samples by heart. Fewer steps, a lower rate or more data help; "
                 "--keep best saves the weights of the lowest test NLL")
 
 
 def is_over_fitting(rows: list[dict]) -> bool:
-    """Whether in the last three evaluations the test NLL rose and the training NLL fell."""
-    last = rows[-4:]
-    if len(last) < 4 or last[0]["train_nll"] == "":
-        return False
-    pairs = list(zip(last, last[1:]))
-    return all(after["test_nll"] > before["test_nll"] for before, after in pairs) and all(
-        after["train_nll"] < before["train_nll"] for before, after in pairs)
+    """Whether the test NLL has risen over three evaluations or more, while the training NLL fell.
+
+    It is RISEN times its lowest, and above what it was right after that. After a spike it falls
+    again, and that is no over-fitting.
+    """
+    lowest = lowest_row(rows)
+    since = rows[rows.index(lowest) + 1:]
+    return (len(since) >= 3 and since[-1]["test_nll"] >= RISEN * lowest["test_nll"]
+            and since[-1]["test_nll"] > since[0]["test_nll"]
+            and since[-1]["train_nll"] < since[0]["train_nll"])
 
 
 # ----- 7. save, and show what was learned ---------------------------------------------------------
@@ -670,7 +705,7 @@ def print_how_it_ended(rows: list[dict], keep: str):
     first, best, last = rows[0]["test_nll"], lowest_row(rows), rows[-1]["test_nll"]
     if not last <= first:               # nan, too
         print(f"the test NLL ended at {last:.3f}, above the base's {first:.3f}: take a lower --lr")
-    elif keep == "last" and last > 1.02 * best["test_nll"]:
+    elif keep == "last" and last >= RISEN * best["test_nll"]:
         print(f"the test NLL was lowest, {best['test_nll']:.3f}, at step {best['step']}, and ended "
               f"at {last:.3f}; --keep best saves the weights of that step")
 

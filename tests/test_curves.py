@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import REPO
@@ -207,13 +208,39 @@ def test_full_fine_tuning_keeps_the_best_and_says_once_that_it_over_fits(
 
 @pytest.mark.parametrize("test, training, word", [
     ((3, 2, 2.1, 2.2, 2.3), ("", 3, 2, 1, 0.5), True),
-    ((3, 2, 2.1, 2.2, 2.2), ("", 3, 2, 1, 0.5), False),         # does not rise any more
-    ((3, 2, 2.1, 2.2, 2.3), ("", 3, 2, 1, 1.5), False),         # training rises, too
-    ((2, 2.1, 2.2, 2.3), ("", 2, 1, 0.5), False)])              # too early
+    ((3, 2, 2.1, 2.3, 2.2), ("", 3, 2, 1, 0.5), True),          # not in each evaluation
+    ((2, 2.1, 2.2, 2.3), ("", 2, 1, 0.5), True),                # from the first step on
+    ((3, 2, 2.01, 2.02, 2.03), ("", 3, 2, 1, 0.5), False),      # by less than 2 %
+    ((3, 2, 3, 2.5, 2.2), ("", 2.5, 3.2, 2.7, 2.3), False),     # a spike
+    ((3, 5, 4, 3.5), ("", 6, 4.5, 3.7), False),                 # a bad start
+    ((3, 2, 2.1, 2.2, 2.3), ("", 3, 2, 1, 2.5), False),         # training rises, too
+    ((3, 2, 2.1, 2.2, float("nan")), ("", 3, 2, 1, 0.5), False),
+    ((3, 2, 2.1, 2.2), ("", 3, 2, 1), False)])                  # too early
 def test_over_fitting_is_a_test_nll_that_rises_while_the_training_nll_falls(
         test, training, word):
     rows = [{"test_nll": one, "train_nll": other} for one, other in zip(test, training)]
     assert train.is_over_fitting(rows) is word
+
+
+def test_the_clock_of_the_bar_begins_with_the_first_step(checkpoint, chat, tmp_path, monkeypatch):
+    """The evaluation of step 0 and what is written after it take a second here."""
+    bars, elapsed, step = [], [], train.make_step
+
+    class Bar(train.tqdm):
+        def __init__(self, *args, **how):
+            super().__init__(*args, **how | {"disable": False})
+            bars.append(self)
+
+    def slow(path, rows):
+        time.sleep(1.0)
+        write_rows(path, rows)
+
+    monkeypatch.setattr(train, "tqdm", Bar)
+    monkeypatch.setattr(train.records, "write_rows", slow)
+    monkeypatch.setattr(train, "make_step",
+                        lambda run: elapsed.append(bars[0].format_dict["elapsed"]) or step(run))
+    train.main(command(checkpoint(), chat, tmp_path / "run", max_steps=1))
+    assert len(elapsed) == 1 and elapsed[0] < 0.5
 
 
 def test_where_there_is_no_terminal_a_line_now_and_then_tells_the_time(

@@ -296,7 +296,7 @@ def test_dry_run_lists_the_runs_and_makes_nothing(tiny_grid, argv, tmp_path, cap
     *lines, last = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * N
     assert last == (f"{2 * N} runs, {2 * N} to do, "
-                    "how long they take shows when one of them is finished")
+                    "how long they take is known when the first one is finished")
     expected = "to do  lora all-linear r=4 lr=0.05 batch=16 steps=6 seed=43"
     assert lines[-1].endswith(expected) and not out.exists()
     for name, n in (("finding1", 8), ("finding2", 20), ("finding3", 12), ("all", 40)):
@@ -388,7 +388,7 @@ def test_a_file_has_grids_of_ones_own(own, capsys):
 @pytest.mark.parametrize(("text", "message"), [
     ("", "has no arm; each begins with a line like [[my_grid]]"),
     ("flags = '--lr 1'", "has no arm"),
-    ("a = [", "grid.toml: Invalid value (at end of document)"),
+    ("a = [", "grid.toml: Invalid value (at end of document); python sweep.py --help has an ex"),
     ("a = 3", "['a'] 3: it must be a list"),
     ("[a]\nrank = 3", "['a'] {'rank': 3}: it must be a list"),
     ("flags = 3\n[[a]]\nrank = 3", "flags 3: it must be a text"),

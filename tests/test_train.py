@@ -331,14 +331,28 @@ def test_bfloat16_full_fine_tuning_keeps_small_updates(checkpoint, chat, tmp_pat
 
 
 @pytest.mark.parametrize("hidden, instructions, dtype, hinted", [
-    (512, "amx", "float32", True), (512, "amx", "bfloat16", False), (512, "", "float32", False),
-    (32, "amx", "float32", False)])
-def test_a_run_says_that_bfloat16_would_be_faster(
+    (512, "amx", "float32", "bfloat16"), (512, "amx", "bfloat16", ""), (512, "", "float32", ""),
+    (32, "amx", "float32", ""), (32, "", "bfloat16", "float32"), (32, None, "bfloat16", "")])
+def test_a_run_says_which_dtype_would_be_faster(
         checkpoint, chat, tmp_path, monkeypatch, capsys, hidden, instructions, dtype, hinted):
     monkeypatch.setattr(train, "multiplies_bfloat16", lambda: instructions)
     train.main(command(checkpoint(hidden_size=hidden), chat, tmp_path, dtype=dtype, max_steps=1))
     said = capsys.readouterr().out
-    assert ("  float32; this processor is faster with --dtype bfloat16\n" in said) == hinted
+    hint = f"  {dtype}; this processor is faster with --dtype {hinted}\n"
+    assert hint in said if hinted else "this processor" not in said
+
+
+def test_a_run_says_how_many_test_samples_it_learns(checkpoint, chat, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(chat, data)
+    for lines in (3, 0):
+        learned = (chat / "train.jsonl").read_text(encoding="utf-8").splitlines(True)[:lines]
+        other = (chat / "test.jsonl").read_text(encoding="utf-8")
+        (data / "test.jsonl").write_text("".join(learned) + other, encoding="utf-8")
+        train.main(command(checkpoint(), data, tmp_path / str(lines), max_steps=1))
+        said = capsys.readouterr().out
+        count = f"  3 of {3 + other.count(chr(10))} are training samples, too"
+        assert (count in said) == (lines == 3) and ("are training samples" in said) == (lines == 3)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
