@@ -150,6 +150,9 @@ def check_messages(row) -> list[dict]:
 
     Raises ValueError unless it is {"messages": [..., {"role": "assistant", "content": "..."}]}.
     """
+    if isinstance(row, dict) and "messages" not in row:
+        raise ValueError("it has no messages; if the whole file has another form, python "
+                         "data/check.py FILE --convert NEW_FOLDER converts it")
     check(row, {"messages": [{"role": ROLES, "content": str}]})
     messages = row["messages"]
     if any(m["role"] == "system" for m in messages[1:]):

@@ -53,14 +53,14 @@ from verdicts import (claim_gap, drop_nan, find_noise, format_parameters, geomet
 
 
 # ----- colours, markers, labels -------------------------------------------------------------------
-# Okabe and Ito's colours, which colour-blind readers can tell apart, and for rare ranks three more.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and for rare ranks four more.
 # Each means the same in every figure, whatever else was run, and so does each marker. Where arms of
 # one rank stand side by side (methods, sets of targets, other settings), they have curves.SERIES.
 
 BLACK, GREY = "#000000", "#888888"
 PLACES = {"attention": ("#D55E00", "p"), "mlp": ("#CC79A7", "*")}
 # of rank 1, 2, 4 ... 256; other ranks have those of the nearest, and 512 begins again
-RANKS = (("#009E73", "^"), ("#F0E442", "P"), ("#999999", "v"), ("#56B4E9", "D"), ("#E69F00", "s"),
+RANKS = (("#009E73", "^"), ("#F0E442", "P"), ("#661100", "v"), ("#56B4E9", "D"), ("#E69F00", "s"),
          ("#8C6D31", "<"), ("#0072B2", "o"), ("#332288", ">"), ("#882255", "d"))
 LINES = ("--", ":")
 STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9.5,

@@ -199,7 +199,8 @@ def read_line(prompt: str) -> str:
 def answer_with(model, adapters: dict, name: str, active: str, merge: bool) -> str:
     """Merge the adapter called `name` -> the name of the one that now answers."""
     if name not in adapters:
-        print_note(f"no adapter {name!r}; there are: {', '.join(adapters)}")
+        said = f"no adapter {name!r}" if name else f"{active} answers now"
+        print_note(f"{said}; there are: {', '.join(adapters)}")
         return active
     with interruption():                # Ctrl-C waits: half of the layers switched is neither
         switch_adapter(model, adapters[name], merge)

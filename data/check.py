@@ -50,6 +50,8 @@ from tokenizer import Tokenizer  # noqa: E402
 
 SHOWN = 10          # reasons that are shown of a file, and line numbers of a reason
 BAR = 40            # characters of the longest bar of a histogram
+NAMES = ("call its columns or keys question and answer; data/custom/README.md has the names that "
+         "other forms have")
 
 
 @dataclass
@@ -213,7 +215,7 @@ def refuse_other_form(path: Path, settings):
     if form is None and path.suffix in (".json", ".csv"):
         _, wrong = read_any_form(path)
         where = "{} {}: {}".format(kind_of_rows(path), *wrong[0]) if wrong else NO_FORM
-        raise UserError(f"{path}: {where}")
+        raise UserError(f"{path}: {where}" + (f"; {NAMES}" if NO_FORM in where else ""))
     if form is None or (form == "our" and not one_list):
         return
     command = ["python", "data/check.py", settings.data, "--convert", "out_folder"]
@@ -253,8 +255,7 @@ def read_rows_to_convert(path: Path) -> list[dict]:
           f"{len(wrong):,}")
     show_wrong(wrong, kind_of_rows(path))
     if not rows:
-        raise UserError(f"{path} holds no sample that can be converted; call its columns or keys "
-                        "question and answer, or as another form of data/custom/README.md has them")
+        raise UserError(f"{path} holds no sample that can be converted; {NAMES}")
     return rows
 
 

@@ -21,17 +21,23 @@ OURS = {
     "rslora": "--method rslora", "use_rslora": "--method rslora",
     "dora": "--method dora", "use_dora": "--method dora",
     "qlora": "--method qlora", "load_in_4bit": "--nf4",
-    "learning_rate": "--lr", "lr_scheduler_type": "--schedule",
+    "load_in_8bit": "--nf4 (four bits; there is no base in eight)",
+    "learning_rate": "--lr", "lr_scheduler_type": "--schedule", "lr_scheduler": "--schedule",
     "warmup_steps": "--warmup_ratio (a share of the steps)",
     "optim": "--optimizer", "max_grad_norm": "--grad_clip",
     "per_device_train_batch_size": "--micro_bs", "batch_size": "--micro_bs",
-    "gradient_accumulation_steps": "--grad_accum",
+    "micro_batch_size": "--micro_bs", "gradient_accumulation_steps": "--grad_accum",
+    "logging_steps": "--eval_steps (each evaluation is a row of log.csv)",
+    "save_steps": "--resume (a run saves by itself)",
+    "save_strategy": "--keep (last or best)",
     "num_train_epochs": "--epochs", "num_epochs": "--epochs",
     "max_seq_length": "--max_length", "max_seq_len": "--max_length", "cutoff_len": "--max_length",
     "bf16": "--dtype bfloat16", "fp16": "--dtype float16", "torch_dtype": "--dtype",
     "torch_compile": "--compile", "output_dir": "--out",
     "load_best_model_at_end": "--keep best", "resume_from_checkpoint": "--resume",
     "overwrite_output_dir": "--overwrite"}
+OUR_CHOICES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "8bit": "adamw8bit",
+               "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_bnb_8bit": "adamw8bit"}
 
 
 def flag(default, help: str, **how):
@@ -98,7 +104,12 @@ def suggest_choice(message: str, flags: dict) -> str:
     flags: {name: argparse's action}.
     """
     wrong = re.match(r"argument (--\w+): invalid choice: '(.*?)'", message)
-    close = nearest(wrong[2], flags[wrong[1]].choices) if wrong else ""
+    if not wrong:
+        return ""
+    choices = flags[wrong[1]].choices
+    close = OUR_CHOICES.get(wrong[2].lower(), "")
+    if close not in choices:
+        close = nearest(wrong[2], choices)
     return f"; write {close}" if close else ""
 
 

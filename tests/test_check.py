@@ -409,7 +409,7 @@ def test_rows_that_cannot_be_learned_from_are_left_out_and_named(tmp_path, check
 
     path.write_text("\n".join(bad), encoding="utf-8")
     error = check_fails(path, f"--convert={tmp_path / 'none'}")[1]
-    assert "can be converted; call its columns or keys question and answer, or as" in error
+    assert "can be converted; call its columns or keys question and answer; data/custom" in error
     assert not (tmp_path / "none").exists()
 
 
@@ -423,7 +423,7 @@ def test_files_that_cannot_be_read_so_end_in_one_line(tmp_path, check_fails):
             ("utf16.jsonl", '{"prompt": "A?"}\n'.encode("utf-16-le"), "wrong lines: 2"),
             ("latin.csv", "question,answer\nQué?,x\n".encode("latin-1"), "call it CSV UTF-8"),
             ("other.csv", "a,b\n1,2\n", "row 1: it is in none of the forms that data/forms.py "
-                                        "lists (it has a, b)"),
+                                        "lists (it has a, b); call its columns or keys question"),
             ("missing.csv", None, "has no missing.csv; is it")):
         if text is None:
             assert words in check_fails(tmp_path / name)[1]

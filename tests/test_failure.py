@@ -341,7 +341,7 @@ LINES = {
     "nested": (b"[" * 100_000, "not valid JSON: nest"),
     "a list": (b"[]", "its content []: it must be a table"),
     "a number": (b"7", "its content 7: it must be a table"),
-    "no messages": (b'{"text": "hi"}', "messages is missing: it must be a list"),
+    "no messages": (b'{"text": "hi"}', "it has no messages; if the whole file has"),
     "messages no list": (b'{"messages": "hi"}', "messages 'hi': it must be a list"),
     "empty": (line_of(), LAST_MESSAGE),
     "no assistant": (line_of(HI), LAST_MESSAGE),

@@ -11,10 +11,11 @@ from conftest import REPO
 
 
 def commands_of(name):
-    """The lines of all code blocks of a page."""
+    """The lines of all code blocks of a page, without their comments."""
     text = (REPO / name).read_text(encoding="utf-8")
     blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
-    return [line for block in blocks for line in block.splitlines() if line]
+    lines = [line.partition("  #")[0].rstrip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 @pytest.mark.parametrize("page", ["README.vi.md", "README.zh.md"])

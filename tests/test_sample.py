@@ -244,10 +244,12 @@ def test_a_question(run, adapters, answers):
 
 def test_a_chat_on_a_pipe(run, adapters, answers):
     first = answers(APPLES, adapter="other")
-    lines = [APPLES, "/base", "", MORE, "/adapter nobody", "/reset", MORE, "/quit", APPLES]
+    lines = [APPLES, "/base", "", MORE, "/adapter nobody", "/adapter", "/reset", MORE, "/quit",
+             APPLES]
     out, err = run("--adapter", adapters["other"], lines=lines)
     assert out == "\n".join([first, answers(APPLES, first, MORE), answers(MORE), ""])
     assert "no adapter 'nobody'; there are: other, base" in err
+    assert "base answers now; there are: other, base" in err
     assert ">" not in out.replace("<think>", "")        # no prompt
 
 

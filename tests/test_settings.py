@@ -8,11 +8,11 @@ from runs import one_line
 
 import optim
 import settings
-from plumbing.cli import OURS, fit_doc, flag, nearest, suggest_flags
+from plumbing.cli import OUR_CHOICES, OURS, fit_doc, flag, nearest, suggest_flags
 from plumbing.device import DTYPES
 from plumbing.errors import UserError
 from plumbing.fields import check_ranges
-from settings import Config, settled
+from settings import DTYPE_NAMES, OPTIMIZER_NAMES, Config, settled
 
 BASE = {"rank": 8, "lr": 1e-3, "max_steps": 100, "device": "cpu"}
 
@@ -118,6 +118,8 @@ HINTS = {
     "--lora_r 8": "--rank", "--lora_alpha=32": "--alpha", "--lora_dropout 0.1": "--dropout",
     "--max_seq_length=512": "--max_length", "--lr_scheduler_type cosine": "--schedule",
     "--output_dir x": "--out", "--bf16": "--dtype bfloat16", "--load_in_4bit": "--nf4",
+    "--load_in_8bit": "--nf4 (four bits; there is no base in eight)",
+    "--logging_steps 10": "--eval_steps (each evaluation is a row of log.csv)",
     "--rslora": "--method rslora", "--learning-rate=1": "--lr", "--max-steps=3": "--max_steps",
     "--wramup_ratio=0.1": "--warmup_ratio", "--no-resum": "--no-resume"}
 
@@ -133,10 +135,21 @@ def test_an_unknown_flag_is_told_ours(flags, capsys):
                      "(python train.py --help lists the settings)\n")
 
 
+@pytest.mark.parametrize("given, ours", [
+    ("--dtype=BF16", "bfloat16"), ("--dtype=fp32", "float32"), ("--optimizer=adamw_torch", "adamw"),
+    ("--schedule=cosin", "cosine"), ("--method=bf16", "")])
+def test_a_choice_that_others_call_otherwise_is_told_ours(given, ours, capsys):
+    with pytest.raises(SystemExit) as stop:
+        settings.parse([given])
+    error = one_line(stop.value.code, capsys.readouterr().err)
+    assert (f"; write {ours} (python" in error) if ours else ("; write" not in error)
+
+
 def test_each_hint_is_a_flag_that_exists():
     flags = {f"--{field.name}" for field in dataclasses.fields(Config)}
     assert {ours.partition(" ")[0] for ours in OURS.values()} <= flags
     assert not {f"--{name}" for name in OURS} & flags
+    assert {*OUR_CHOICES.values()} <= {*DTYPE_NAMES, *OPTIMIZER_NAMES}
 
 
 def test_a_flag_that_the_command_lacks_is_not_named():
