@@ -556,6 +556,17 @@ def test_the_summary_is_of_the_run_as_it_was_asked_for(checkpoint, capsys):
     assert checkpointed[4:] == ["not counted: what --dropout and --compile takes"] and not plain[4:]
 
 
+def test_the_rate_is_for_the_alpha_that_is_given(checkpoint, capsys):
+    c, lines = ModelConfig.from_pretrained(checkpoint("qwen3")), []
+    for flags in (["--rank=4"], ["--rank=4", "--alpha=32"]):
+        plan.main([f"--model={checkpoint('qwen3')}", *flags])
+        lines += [line for line in capsys.readouterr().out.splitlines()
+                  if line.startswith("a rate to start with: ")]
+    lora = plan.starting_rate(c, "lora", 200)
+    assert [float(line.split()[6].rstrip(";")) for line in lines] == pytest.approx(
+        [4 * lora, lora], rel=0.05)
+
+
 def test_picture_shows_the_peaks(tmp_path, monkeypatch):
     """The height of each bar is the peak of its method."""
     c, run = ModelConfig.from_hf(QWEN), setting(model="Qwen", rank=64, micro_bs=4, max_length=512)
