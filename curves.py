@@ -11,7 +11,7 @@ from pathlib import Path
 
 from plumbing.files import replacing
 from plumbing.records import COLUMNS, read_rows, read_rows_of
-from settings import Config
+from settings import ADAPTER_SETTINGS, Config
 
 # Colours that colour-blind readers can tell apart, and markers. Neighbours differ in both,
 # and no two of the 56 pairs are equal: 8 and 7 have no common divisor.
@@ -29,13 +29,16 @@ def read_run(folder: Path) -> tuple[list[dict], dict]:
     if (folder / "run.json").exists():
         config, run = Config.of_run(folder)
         rows = read_rows_of(folder / "log.csv", config, run["run"], run["finished"])
-        return rows, run["settings"] | {"samples": run.get("samples")}
+        missing = {name: "" for name in ADAPTER_SETTINGS if rows[0][name] == ""}
+        return rows, run["settings"] | missing | {"samples": run.get("samples")}
     rows = read_rows(folder / "log.csv")
     return rows, {name: rows[0][name] for name in NAMING}
 
 
 def name_runs(settings: list[dict]) -> list[str]:
     """Each run by the settings in which they differ: "rank 8, lr 0.001"; "" for one alone.
+
+    "" is a setting that the run's method does not have.
 
     Only those that all have: older runs lack some, which have their defaults there. epochs is said
     by max_steps, and an alpha that is the rank by the rank.
@@ -46,8 +49,8 @@ def name_runs(settings: list[dict]) -> list[str]:
     names = set.intersection(*map(set, settings)) - unnamed
     differing = [name for name in settings[0]
                  if name in names and len({str(one[name]) for one in settings}) > 1]
-    return [", ".join(f"{name} {format_setting(one[name])}" for name in differing)
-            for one in settings]
+    return [", ".join(f"{name} {format_setting(one[name])}"
+                      for name in differing if one[name] != "") for one in settings]
 
 
 def format_setting(value) -> str:
@@ -74,10 +77,10 @@ def draw_runs(folders: list[Path], path: Path):
     for (rows, _), name, look in zip(runs, names, itertools.cycle(SERIES)):
         draw_run(ax, rows, name if len(runs) > 1 else "", *look)
     first, settings = runs[0]
-    longest = max(one.get("max_steps") or rows[-1]["step"] for rows, one in runs)
-    ax.set(xlabel="steps", ylabel="NLL, nats per token", xlim=(0, 1.03 * max(1, longest)))
+    longest = max(1, *(one.get("max_steps") or rows[-1]["step"] for rows, one in runs))
+    ax.set(xlabel="steps", ylabel="NLL, nats per token", xlim=(-0.015 * longest, 1.03 * longest))
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.plot([], [], color="#888888", linestyle="--", linewidth=1.2,
+    ax.plot([], [], color="#888888" if len(runs) > 1 else COLOURS[0], linestyle="--", linewidth=1.2,
             label="training NLL, mean since the point before")
     places = [f"{Path(rows[0]['model']).name} on {Path(rows[0]['data']).name}" for rows, _ in runs]
     if len({*places}) == 1 < len(runs):
@@ -114,7 +117,7 @@ def draw_run(ax, rows: list[dict], name: str, colour: str, marker: str):
     ax.plot(steps, [row["test_nll"] for row in rows], color=colour, marker=marker, markersize=4,
             label=label)
     if trained:
-        ax.plot(*zip(*trained), color=colour, linestyle="--", linewidth=1.2)
+        ax.plot(*zip(*trained), color=colour, linestyle="--", linewidth=1.2, marker=".")
     ax.plot(lowest["step"], lowest["test_nll"], "o", color=colour, markersize=11,
             markerfacecolor="none")
 

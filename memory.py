@@ -114,8 +114,8 @@ def method_parameters(c: ModelConfig, config: Config) -> int:
 
 
 def first_line(function) -> str:
-    """Of its docstring: where a method's file has the formula."""
-    return function.__doc__.partition("\n")[0].rstrip(".")
+    """Of its docstring, if it has one: where a method's file has the formula."""
+    return (function.__doc__ or "").partition("\n")[0].rstrip(".")
 
 
 class Sizes:

@@ -685,7 +685,7 @@ def plot_runs(args):
     """Draw the curves of train.py's runs; --watch: until all have ended."""
     folders = args.folders
     if args.out and args.out.suffix == ".png":
-        raise UserError(f"--out {args.out}: it is a folder, and the figure in it is {curves.FILE}")
+        raise UserError(f"--out {args.out}: give a folder; the figure in it will be {curves.FILE}")
     out = make_folder(args.out or common_place(folders))
     path, drawn = out / curves.FILE, None
     if args.watch:

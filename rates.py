@@ -41,6 +41,23 @@ def rate_at_rank(rank: float, known_rank: float, lr: float) -> float:
     return lr * (known_rank / rank) ** (2 / 3)
 
 
+LIKE_LORA = ("lora", "dora")        # methods whose best rate is near LoRA's (results/methods.md)
+
+
+def starting_rate(c, method: str, steps: int, alpha: float = 32) -> float:
+    """5e-5 (2000 / C)^p for full fine-tuning, a multiple of it for LoRA (tinker-cookbook, get_lr).
+
+    c: the ModelConfig. p = 0.781 for Llama and 0.0775 for Qwen; found with alpha = 32, where one
+    rate serves all ranks fairly well. With alpha = r the best rate falls as the rank grows
+    (`rate_at_rank`), and at r = 32 the two are one. So the rate is (32 / alpha)^(2/3) times that.
+    For r = 64 on SmolLM2-135M this says 1.2e-3, and 9e-4 was measured; for r = 1 on nano 9e-3, and
+    5e-3 was. For an alpha that is neither r nor 32 nothing was measured.
+    """
+    p = 0.781 if c.hf["model_type"] == "llama" else 0.0775
+    full = 5e-5 * (2000 / c.hidden_size) ** p
+    return full if method == "full" else rate_at_rank(alpha, 32, lora_rate_multiple(steps) * full)
+
+
 class Best(NamedTuple):
     """The best learning rate. Of one seed: seven numbers. Of S seeds: seven vectors, (S,) each."""
     lr: float           # of the lowest NLL at the last step, the smaller of two; or nan

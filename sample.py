@@ -16,6 +16,7 @@ sum to four bits again would lose most of B A, because B A is smaller than the s
 values that four bits can hold.
 """
 import contextlib
+import os
 import shutil
 import sys
 import time
@@ -100,6 +101,9 @@ def check_sampling(settings):
     shared = settings.adapter.keys() & settings.against.keys()
     if shared:
         raise UserError(f"--adapter and --against are both called {min(shared)}; give NAME=FOLDER")
+    if settings.question and os.path.isdir(settings.question):
+        raise UserError(f"{settings.question} is a folder, and no question; for several adapters "
+                        "write --adapter A --adapter B")
     if settings.compare and bool(settings.question) == bool(settings.data):
         raise UserError("--compare needs a question or --data, one of them")
     for name in ("data", "against", "markdown"):

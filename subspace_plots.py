@@ -96,8 +96,9 @@ def weight_figure(label: str, rows: list[dict]):
         f"what dW does to W: {label}", 9.4,
         "Look for: the orange line between the others. dW takes directions in which W does little, "
         "but more than by chance, and amplifies them. And dark maps: they are not W's top ones.",
-        "GPT-3, W_q of layer 48 (Hu et al., table 7), ||U^T W V|| for U, V of dW, of W, random: "
-        "0.32, 21.67, 0.02 at r = 4, amplification 21.6; 1.90, 37.71, 0.33 at r = 64, "
+        "GPT-3, W_q of layer 48 (Hu et al., table 7), ||U^T W V||, not divided by ||W||, for U, V "
+        "of dW, of W, random: 0.32, 21.67, 0.02 at r = 4, amplification 21.6; 1.90, 37.71, 0.33 at "
+        "r = 64, "
         f"amplification 1.9. Here {where}, r = {row['rank']}: {row['UWV_dW']:.3g}, "
         f"{row['UWV_W']:.3g}, {row['UWV_random']:.3g}, amplification {row['amplification']:.3g}.",
         "phi of the top 4 of dW and the top tenth of W: hardly above 0.2 (figure 8). Here "
@@ -165,7 +166,7 @@ def change_figure(label: str, rows: list[dict]):
         "GPT-3, W_q of layer 48 (Hu et al., table 7): ||dW|| / ||W|| is 0.11 at r = 4, 0.06 at "
         "r = 64. LoRA has intruders at low ranks, full fine-tuning hardly any (2410.21228). Here "
         f"the means are {mean_of(rows, 'dW/W'):.2g}, {mean_of(rows, 'intruders'):.2g} intruders "
-        f"per layer, and an effective rank of {mean_of(rows, 'effective_rank'):.3g}, where "
+        f"per matrix, and an effective rank of {mean_of(rows, 'effective_rank'):.3g}, where "
         f"{range_of(len(row['S']) for row in rows)} is the most.",
         "Against it: even colours, so no place matters more; intruders in full fine-tuning.")
     for ax, (key, title) in zip(figure.subplots(2, 2).flat, panels.items()):

@@ -79,7 +79,7 @@ from plumbing.cli import (add_flags, flag, make_parser, nearest, read_flags, run
                           suggest_flag)
 from plumbing.device import take_gpu
 from plumbing.errors import UserError, errors_in_one_line, is_of_the_machine, is_out_of_memory
-from plumbing.fields import check, shape_of_flag, whole
+from plumbing.fields import check, shape_of_flag, show_value, whole
 from plumbing.files import existing, make_folder, replacing, write_json
 from plumbing.records import read_rows, read_rows_of, write_rows
 from plumbing.text import count_noun, print_fitted
@@ -239,9 +239,14 @@ def read_grids(path: Path) -> tuple[dict[str, list[dict]], list[str]]:
     try:
         grids = tomllib.loads(existing(path).read_text(encoding="utf-8"))
         flags = shlex.split(check(grids.pop("flags", ""), str, name="flags"))
-        check(grids, {str: [dict]}, "grids (an arm begins with [[name]])")
+        for name, arms in grids.items():
+            if not (isinstance(arms, list) and all(isinstance(arm, dict) for arm in arms)):
+                raise ValueError(f"{name} = {show_value(arms)} is no arm: settings stand below a "
+                                 "line like [[my_grid]], with two brackets on each side")
     except tomllib.TOMLDecodeError as e:
-        raise UserError(f"--grid {path}: {e}; python sweep.py --help has an example") from None
+        hint = "texts are in quotation marks; " if "Invalid value" in str(e) else ""
+        hint += "python sweep.py --help has an example"
+        raise UserError(f"--grid {path}: {e}; {hint}") from None
     except (ValueError, RecursionError) as e:       # also: no UTF-8, a quotation without an end
         raise UserError(f"--grid {path}: {e}") from None
     if not any(grids.values()):
@@ -284,6 +289,8 @@ def typed_point(point: dict) -> dict:
     """
     fields, typed = {field.name: field for field in dataclasses.fields(Config)}, {}
     for name, value in point.items():
+        if name == "flags":
+            raise UserError("flags in a grid: they stand at the top of the file, above all arms")
         if name not in fields:
             hint = suggest_flag(name, [f"--{key}" for key in fields]).replace("--", "")
             remedy = f"write {hint}" if hint else "python train.py --help lists them"

@@ -59,7 +59,7 @@ from plumbing.state import load_state, save_state
 from plumbing.text import print_fitted, stack_cells, text_width
 from plumbing.workers import claim_or_stop, local_rank
 from quant import NF4Tensor, quantize_model
-from rates import rate_at_rank
+from rates import LIKE_LORA, starting_rate
 from settings import (FULL_LR, LESS_MEMORY, Config, check_config, missing_settings, parse,
                       settled)
 from tokenizer import TOKENIZER_FILES, Tokenizer, stop_ids
@@ -369,7 +369,7 @@ def show_settings(run: Run):
     for name in ignored:
         del shown[name]
     for layer in adapted_layers(run.model).values():
-        if hasattr(layer, "scale"):         # alpha / r, or what the method makes of alpha
+        if isinstance(getattr(layer, "scale", None), int | float):      # alpha / r, for instance
             shown["factor of dW"] = layer.scale
     steps_per_pass = math.ceil(len(data.train_set) / config.batch_eff)      # the last is smaller
     passes = config.max_steps / steps_per_pass
@@ -410,12 +410,12 @@ def doubts(run: Run) -> dict[str, str]:
         elif config.dtype == "bfloat16" and fast == "":
             found["dtype"] = "bfloat16; this processor is faster with --dtype float32"
 
-    usual, why = run.method.lr if run.method else FULL_LR, f"{config.method} usually wants about"
-    if config.adapter_method == "lora" and config.alpha == config.rank:
-        usual = rate_at_rank(config.rank, 64, usual)
-        why = "with alpha = r, plan.py names a rate for this model and rank; on nano it is about"
+    usual, who = run.method.lr if run.method else FULL_LR, config.method
+    if config.adapter_method in LIKE_LORA:
+        usual = starting_rate(run.model.config, config.method, config.max_steps, config.alpha)
+        who = f"with r = {config.rank} and alpha = {config.alpha:g} this model"
     if config.lr < usual / 3:
-        found["lr"] = f"{config.lr:g}, low: {why} {usual:.1g}"
+        found["lr"] = f"{config.lr:g}, low: {who} usually wants about {usual:.1e}"
 
     given = {"--rank": config.rank != Config.rank, "--alpha": config.alpha != config.rank,
              "--targets": config.targets != Config.targets}
@@ -716,7 +716,7 @@ def show_answers(messages: list[dict], base_answer: str, tuned_answer: str, four
     texts = {"question": dataset.question_of(messages[:-1]), "reference": messages[-1]["content"],
              base: base_answer, "tuned": tuned_answer}
     print()
-    texts = {name: text.strip() for name, text in texts.items()}
+    texts = {name: text.strip() or "(nothing)" for name, text in texts.items()}
     columns = 11 + max(text_width(line) for text in texts.values() for line in text.split("\n"))
     if sys.stdout.isatty():
         columns = min(columns, shutil.get_terminal_size().columns)

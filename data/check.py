@@ -214,8 +214,10 @@ def refuse_other_form(path: Path, settings):
     form, one_list = find_form(path), is_list(path)
     if form is None and path.suffix in (".json", ".csv"):
         _, wrong = read_any_form(path)
-        where = "{} {}: {}".format(kind_of_rows(path), *wrong[0]) if wrong else NO_FORM
-        raise UserError(f"{path}: {where}" + (f"; {NAMES}" if NO_FORM in where else ""))
+        number, reason = wrong[0] if wrong else (0, NO_FORM)
+        if NO_FORM in reason:               # then all rows are, by the names of the columns
+            raise UserError(f"{path}: {reason}; {NAMES}")
+        raise UserError(f"{path}: {kind_of_rows(path)} {number}: {reason}")
     if form is None or (form == "our" and not one_list):
         return
     command = ["python", "data/check.py", settings.data, "--convert", "out_folder"]

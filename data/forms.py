@@ -46,16 +46,18 @@ def is_list(path: Path) -> bool:
 def numbered_rows(path: Path) -> Iterator[tuple[int, bytes]]:
     """The number and the JSON of each sample, counted from 1.
 
-    They are lines, the items of a list, or the rows of a table below its first.
+    They are lines, the items of a list, or the rows of a table as a spreadsheet numbers them: the
+    first has the names, so the first sample is in row 2.
     """
+    first = 1
     if path.suffix == ".csv":
-        rows = read_table(path)
+        rows, first = read_table(path), 2
     elif is_list(path):
         rows = read_list(path)
     else:
         yield from numbered_lines(path)
         return
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows, first):
         yield number, json.dumps(row).encode()
 
 
@@ -112,7 +114,8 @@ def read_any_form(path: Path) -> tuple[list[dict], list[tuple[int, str]]]:
             row = load_row(line)
             if form_of(row) != "our":
                 row = {"messages": read_messages_of(row)}
-            check_messages(row)
+            if not check_messages(row)[-2]["content"].strip():
+                raise ValueError("the question is empty")
             rows.append(row)
         except ValueError as e:
             wrong.append((number, str(e)))

@@ -11,7 +11,7 @@ from plumbing import processes, shards
 from plumbing.device import DTYPES, dtype_name
 from plumbing.errors import UserError
 from plumbing.fields import Number, check, whole
-from plumbing.files import (check_weight, make_folder, open_tensors, read_json, replacing,
+from plumbing.files import (check_weight, existing, make_folder, open_tensors, read_json, replacing,
                             write_json)
 
 
@@ -24,6 +24,7 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(table.values()))
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():     # a path, a pipe, nothing
+            existing(folder / "config.json")        # says what the folder is if it is no checkpoint
             raise UserError(f"{folder} has no {name}; fetch the checkpoint again (only safetensors "
                             "is read)")
     return [folder / name for name in names]

@@ -97,7 +97,7 @@ def row_line(row: dict) -> str:
     if row["train_nll"] != "":
         train_nll = f"train NLL {row['train_nll']:.4f}  "
     return (f"step {row['step']:>4}  {train_nll}test NLL {row['test_nll']:.4f}  "
-            f"{row['seconds']:7.1f} s  {row['peak_gb']:.2f} GB")
+            f"{row['seconds']:7.1f} s training  {row['peak_gb']:.2f} GB peak")
 
 
 def group_by(key: str, rows: list[dict]) -> dict:

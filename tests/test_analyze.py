@@ -506,7 +506,7 @@ MISTAKES = {
     "two bases to compare": (["sums", "nano_adapter"], "the adapters are for different bases"),
     "a file for --out": (["sums", "--out", "a file"], "a file is in the way"),
     "tuned from what": (["--tuned", "tuned"], "give --model"),
-    "tuned is an adapter": (["sums", "--tuned", "names"], "names has no model.safetensors"),
+    "tuned is an adapter": (["sums", "--tuned", "names"], "names holds an adapter, and no model"),
     "tuned is another model": (["sums", "--tuned", "nano"], "has shape (192, 192), the base has "),
     "a base in eight bits": (["sums", "--model", "int8", "--out", "out"], "only bitsandbytes' NF4"),
     "a base with scales": (["sums", "--model", "scaled", "--out", "out"],

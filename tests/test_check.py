@@ -381,6 +381,7 @@ def test_rows_that_cannot_be_learned_from_are_left_out_and_named(tmp_path, check
     bad = {
         '{"prompt": "C?", "completion": 5}': "prompt / completion: completion 5: it must be a text",
         '{"prompt": "C?", "completion": ""}': "the assistant's answer is empty",
+        '{"prompt": " ", "completion": "x"}': "the question is empty",
         '{"conversations": [{"from": "bot", "value": "x"}]}':
             "ShareGPT: conversations[0].from 'bot': it must be",
         '{"conversations": [{"from": "human", "value": "x"}]}': "the last message must be",
@@ -389,7 +390,7 @@ def test_rows_that_cannot_be_learned_from_are_left_out_and_named(tmp_path, check
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join([json.dumps(good[0]), *bad, json.dumps(good[1])]), encoding="utf-8")
     out = check(path, f"--convert={tmp_path / 'out'}")
-    assert f"{path}: 2 samples in prompt / completion form, left out: 6\n" in out
+    assert f"{path}: 2 samples in prompt / completion form, left out: 7\n" in out
     for number, reason in enumerate(bad.values(), 2):
         assert f"  line {number}: {reason}" in out
     written = read_lines(tmp_path / "out/train.jsonl") + read_lines(tmp_path / "out/test.jsonl")
@@ -422,7 +423,7 @@ def test_files_that_cannot_be_read_so_end_in_one_line(tmp_path, check_fails):
             ("utf16.json", '[{"prompt": "A?"}]'.encode("utf-16"), "not UTF-8 but UTF-16"),
             ("utf16.jsonl", '{"prompt": "A?"}\n'.encode("utf-16-le"), "wrong lines: 2"),
             ("latin.csv", "question,answer\nQué?,x\n".encode("latin-1"), "call it CSV UTF-8"),
-            ("other.csv", "a,b\n1,2\n", "row 1: it is in none of the forms that data/forms.py "
+            ("other.csv", "a,b\n1,2\n", "other.csv: it is in none of the forms that data/forms.py "
                                         "lists (it has a, b); call its columns or keys question"),
             ("missing.csv", None, "has no missing.csv; is it")):
         if text is None:
@@ -520,7 +521,7 @@ def test_a_comma_in_a_cell_does_not_move_the_cells(tmp_path):
     rows, wrong = data_check.read_any_form(tmp_path / "a.csv")
     assert [row["messages"][0]["content"] for row in rows] == ["4, or 5?"]
     assert data_check.kind_of_rows(tmp_path / "a.csv") == "row"
-    assert wrong[0][0] == 2
+    assert wrong[0][0] == 3
     assert wrong[0][1].startswith("question / answer: cells without a name ['4']")
-    assert wrong[1][0] == 3
+    assert wrong[1][0] == 4
     assert wrong[1][1].startswith("question / answer: answer null: it must be a text")

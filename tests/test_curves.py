@@ -204,6 +204,13 @@ def test_full_fine_tuning_keeps_the_best_and_says_once_that_it_over_fits(
     assert f"saved: the weights of step {step}," in printed
 
 
+def test_a_setting_that_a_method_does_not_have_names_no_run():
+    lora = {"method": "lora", "rank": 8, "alpha": 8.0, "targets": "all-linear"}
+    full = {"method": "full", "rank": "", "alpha": "", "targets": ""}
+    assert name_runs([lora, full]) == [
+        "method lora, rank 8, targets all-linear", "method full"]
+
+
 # ----- over-fitting -------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("test, training, word", [

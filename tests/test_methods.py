@@ -25,6 +25,7 @@ from model import ModelConfig, Transformer
 from plumbing.errors import UserError
 from plumbing.files import read_json
 from quant import quantize_model
+from rates import starting_rate
 from settings import RELATIVES, Config, settled
 
 UNMERGEABLE = {"prefix_embedding", "prefix_layer", "adapter"}
@@ -328,10 +329,10 @@ def test_a_run_says_what_rate_and_factor_the_method_has_and_what_the_base_answer
     assert factors == {"lora": "1", "rslora": "2", "adalora": "0.666666", "prefix_layer": "",
                        "full": ""}
     usual = find_method("adalora").lr
-    assert shown["adalora"]["lr"].strip() == f"0.0002, low: adalora usually wants about {usual:.1g}"
-    assert shown["lora"]["lr"].strip() == (         # 2e-4 (64 / 4)^(2/3)
-        "0.0002, low: with alpha = r, plan.py names a rate for this model and rank; on nano it is "
-        "about 0.001")
+    assert shown["adalora"]["lr"].strip() == f"0.0002, low: adalora usually wants about {usual:.1e}"
+    usual = starting_rate(ModelConfig.from_pretrained(checkpoint()), "lora", 4, 4)
+    assert shown["lora"]["lr"].strip() == (
+        f"0.0002, low: with r = 4 and alpha = 4 this model usually wants about {usual:.1e}")
     assert shown["full"]["lr"].strip() == "0.0002"
     assert shown["full"]["ignored"].strip() == "--rank: full fine-tuning has no adapters"
     assert shown["prefix_layer"]["virtual tokens"].strip().startswith("4 in front of each text")

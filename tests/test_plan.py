@@ -556,6 +556,18 @@ def test_the_summary_is_of_the_run_as_it_was_asked_for(checkpoint, capsys):
     assert checkpointed[4:] == ["not counted: what --dropout and --compile takes"] and not plain[4:]
 
 
+def test_a_method_in_the_making_does_not_stop_the_plan_of_another_one(
+        checkpoint, capsys, monkeypatch):
+    def find(name):
+        return 1 / 0 if name == "mora" else find_method(name)
+    monkeypatch.setattr(plan, "find_method", find)
+    plan.main([f"--model={checkpoint('qwen3')}"])
+    assert re.search(r"\n  mora +methods/mora.py fails: ZeroDivisionError\('division by zero'\)\n",
+                     capsys.readouterr().out)
+    with pytest.raises(ZeroDivisionError):
+        plan.main([f"--model={checkpoint('qwen3')}", "--method=mora"])
+
+
 def test_the_rate_is_for_the_alpha_that_is_given(checkpoint, capsys):
     c, lines = ModelConfig.from_pretrained(checkpoint("qwen3")), []
     for flags in (["--rank=4"], ["--rank=4", "--alpha=32"]):

@@ -316,7 +316,7 @@ def test_runs_are_listed_with_the_settings_that_their_methods_have(tiny_grid, ar
         assert code_of(argv(tmp_path, "--dry_run", "--bracket")) == 0
         line, summary, _, planned = capsys.readouterr().out.splitlines()
         listed.append(line.partition("  to do  ")[2].partition(" batch")[0])
-        assert summary.startswith("1 run, 1 to do, how long they take shows ")
+        assert summary.startswith("1 run, 1 to do, how long they take is known ")
         assert planned == "1 run so far; every rate at every seed would be 1"
     assert listed == ["bitfit mlp lr=0.01", "adapter r=4 lr=0.01", "full lr=0.01"]
 
@@ -388,9 +388,12 @@ def test_a_file_has_grids_of_ones_own(own, capsys):
 @pytest.mark.parametrize(("text", "message"), [
     ("", "has no arm; each begins with a line like [[my_grid]]"),
     ("flags = '--lr 1'", "has no arm"),
-    ("a = [", "grid.toml: Invalid value (at end of document); python sweep.py --help has an ex"),
-    ("a = 3", "['a'] 3: it must be a list"),
-    ("[a]\nrank = 3", "['a'] {'rank': 3}: it must be a list"),
+    ("a = [", "grid.toml: Invalid value (at end of document); texts are in quotation marks; pyt"),
+    ("[[a]]\nrank = 3\nrank = 4", "Cannot overwrite a value (at end of document); python sweep.py"),
+    ("rank = 3", "rank = 3 is no arm: settings stand below a line like [[my_grid]]"),
+    ("rank = [3]", "rank = [3] is no arm: settings stand below"),
+    ("[a]\nrank = 3", "a = {'rank': 3} is no arm: settings stand below a line"),
+    ("[[a]]\nflags = '--lr 1'", "flags in a grid: they stand at the top of the file"),
     ("flags = 3\n[[a]]\nrank = 3", "flags 3: it must be a text"),
     ("[[all]]\nrank = 3", "`all` means all grids of the file"),
     ("[[a]]\nranks = 3", "ranks in a grid is no setting of train.py; write rank"),
