@@ -25,7 +25,10 @@ FILE = "curve.png"
 
 
 def read_run(folder: Path) -> tuple[list[dict], dict]:
-    """-> the rows of a run's log.csv, and its settings: run.json's, else those of the rows."""
+    """-> the rows of a run's log.csv, and its settings: run.json's, else those of the rows.
+
+    A setting that the run's method does not have is "".
+    """
     if (folder / "run.json").exists():
         config, run = Config.of_run(folder)
         rows = read_rows_of(folder / "log.csv", config, run["run"], run["finished"])
@@ -38,17 +41,16 @@ def read_run(folder: Path) -> tuple[list[dict], dict]:
 def name_runs(settings: list[dict]) -> list[str]:
     """Each run by the settings in which they differ: "rank 8, lr 0.001"; "" for one alone.
 
-    "" is a setting that the run's method does not have.
-
-    Only those that all have: older runs lack some, which have their defaults there. epochs is said
-    by max_steps, and an alpha that is the rank by the rank.
+    Named are settings that all runs have, because older runs lack some. A setting that the run's
+    method does not have, "", is left out. epochs is said by max_steps, and an alpha that is the
+    rank by the rank.
     """
     unnamed = {"out", "resume", "overwrite", "samples", "epochs"}
-    if all(one.get("alpha") == one.get("rank") for one in settings):
+    if all(one.get("alpha") in ("", one.get("rank")) for one in settings):
         unnamed.add("alpha")
     names = set.intersection(*map(set, settings)) - unnamed
     differing = [name for name in settings[0]
-                 if name in names and len({str(one[name]) for one in settings}) > 1]
+                 if name in names and len({str(one[name]) for one in settings} - {""}) > 1]
     return [", ".join(f"{name} {format_setting(one[name])}"
                       for name in differing if one[name] != "") for one in settings]
 
@@ -81,7 +83,7 @@ def draw_runs(folders: list[Path], path: Path):
     ax.set(xlabel="steps", ylabel="NLL, nats per token", xlim=(-0.015 * longest, 1.03 * longest))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.plot([], [], color="#888888" if len(runs) > 1 else COLOURS[0], linestyle="--", linewidth=1.2,
-            label="training NLL, mean since the point before")
+            marker=".", label="training NLL, mean since the point before")
     places = [f"{Path(rows[0]['model']).name} on {Path(rows[0]['data']).name}" for rows, _ in runs]
     if len({*places}) == 1 < len(runs):
         ax.set_title(places[0])

@@ -99,7 +99,7 @@ def print_rounding(before, after, ids, dtype: str):
         f"{merged:.4f} merged and rounded to {dtype}\n"
         f"the largest change of a logit is {largest:.3g}, with logits up to "
         f"{before.abs().max():.3g}; the likeliest token is the same at {same} of {len(ids)}")
-    if merged - apart > 0.01 and dtype != "float32":
+    if not merged - apart <= 0.01 and dtype != "float32":       # nan, too
         print_fitted("that is more than rounding should cost: try --dtype float32, which takes "
                      "twice the room, or keep the adapter apart (sample.py --adapter)")
 

@@ -202,8 +202,10 @@ def show_summary(c: ModelConfig, config: Config, on_gpu: Config):
     card = f"a card of {fits[0]} GB is enough" if fits else f"too much for {CARDS[-1]} GB"
     if config.method == "full" or config.adapter_method in LIKE_LORA:
         rate = starting_rate(c, config.method, config.max_steps, config.alpha)
+        rate = f"{rate:.1e}; when it matters, also half and twice that"
     else:
-        rate = find_method(config.adapter_method).lr
+        rate = (f"{find_method(config.adapter_method).lr:.1e}, the method's default for any model "
+                "and rank; sweep it")
     plain, less = (peak_bytes(c, replace(config, gradient_checkpointing=checkpointing))
                    for checkpointing in (False, True))
     of_process, how = "", ""
@@ -216,7 +218,7 @@ def show_summary(c: ModelConfig, config: Config, on_gpu: Config):
     print(f"memory at the peak: {name_bytes(plain)} on {config.device}, {name_bytes(less)} with "
           f"--gradient_checkpointing\n{of_process}"
           f"on a GPU, in {on_gpu.dtype}{how}: {name_bytes(peak_bytes(c, on_gpu))}; {card}\n"
-          f"a rate to start with: --lr {rate:.1e}; when it matters, also half and twice that")
+          f"a rate to start with: --lr {rate}")
     uncounted = [flag for flag in ("dropout", "compile") if getattr(config, flag)]
     if uncounted:
         print(f"not counted: what --{' and --'.join(uncounted)} takes")
@@ -266,14 +268,13 @@ def show_memory(c: ModelConfig, config: Config):
 def show_methods(c: ModelConfig, config: Config):
     """What each method trains at this rank and on these targets: its file's formula, worked out."""
     print(f"\ntrained parameters at --rank {config.rank}, --targets {config.targets}")
-    for name in ("full", *RELATIVES):
+    print(f"  {'full':<20}{count_parameters(c):>15,}  P")
+    for name in RELATIVES:
         run = replace(config, method=name, nf4=False, options="")
         try:
-            formula = "P" if name == "full" else first_line(find_method(name).count)
+            formula = first_line(find_method(name).count)
             print(f"  {name:<20}{method_parameters(c, run):>15,}  {formula}")
-        except Exception as e:      # of a method in the making: the plan is of another one
-            if config.adapter_method == name:
-                raise
+        except Exception as e:      # of a method in the making, while another one is planned
             print(f"  {name:<20}{'':>15}  methods/{name}.py fails: {e!r}")
 
 

@@ -101,9 +101,10 @@ def check_sampling(settings):
     shared = settings.adapter.keys() & settings.against.keys()
     if shared:
         raise UserError(f"--adapter and --against are both called {min(shared)}; give NAME=FOLDER")
-    if settings.question and os.path.isdir(settings.question):
-        raise UserError(f"{settings.question} is a folder, and no question; for several adapters "
-                        "write --adapter A --adapter B")
+    # os.path and not Path, which raises for a long question
+    if os.path.isfile(os.path.join(settings.question or "", "adapter_config.json")):
+        raise UserError(f"{settings.question} is an adapter, and no question; write --adapter "
+                        "before each folder")
     if settings.compare and bool(settings.question) == bool(settings.data):
         raise UserError("--compare needs a question or --data, one of them")
     for name in ("data", "against", "markdown"):

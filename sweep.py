@@ -240,12 +240,16 @@ def read_grids(path: Path) -> tuple[dict[str, list[dict]], list[str]]:
         grids = tomllib.loads(existing(path).read_text(encoding="utf-8"))
         flags = shlex.split(check(grids.pop("flags", ""), str, name="flags"))
         for name, arms in grids.items():
-            if not (isinstance(arms, list) and all(isinstance(arm, dict) for arm in arms)):
+            if isinstance(arms, dict):
+                raise ValueError(f"[{name}] needs two brackets on each side: [[{name}]]")
+            if not (isinstance(arms, list) and arms and all(isinstance(arm, dict) for arm in arms)):
                 raise ValueError(f"{name} = {show_value(arms)} is no arm: settings stand below a "
-                                 "line like [[my_grid]], with two brackets on each side")
+                                 "line like [[my_grid]]")
     except tomllib.TOMLDecodeError as e:
-        hint = "texts are in quotation marks; " if "Invalid value" in str(e) else ""
-        hint += "python sweep.py --help has an example"
+        hint = "python sweep.py --help has an example"
+        if "Invalid value" in str(e):
+            hint = ("texts are in quotation marks, true and false are in small letters, and a list "
+                    "ends with ]; ") + hint
         raise UserError(f"--grid {path}: {e}; {hint}") from None
     except (ValueError, RecursionError) as e:       # also: no UTF-8, a quotation without an end
         raise UserError(f"--grid {path}: {e}") from None

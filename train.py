@@ -369,7 +369,7 @@ def show_settings(run: Run):
     for name in ignored:
         del shown[name]
     for layer in adapted_layers(run.model).values():
-        if isinstance(getattr(layer, "scale", None), int | float):      # alpha / r, for instance
+        if isinstance(getattr(layer, "scale", None), int | float):      # not a method's tensor
             shown["factor of dW"] = layer.scale
     steps_per_pass = math.ceil(len(data.train_set) / config.batch_eff)      # the last is smaller
     passes = config.max_steps / steps_per_pass
@@ -410,12 +410,12 @@ def doubts(run: Run) -> dict[str, str]:
         elif config.dtype == "bfloat16" and fast == "":
             found["dtype"] = "bfloat16; this processor is faster with --dtype float32"
 
-    usual, who = run.method.lr if run.method else FULL_LR, config.method
+    usual, whose = run.method.lr if run.method else FULL_LR, f"without --lr {config.method} takes"
     if config.adapter_method in LIKE_LORA:
         usual = starting_rate(run.model.config, config.method, config.max_steps, config.alpha)
-        who = f"with r = {config.rank} and alpha = {config.alpha:g} this model"
-    if config.lr < usual / 3:
-        found["lr"] = f"{config.lr:g}, low: {who} usually wants about {usual:.1e}"
+        whose = "for this model, r and alpha plan.py names"
+    if config.lr < usual / 5:           # starting_rate is right within a factor of three
+        found["lr"] = f"{config.lr:g}, low: {whose} {usual:.2g}"
 
     given = {"--rank": config.rank != Config.rank, "--alpha": config.alpha != config.rank,
              "--targets": config.targets != Config.targets}

@@ -214,10 +214,14 @@ def refuse_other_form(path: Path, settings):
     form, one_list = find_form(path), is_list(path)
     if form is None and path.suffix in (".json", ".csv"):
         _, wrong = read_any_form(path)
-        number, reason = wrong[0] if wrong else (0, NO_FORM)
-        if NO_FORM in reason:               # then all rows are, by the names of the columns
-            raise UserError(f"{path}: {reason}; {NAMES}")
-        raise UserError(f"{path}: {kind_of_rows(path)} {number}: {reason}")
+        if not wrong:
+            raise UserError(f"{path} holds no samples")
+        number, reason = wrong[0]
+        if NO_FORM in reason:
+            reason += f"; {NAMES}"
+        if path.suffix != ".csv" or NO_FORM not in reason:      # the header is every row's
+            reason = f"{kind_of_rows(path)} {number}: {reason}"
+        raise UserError(f"{path}: {reason}")
     if form is None or (form == "our" and not one_list):
         return
     command = ["python", "data/check.py", settings.data, "--convert", "out_folder"]

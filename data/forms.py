@@ -44,10 +44,10 @@ def is_list(path: Path) -> bool:
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The number and the JSON of each sample, counted from 1.
+    """The number and the JSON of each sample.
 
-    They are lines, the items of a list, or the rows of a table as a spreadsheet numbers them: the
-    first has the names, so the first sample is in row 2.
+    They are lines, the items of a list, or the rows of a table. The first row of a table has the
+    names, so the first sample is in row 2, as in a spreadsheet. Blank rows are not counted.
     """
     first = 1
     if path.suffix == ".csv":
@@ -114,8 +114,9 @@ def read_any_form(path: Path) -> tuple[list[dict], list[tuple[int, str]]]:
             row = load_row(line)
             if form_of(row) != "our":
                 row = {"messages": read_messages_of(row)}
-            if not check_messages(row)[-2]["content"].strip():
-                raise ValueError("the question is empty")
+                if not all(message["content"].strip() for message in row["messages"][:-1]):
+                    raise ValueError("the question is empty")
+            check_messages(row)
             rows.append(row)
         except ValueError as e:
             wrong.append((number, str(e)))

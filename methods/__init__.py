@@ -87,8 +87,8 @@ class Method:
     after_update: Callable | None = None
 
     # pack(model, setup) -> (tensors, entries of adapter_config.json besides those of the base);
-    # None: every trained parameter, under the names of this project. A method that is called as one
-    # of PEFT's (ia3, say) needs its own: PEFT would open the file, and find none of its names in it
+    # None: every trained parameter, under the names of this project. A method with the name of one
+    # of PEFT's (ia3, say) needs its own, or PEFT opens the file and finds no weight that it knows
     pack: Callable | None = None
     # unpack(model, config, tensors, folder): put on a bare model what `pack` gave
     unpack: Callable | None = None

@@ -24,7 +24,7 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(table.values()))
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():     # a path, a pipe, nothing
-            existing(folder / "config.json")        # says what the folder is if it is no checkpoint
+            existing(folder / "config.json")        # without one, this says what the folder is
             raise UserError(f"{folder} has no {name}; fetch the checkpoint again (only safetensors "
                             "is read)")
     return [folder / name for name in names]

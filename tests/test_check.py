@@ -417,8 +417,9 @@ def test_rows_that_cannot_be_learned_from_are_left_out_and_named(tmp_path, check
 def test_files_that_cannot_be_read_so_end_in_one_line(tmp_path, check_fails):
     for name, text, words in (
             ("broken.json", '[{"prompt": "A?"', "is not valid JSON"),
-            ("other.json", '[{"text": "A?"}]', "is in none of the forms"),
-            ("empty.json", "[]", "is in none of the forms"),
+            ("other.json", '[{"text": "A?"}]', "other.json: item 1: it is in none of the forms"),
+            ("empty.json", "[]", "empty.json holds no samples"),
+            ("header.csv", "question,answer\n", "header.csv holds no samples"),
             ("bytes.json", b'[{"prompt": "\xff"}]', "is not valid JSON"),
             ("utf16.json", '[{"prompt": "A?"}]'.encode("utf-16"), "not UTF-8 but UTF-16"),
             ("utf16.jsonl", '{"prompt": "A?"}\n'.encode("utf-16-le"), "wrong lines: 2"),

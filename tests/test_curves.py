@@ -198,6 +198,7 @@ def test_full_fine_tuning_keeps_the_best_and_says_once_that_it_over_fits(
     step = read_json(out / "run.json")["saved_step"]
     assert step == lowest_row(rows)["step"] < 80
     assert not (out / "state").exists()
+    assert [read_run(out)[1][name] for name in ("method", "rank", "alpha")] == ["full", "", ""]
     printed = "".join(capfd.readouterr())
     assert printed.count("learns its samples by heart") == 1
     assert "80 over the training samples" in printed
@@ -207,8 +208,12 @@ def test_full_fine_tuning_keeps_the_best_and_says_once_that_it_over_fits(
 def test_a_setting_that_a_method_does_not_have_names_no_run():
     lora = {"method": "lora", "rank": 8, "alpha": 8.0, "targets": "all-linear"}
     full = {"method": "full", "rank": "", "alpha": "", "targets": ""}
-    assert name_runs([lora, full]) == [
-        "method lora, rank 8, targets all-linear", "method full"]
+    assert name_runs([lora, full]) == ["method lora", "method full"]
+    assert name_runs([lora, lora | {"rank": 64, "alpha": 64.0}, full]) == [
+        "method lora, rank 8", "method lora, rank 64", "method full"]
+    adapter = {"method": "adapter", "rank": 8, "alpha": "", "targets": ""}
+    assert name_runs([lora, adapter | {"rank": 4}]) == [
+        "method lora, rank 8", "method adapter, rank 4"]
 
 
 # ----- over-fitting -------------------------------------------------------------------------------

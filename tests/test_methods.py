@@ -25,7 +25,6 @@ from model import ModelConfig, Transformer
 from plumbing.errors import UserError
 from plumbing.files import read_json
 from quant import quantize_model
-from rates import starting_rate
 from settings import RELATIVES, Config, settled
 
 UNMERGEABLE = {"prefix_embedding", "prefix_layer", "adapter"}
@@ -329,16 +328,34 @@ def test_a_run_says_what_rate_and_factor_the_method_has_and_what_the_base_answer
     assert factors == {"lora": "1", "rslora": "2", "adalora": "0.666666", "prefix_layer": "",
                        "full": ""}
     usual = find_method("adalora").lr
-    assert shown["adalora"]["lr"].strip() == f"0.0002, low: adalora usually wants about {usual:.1e}"
-    usual = starting_rate(ModelConfig.from_pretrained(checkpoint()), "lora", 4, 4)
+    assert shown["adalora"]["lr"].strip() == f"0.0002, low: without --lr adalora takes {usual:.2g}"
     assert shown["lora"]["lr"].strip() == (
-        f"0.0002, low: with r = 4 and alpha = 4 this model usually wants about {usual:.1e}")
+        "0.0002, low: for this model, r and alpha plan.py names 0.0041")
     assert shown["full"]["lr"].strip() == "0.0002"
     assert shown["full"]["ignored"].strip() == "--rank: full fine-tuning has no adapters"
     assert shown["prefix_layer"]["virtual tokens"].strip().startswith("4 in front of each text")
 
     train.main(command(checkpoint(), chat, tmp_path / "qlora", method="qlora", max_steps=1))
     assert "\nbase (nf4)  " in capsys.readouterr().out         # another base
+
+
+LOW = "0.0008, low: for this model, r and alpha plan.py names 0.0041"
+
+
+# 5e-5 (2000 / 32)^0.0775 is 6.89e-5: of full fine-tuning, and 15 times that of LoRA with alpha = 32
+@pytest.mark.parametrize("changes, why", [
+    *[({"lr": 8e-4, "method": method}, LOW) for method in ("lora", "qlora", "dora")],
+    ({"lr": 9e-4}, ""), ({"lr": 3e-4, "alpha": 32.0}, ""),
+    ({"lr": 2e-4, "alpha": 32.0}, "0.0002, low: for this model, r and alpha plan.py names 0.001"),
+    ({"lr": 3e-6, "method": "full"}, "3e-06, low: without --lr full takes 2e-05"),
+    ({"lr": 5e-6, "method": "full"}, "")])
+def test_a_rate_that_is_far_too_low_is_named(checkpoint, changes, why):
+    config = settled(Config(**{"rank": 4, "max_steps": 4} | changes), 1)
+    method = None if config.method == "full" else find_method(config.adapter_method)
+    model = types.SimpleNamespace(config=ModelConfig.from_pretrained(checkpoint()))
+    run = types.SimpleNamespace(config=config, method=method, model=model,
+                                data=types.SimpleNamespace(train_set=[], test_set=[]))
+    assert train.doubts(run).get("lr", "") == why
 
 
 @pytest.mark.parametrize("name", RELATIVES)

@@ -564,8 +564,6 @@ def test_a_method_in_the_making_does_not_stop_the_plan_of_another_one(
     plan.main([f"--model={checkpoint('qwen3')}"])
     assert re.search(r"\n  mora +methods/mora.py fails: ZeroDivisionError\('division by zero'\)\n",
                      capsys.readouterr().out)
-    with pytest.raises(ZeroDivisionError):
-        plan.main([f"--model={checkpoint('qwen3')}", "--method=mora"])
 
 
 def test_the_rate_is_for_the_alpha_that_is_given(checkpoint, capsys):

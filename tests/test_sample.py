@@ -242,6 +242,11 @@ def test_a_question(run, adapters, answers):
     assert run("--system", SYSTEM, MORE).out == answers(MORE, system=SYSTEM) + "\n"
 
 
+def test_an_adapter_in_the_place_of_the_question_is_refused(fails, adapters):
+    error = fails("--adapter", adapters["other"], adapters["endless"])
+    assert f"{adapters['endless']} is an adapter, and no question; write --adapter before" in error
+
+
 def test_a_chat_on_a_pipe(run, adapters, answers):
     first = answers(APPLES, adapter="other")
     lines = [APPLES, "/base", "", MORE, "/adapter nobody", "/adapter", "/reset", MORE, "/quit",
