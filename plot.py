@@ -30,6 +30,7 @@ a rank has seen more than it can hold.
 import itertools
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,9 +88,13 @@ def style_of(arm, name: str = "", **more) -> dict:
         style["color"], style["marker"] = PLACES[arm.targets]
         style["markersize"] = 7
     else:
-        rank = arm.rank or 1            # BitFit has none
-        style["color"], style["marker"] = RANKS[round(math.log2(rank)) % len(RANKS)]
+        style["color"], style["marker"] = look_of_rank(arm)
     return style | more
+
+
+def look_of_rank(arm) -> tuple[str, str]:
+    rank = arm.rank or 1            # BitFit has none
+    return RANKS[round(math.log2(rank)) % len(RANKS)]
 
 
 # ----- what the figures are made of ---------------------------------------------------------------
@@ -395,12 +400,15 @@ def plot_placement(sweeps):
         return None
     matched = list(sweep.matched_places().values())
     ranks = {arm.rank for arm in [*apart, *matched]}
+    of_place = Counter(arm.targets for arm in apart)
 
     def choose_style(arm):
-        name = f"{arm.place}: {format_parameters(arm.trainable)} trained"
+        name, more = f"{arm.place}: {format_parameters(arm.trainable)} trained", {}
+        if of_place[arm.targets] > 2:       # the place's own colour would not tell them apart
+            more["color"], _ = look_of_rank(arm)
         if arm in matched:
-            return style_of(arm, f"{name}, matched", linestyle="--")
-        return style_of(arm, name)
+            return style_of(arm, f"{name}, matched", linestyle="--", **more)
+        return style_of(arm, name, **more)
 
     arms = [arm for arm in sweep.lora_arms() if arm.rank in ranks] + apart
     return curves_figure("Finding 4, placement", sweep, arms, choose_style)

@@ -1,5 +1,6 @@
 """Figures and the command, from CSV files made by hand, with known answers."""
 import dataclasses
+import itertools
 import math
 import os
 import subprocess
@@ -464,6 +465,17 @@ def test_methods_are_drawn_at_their_size_and_their_best_nll():
         "from the lowest seed to the highest"]
     colors = [container.lines[0].get_color() for container in left.containers]
     assert len(set(colors)) == 3
+
+
+def test_many_ranks_on_attention_can_be_told_apart():
+    runs = [*full_grid()]
+    for targets, rank in itertools.product(("attention", "all-linear"), (1, 8, 64)):
+        runs += make_grid(ArmKey("lora", targets, rank, rank, 16), LORA_LR, 2e-4, 1 + 1 / rank,
+                          SEEDS, trainable=100 * rank)
+    left, _ = plot.plot_placement(sweeps_of(*runs)).axes
+    looks = [(line.get_color(), line.get_marker(), line.get_linestyle())
+             for line in left.get_lines()]
+    assert len(looks) == len({*looks}) == 7
 
 
 def test_targets_are_lines_over_ranks():
