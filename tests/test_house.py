@@ -107,18 +107,24 @@ def test_whoever_only_reads_csv_loads_no_torch(modules):
     assert ran.stdout.strip() == ""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("script", "limit"), [("plot.py", 0.5), ("sweep.py", 2.5)])
-def test_help_answers_at_once(script, limit):
-    """The least of five, because a machine may be busy; CPU time, for the same reason."""
+def least_cpu_seconds(*argv):
+    """Of five runs, because a machine may be busy; CPU time, for the same reason."""
     code = ("import resource, subprocess, sys\n"
-            f"subprocess.run([sys.executable, '{script}', '--help'], check=True, "
-            "stdout=subprocess.DEVNULL)\n"
+            "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
             "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
             "print(used.ru_utime + used.ru_stime)")
-    seconds = [float(subprocess.run([sys.executable, "-c", code], cwd=REPO, text=True, check=True,
-                                    capture_output=True).stdout) for _ in range(5)]
-    assert min(seconds) < limit
+    return min(float(subprocess.run([sys.executable, "-c", code, sys.executable, *argv], cwd=REPO,
+                                    text=True, check=True, capture_output=True).stdout)
+               for _ in range(5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "limit", "library"), [
+    ("plot.py", 0.5, "numpy"), ("sweep.py", 2.5, "torch")])
+def test_help_answers_at_once(script, limit, library):
+    """On a slow processor the library alone can take as long: then it may be half as much again."""
+    least = 1.5 * least_cpu_seconds("-c", f"import {library}")
+    assert least_cpu_seconds(script, "--help") < max(limit, least)
 
 
 def test_a_name_means_one_thing():
