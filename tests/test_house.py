@@ -108,7 +108,7 @@ def test_whoever_only_reads_csv_loads_no_torch(modules):
 
 
 def least_cpu_seconds(*argv):
-    """Of five runs, because a machine may be busy; CPU time, for the same reason."""
+    """CPU time, and the least of five runs, because a machine may be busy."""
     code = ("import resource, subprocess, sys\n"
             "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
             "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
