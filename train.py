@@ -674,8 +674,8 @@ OVER_FITTING = ("note: the test NLL has risen since step {}, and the training NL
 def is_over_fitting(rows: list[dict]) -> bool:
     """Whether the test NLL has risen over three evaluations or more, while the training NLL fell.
 
-    It must be RISEN times its lowest or more, and above the value right after that. So a spike, from
-    which it falls again, is no over-fitting.
+    It must be RISEN times its lowest or more, and above the value right after that. So a spike is
+    no over-fitting, because the test NLL falls again after it.
     """
     lowest = lowest_row(rows)
     since = rows[rows.index(lowest) + 1:]
