@@ -168,3 +168,13 @@ def test_a_bases_folder_may_have_an_at_in_its_name(tmp_path):
     assert base_of(tmp_path / "adapter") == str(folder)
     save_adapter(model, tmp_path / "of the hub", "owner/name@v1")
     assert base_of(tmp_path / "of the hub") == "owner/name@v1"
+
+
+@pytest.mark.parametrize("logit, dtype, warned", [
+    (0.04, "bfloat16", True), (0.04, "float32", False), (0.01, "bfloat16", False),
+    (-0.04, "bfloat16", False), (float("nan"), "bfloat16", True)])
+def test_rounding_that_costs_more_than_it_should_is_named(logit, dtype, warned, capsys):
+    """ln 2 before. log(1 + e^x) is x / 2 above it for a small x: 0.02, and 0.005 for 0.01."""
+    ids, before = torch.tensor([0, 1]), torch.zeros(2, 2)
+    export.print_rounding(before, torch.tensor([[logit, 0.0], [0.0, 0.0]]), ids, dtype)
+    assert ("more than rounding should cost" in capsys.readouterr().out) == warned
