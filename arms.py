@@ -409,6 +409,8 @@ def read_runs(folder: Path) -> list[list[dict]]:
     other files say of a run's settings is added to its rows as "settings". Raises UserError for a
     damaged file, and if there is no run at all.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the folder that it lies in: {folder.parent}")
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     rows, settings = {}, {}                 # (run, step) -> row; run -> its settings

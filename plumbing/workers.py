@@ -205,7 +205,11 @@ def start_worker(work, prepare, number: int) -> Worker:
     context = multiprocessing.get_context("spawn")      # a fork would share CUDA and threads
     ours, theirs = context.Pipe()
     process = context.Process(target=serve_jobs, args=(theirs, work, prepare, number), daemon=True)
+    # Ctrl-C is for the parent, which ends its workers. They inherit that from here, because they
+    # import torch before they come to serve_jobs, which says it again for Windows
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.start()
+    signal.signal(signal.SIGINT, before)
     theirs.close()              # now the process has the only other end: its death ends `ours`
     return Worker(number, process, ours)
 
@@ -230,7 +234,7 @@ def receive_answer(worker: Worker):
 
 def serve_jobs(connection, work, prepare, number: int):
     """What a worker does, from its start until its parent ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is for the parent, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)        # see start_worker
     threading.Thread(target=end_with_parent, daemon=True).start()
     prepare(number)
     with contextlib.suppress(EOFError, ConnectionError):        # the parent has ended

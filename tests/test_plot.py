@@ -157,8 +157,10 @@ def test_folders_without_runs_or_with_too_few_are_refused(tmp_path, capsys):
     write_csv(tmp_path, run_rows(R1, 1e-4, [3, 2, 1, 1]), run_rows(R64, 1e-4, [4, 2, 1, 1]))
     error = error_of(capsys, tmp_path)      # runs that cannot be compared, and a sweep below them
     assert "were not evaluated alike" in error and error.endswith(f": python plot.py {one_run}\n")
-    for path in (tmp_path / "missing", one_run / "0.csv"):
-        assert f"there is no folder {path}" in error_of(capsys, path)
+    assert f"there is no folder {tmp_path / 'missing'}" in error_of(capsys, tmp_path / "missing")
+    path = one_run / "0.csv"
+    assert f"{path} is a file; give the folder that it lies in: {one_run}\n" in error_of(
+        capsys, path)
     assert "has 1 run of nano on nano, and a figure compares two" in error_of(capsys, one_run)
     assert "required: folder" in error_of(capsys)
 

@@ -166,9 +166,12 @@ def test_what_a_job_raises_ends_the_work(tmp_path, processes):
 
 
 START_A_POOL = """
-import sys
+import sys, time
 from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
+if __name__ == "__mp_main__" and sys.argv[4:] == ["slow"]:
+    Path(sys.argv[3], "importing").touch()
+    time.sleep(600)                     # as an import of torch on a slow disk
 import test_workers
 if __name__ == "__main__":
     list(test_workers.do_jobs(["sleep", "sleep"], 3, Path(sys.argv[3])))
@@ -191,6 +194,20 @@ def test_the_end_of_the_parent_ends_the_children(tmp_path, ending):
         os.killpg(parent.pid, signal.SIGINT)        # as the terminal's Ctrl-C: to all of them
     _, error = parent.communicate(timeout=60)       # ends when the last child has closed stderr
     assert error.count("Traceback") == (ending == signal.SIGINT)        # the parent's own
+
+
+def test_ctrl_c_is_not_for_workers_that_import_yet(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(START_A_POOL)
+    command = [sys.executable, script, REPO, TESTS, tmp_path, "slow"]
+    parent = subprocess.Popen(command, text=True, stderr=subprocess.PIPE, start_new_session=True)
+    while not (tmp_path / "importing").exists():
+        assert parent.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.5)                     # the parent has started the others, too
+    os.killpg(parent.pid, signal.SIGINT)
+    _, error = parent.communicate(timeout=60)
+    assert error.count("Traceback") == 1 and "__mp_main__" not in error     # the parent's own
 
 
 SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")
