@@ -10,8 +10,9 @@
 Why in turn? A machine that others use, or that grows warm, can be a fifth slower in this minute
 than in the last one. Both sides are loaded, each in a process of its own, and one step of ours is
 followed by one of theirs, then theirs is first, and so on. What slows one slows the other, so the
-ratio of two steps side by side says more than two times measured an hour apart. Printed are
-medians, and of the ratio the quartiles, too.
+ratio of two steps side by side says more than two times measured an hour apart. Printed are the
+median of the ratios and its quartiles. Steps differ in size, so seconds and rates are means: all
+tokens by all seconds.
 
 Model FLOPs utilisation (MFU; PaLM, arXiv 2204.02311, appendix B) is the share of the arithmetic
 that the machine could do:
@@ -109,6 +110,9 @@ def next_samples(run: train.Run) -> list[dataset.Sample]:
     return [data.train_set[i] for i in indices]
 
 
+COUNTED = ("full", "lora", "qlora", "rslora", "loraplus")       # what needed_flops is right for
+
+
 def needed_flops(run: train.Run, samples: list[dataset.Sample]) -> float:
     """Of the matrix products of one step, for `samples`: see the top.
 
@@ -118,7 +122,7 @@ def needed_flops(run: train.Run, samples: list[dataset.Sample]) -> float:
     c, full = run.model.config, run.method is None
     tokens = sum(len(sample.ids) for sample in samples)
     learned = sum(sample.learned for sample in samples)
-    weights = sum(layer.in_features * layer.out_features for layer in bases(run.model.model))
+    weights = sum(W.in_features * W.out_features for W in linear_layers(run.model.model).values())
     trained = 0 if full else sum(p.numel() for p in run.trained.values())
     query = c.num_attention_heads * c.head_dim * c.num_hidden_layers
     per_weight = 6 if full else 4
@@ -127,25 +131,22 @@ def needed_flops(run: train.Run, samples: list[dataset.Sample]) -> float:
             + 3 * 2 * query * sum(len(sample.ids) ** 2 for sample in samples))
 
 
-def bases(model) -> list[nn.Module]:
-    """The linear layers of `model`, without what an adapter adds to them."""
-    layers = linear_layers(model)
-    return [layer for name, layer in layers.items() if f"{name}.base" not in layers]
-
-
 def product_ceiling(run: train.Run, samples: list[dataset.Sample], repeats=3) -> float:
     """FLOP/s that one layer's products reach, y = x W^T and dx = dy W.
 
-    They have as many rows as a micro-batch of `samples` has tokens.
+    They have as many rows as a micro-batch of `samples` has tokens. A GPU makes them many times
+    over, because on small ones it would mostly be waited for.
     """
     config = run.config
     device, dtype = torch.device(config.device), DTYPES[config.dtype]
     rows = sum(len(sample.ids) for sample in samples) // config.grad_accum
     products = []
-    for layer in bases(run.model.model.layers[0]):
+    for layer in linear_layers(run.model.model.layers[0]).values():
         W = torch.randn(layer.out_features, layer.in_features, device=device).to(dtype)
         x, dy = (torch.randn(rows, n, device=device).to(dtype) for n in reversed(W.shape))
         products += [(x, W.T), (dy, W)]
+    if device.type == "cuda":
+        products *= 20
     best = float("inf")
     for _ in range(repeats):
         synchronize(device)
@@ -235,7 +236,8 @@ def prompts_of(config: Config, count: int) -> list[list[dict]]:
 
 def generate_ours(config: Config):
     """Per turn NEW_TOKENS tokens for each prompt, greedily: one prompt, then 16, and so on."""
-    model, tokenizer = open_model(config.model, config.device, config.dtype)
+    model, tokenizer = open_model(config.model, config.device, config.dtype,
+                                  nf4=config.four_bits)
     while True:
         for count in BATCHES:
             rows = [tokenizer.encode(dataset.prompt_of(chat, tokenizer))
@@ -257,6 +259,7 @@ def generate_transformers(config: Config):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[config.dtype])
     model = model.to(device).eval()
     model.generation_config.eos_token_id = None         # every answer has NEW_TOKENS
+    model.generation_config.repetition_penalty = 1.0    # Qwen2.5's files ask for 1.1
     while True:
         for count in BATCHES:
             batch = tokenizer.apply_chat_template(
@@ -282,6 +285,9 @@ def be_a_side(name: str, settings: str):
     # what libraries print must not get among the replies
     REPLIES = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    if name in PEERS:       # as it is without us: model.py has set these for ours
+        os.environ.pop("MKL_CBWR", None)
+        torch.backends.cuda.enable_cudnn_sdp(True)
     SIDES[name](Config(**json.loads(settings)))
 
 
@@ -371,7 +377,8 @@ class Stopwatch:
 
     def watch(self, module: nn.Module, part: str):
         module.register_forward_pre_hook(lambda *_: self.enter(part))
-        module.register_forward_hook(lambda *_: self.leave(part))
+        # checkpointing ends what it computes again by an exception, once it has all that it needs
+        module.register_forward_hook(lambda *_: self.leave(part), always_call=True)
         module.register_full_backward_pre_hook(lambda *_: self.enter(part))
         module.register_full_backward_hook(lambda *_: self.leave(part))
 
@@ -406,9 +413,17 @@ def part_of(module: nn.Module) -> str | None:
 
 
 def show_profile(config: Config, steps: int):
-    """Print where the time of `steps` steps goes, after one that is not counted."""
+    """Print where the time of `steps` steps goes, after one that is not counted.
+
+    The stopwatch takes time itself, above all on a GPU, which it waits for at each part. So a step
+    without it is shown, too.
+    """
     run = start_run(config)
     train.make_step(run)
+    began = time.perf_counter()
+    train.make_step(run)
+    synchronize(torch.device(config.device))
+    print(f"a step without the stopwatch: {time.perf_counter() - began:.3f} s")
     # torch warns of frozen layers with nothing trained below them, which have no dx to time
     warnings.filterwarnings("ignore", "Full backward hook is firing")
     watch = Stopwatch(run)
@@ -431,16 +446,17 @@ def show_turn(turn: int, sides: list[Side]):
 
 
 def show_sides(sides: list[Side], groups: dict[str, slice]):
-    """A table per group of turns: medians, and what the first side is better by."""
+    """A table per group of turns: means, and what the first side is better by."""
     for title, turns in groups.items():
         print(f"\n{title:<26}" + "".join(f"{side.name:>14}" for side in sides)
               + ("         ratio" if len(sides) > 1 else ""))
         rows = [side.rows[turns] for side in sides]
         seconds = [[row["seconds"] for row in one] for one in rows]
         rates = [[row["tokens"] / row["seconds"] for row in one] for one in rows]
-        print_row("seconds", [statistics.median(one) for one in seconds], ".3f",
+        tokens = [sum(row["tokens"] for row in one) for one in rows]
+        print_row("seconds", [statistics.fmean(one) for one in seconds], ".3f",
                   [b / a for a, b in zip(*seconds)] if len(sides) > 1 else [])
-        print_row("tokens per second", [statistics.median(one) for one in rates], ",.0f",
+        print_row("tokens per second", [n / sum(one) for n, one in zip(tokens, seconds)], ",.0f",
                   [a / b for a, b in zip(*rates)] if len(sides) > 1 else [])
     print()
     print_row("peak memory, GB", [side.rows[-1]["peak_gb"] for side in sides], ".2f")
@@ -457,11 +473,11 @@ def print_row(name: str, values: list[float], form: str, ratios: list[float] = (
 
 def show_mfu(sides: list[Side]):
     rows = sides[0].rows[1:]
+    flops = statistics.fmean(row["flops"] for row in rows)
     ceiling = statistics.median(row["ceiling"] for row in rows)
-    print_row("MFU, %", [100 * statistics.median(
-        row["flops"] / ceiling / other["seconds"] for row, other in zip(rows, side.rows[1:]))
-        for side in sides], ".0f")
-    print(f"a step needs {statistics.median(row['flops'] for row in rows) / 1e12:.2f} TFLOP; "
+    print_row("MFU, %", [100 * flops / ceiling / statistics.fmean(
+        row["seconds"] for row in side.rows[1:]) for side in sides], ".0f")
+    print(f"a step needs {flops / 1e12:.2f} TFLOP on average; "
           f"products alone reach {ceiling / 1e12:.2f} TFLOP/s")
     losses = [[row["loss"] for row in side.rows] for side in sides]
     for side, one in zip(sides, losses):
@@ -504,6 +520,13 @@ def parse_bench(argv) -> tuple[Settings, list[Config]]:
                           or config.supervise != "last" or config.optimizer != "adamw"):
         raise UserError("--peer trl does full, lora and qlora with --supervise last and "
                         "--optimizer adamw")
+    if settings.generate and config.method != Config.method:
+        raise UserError("--generate is of the model as it is; leave --method out, or give --nf4")
+    if peer == "transformers" and config.nf4:
+        raise UserError("--peer transformers has no four bits; leave --nf4 out")
+    if settings.profile and config.compile:
+        raise UserError("--profile times each part, and --compile makes one of them all; leave one "
+                        "of them out")
     if settings.peer_python and not shutil.which(settings.peer_python):
         raise UserError(f"--peer_python {settings.peer_python}: there is no such program")
     configs = [config]
@@ -540,9 +563,10 @@ def run_bench(settings: Settings, configs: list[Config]):
                   for i, count in enumerate(BATCHES)}
     sides = measure(sides, settings.turns * len(groups))
     show_sides(sides, groups)
-    if not settings.generate and peer not in METHODS:      # needed_flops knows no other method
-        show_mfu(sides)
-    elif settings.generate and peer:
+    if not settings.generate:
+        if config.method in COUNTED and peer not in METHODS:
+            show_mfu(sides)
+    elif peer:
         answers = [[ids for row in side.rows[:len(BATCHES)] for ids in row["ids"]]
                    for side in sides]
         same = sum(mine == theirs for mine, theirs in zip(*answers))

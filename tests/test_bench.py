@@ -20,9 +20,9 @@ def flags(model, data, **more):
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
-def run_of(model, data, method):
+def run_of(model, data, method, **more):
     return bench.start_run(Config(model=str(model), data=str(data), method=method, rank=4,
-                               device="cpu", dtype="float32"))
+                                  device="cpu", dtype="float32", **more))
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "qlora"])
@@ -49,11 +49,13 @@ def test_the_flops_that_a_step_needs_are_those_that_torch_counts(checkpoint, cha
     assert bench.needed_flops(run, samples) == counted - masked + lowest
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "qlora"])
-def test_every_moment_of_a_step_belongs_to_one_part(checkpoint, chat, method, capsys, monkeypatch):
+@pytest.mark.parametrize("method, checkpointing", [
+    ("lora", False), ("full", False), ("qlora", False), ("lora", True)])
+def test_every_moment_of_a_step_belongs_to_one_part(checkpoint, chat, method, checkpointing,
+                                                    monkeypatch):
     clock = iter(range(10 ** 6))
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
-    run = run_of(checkpoint("llama"), chat, method)
+    run = run_of(checkpoint("llama"), chat, method, gradient_checkpointing=checkpointing)
     watch = bench.Stopwatch(run)
     began = watch.last
     train.make_step(run)
@@ -90,6 +92,9 @@ def test_a_peer_that_is_not_there_is_one_line(checkpoint, chat, tmp_path, capsys
     (["--peer=trl", "--generate"], "--peer trl makes steps"),
     (["--peer=trl", "--method=dora"], "--peer trl does full, lora and qlora"),
     (["--peer=dora", "--generate"], "--peer dora makes steps"),
+    (["--generate", "--method=full"], "--generate is of the model as it is"),
+    (["--generate", "--peer=transformers", "--nf4"], "--peer transformers has no four bits"),
+    (["--profile", "--compile"], "--profile times each part"),
     (["--peer=lora"], "--peer lora: that is what --method says"),
     (["--peer=full", "--nf4"], "--nf4"),
     (["--peer=trl", "--peer_python=/nope"], "--peer_python /nope: there is no such program"),
@@ -113,6 +118,21 @@ def test_a_peer_that_says_something_else_is_one_line(tmp_path, reply):
             side.take_turn()
     finally:
         side.leave()
+
+
+def test_rates_are_of_all_turns_together(capsys):
+    """Steps of other sizes: medians of tokens and of seconds would be of two different steps."""
+    sides = [bench.Side.__new__(bench.Side) for _ in range(2)]
+    for side, name, times in zip(sides, ("ours", "trl"), ([9, 1, 2, 4], [9, 3, 4, 4])):
+        side.name, side.first_step = name, 1.0
+        side.rows = [{"seconds": s, "tokens": n, "peak_gb": 1.0, "flops": n * 1e12, "loss": 1.0,
+                      "ceiling": 70e12} for s, n in zip(times, (50, 70, 70, 210))]
+    bench.show_sides(sides, {"per step": slice(1, None)})
+    bench.show_mfu(sides)
+    lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["seconds"][1:4] == ["2.333", "3.667", "2.00"]          # 7 / 3, 11 / 3; 3, 2, 1
+    assert lines["tokens per second"][3:5] == ["50", "32"]              # 350 / 7 and / 11
+    assert lines["MFU, %"][2:] == ["71", "45"]          # 350 of 7 x 70, of 11 x 70
 
 
 def test_a_small_test_split_is_asked_again(chat):
