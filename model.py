@@ -316,14 +316,18 @@ class Attention(nn.Module):
         # A single token after a filled cache sees everything in it. Several tokens there need
         # `mask`, because is_causal would let the first see one column.
         causal = mask is None and (cache is None or cache.used == 0)
+        if T == 1:      # query heads that share a key stand one below the other, as tokens do
+            q, causal = q.reshape(B, k.shape[1], -1, self.hd), False        # (B, nk, nh / nk, hd)
         plain = plain_is_faster(q.device.type, q.dtype, k.shape[2])
         attend = plain_attention if plain else F.scaled_dot_product_attention
         # On a GPU only FlashAttention lets heads share keys. Elsewhere the keys are repeated:
         # otherwise torch would hold all scores in float32.
-        if q.is_cuda and (mask is not None or q.dtype == torch.float32 or not has_flash(q.device)):
-            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         gqa = q.shape[1] != k.shape[1]
-        y = attend(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)   # (B, nh, T, hd)
+        if gqa and not q.is_cpu and (mask is not None or not has_flash(q)):
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+            gqa = False
+        y = attend(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
+        y = y.reshape(B, -1, T, self.hd)                                    # (B, nh, T, hd)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))             # (B, T, C)
 
 
@@ -346,9 +350,13 @@ def plain_attention(q, k, v, attn_mask=None, is_causal=False, enable_gqa=True):
     return (p @ v).view(B, nh, T, hd)
 
 
-def has_flash(gpu: torch.device) -> bool:
-    """Whether the GPU has FlashAttention's kernels: from Ampere on. A T4, for instance, has not."""
-    return torch.cuda.get_device_properties(gpu).major >= 8
+def has_flash(q) -> bool:
+    """Whether FlashAttention's kernels take q: in 16 bits, on NVIDIA's GPUs from Ampere on.
+
+    A T4, for instance, has none of them, nor has a Mac.
+    """
+    return (q.is_cuda and q.dtype != torch.float32
+            and torch.cuda.get_device_properties(q.device).major >= 8)
 
 
 def plain_is_faster(device: str, dtype: torch.dtype, keys: int) -> bool:
@@ -363,10 +371,11 @@ def plain_is_faster(device: str, dtype: torch.dtype, keys: int) -> bool:
     Without a backward pass torch's stays, which rounds as transformers does.
     """
     return (torch.is_grad_enabled() and device == "cpu" and dtype == torch.bfloat16
-            and keys <= PLAIN_UP_TO and multiplies_bfloat16() == "avx512")
+            and keys <= PLAIN_UP_TO and PLAIN_PAYS)
 
 
 PLAIN_UP_TO = 384
+PLAIN_PAYS = multiplies_bfloat16() == "avx512"      # asked here: torch.compile cannot look into it
 
 
 class MLP(nn.Module):

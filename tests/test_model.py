@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from lora import apply_lora, lora_layers
-from model import (Gate, LinearNLL, ModelConfig, Normalise, Transformer, draw_token,
+from model import (PLAIN_PAYS, Gate, LinearNLL, ModelConfig, Normalise, Transformer, draw_token,
                    left_padding_mask, plain_attention, plain_is_faster)
+from plumbing.device import multiplies_bfloat16
 from plumbing.errors import UserError
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
@@ -186,14 +187,15 @@ def test_plain_attention_is_torchs(mask):
 
 
 def test_plain_attention_is_taken_for_steps_in_bfloat16_alone(monkeypatch):
-    monkeypatch.setattr("model.multiplies_bfloat16", lambda: "avx512")
+    assert PLAIN_PAYS == (multiplies_bfloat16() == "avx512")       # not on AMX
+    monkeypatch.setattr("model.PLAIN_PAYS", True)
     assert plain_is_faster("cpu", torch.bfloat16, 384)
     assert not plain_is_faster("cpu", torch.bfloat16, 385)
     assert not plain_is_faster("cpu", torch.float32, 8)
     assert not plain_is_faster("cuda", torch.bfloat16, 8)
     with torch.no_grad():
         assert not plain_is_faster("cpu", torch.bfloat16, 8)
-    monkeypatch.setattr("model.multiplies_bfloat16", lambda: "amx")
+    monkeypatch.setattr("model.PLAIN_PAYS", False)
     assert not plain_is_faster("cpu", torch.bfloat16, 8)
 
 

@@ -501,7 +501,9 @@ def test_default_path_needs_no_compiler(checkpoint, chat, tmp_path, whole):
     assert_same_result(tmp_path, whole("lora"))
 
 
-def test_training_runs_the_compiled_layers(checkpoint, chat, tmp_path, monkeypatch, whole):
+@pytest.mark.parametrize("dtype, within", [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_training_runs_the_compiled_layers(checkpoint, chat, tmp_path, monkeypatch, whole, dtype,
+                                           within):
     """One graph per layer and micro-batch, although the base answers before the first step.
 
     The backend only counts, so that no compiler is needed, and the numbers stay.
@@ -521,10 +523,10 @@ def test_training_runs_the_compiled_layers(checkpoint, chat, tmp_path, monkeypat
                         lambda layer, **how: compile_layer(layer, backend=counting, **how))
     monkeypatch.setattr(train, "optimizer_step", step_and_count)
     monkeypatch.setenv("CXX", sys.executable)           # any program will do
-    train.main(command(checkpoint(), chat, tmp_path, "--compile"))
+    train.main(command(checkpoint(), chat, tmp_path, "--compile", "--dtype", dtype))
     assert per_step == [2] * 6          # two layers
     for ours, reference in zip(numbers(tmp_path), numbers(whole("lora")), strict=True):
-        assert ours["test_nll"] == pytest.approx(reference["test_nll"], abs=1e-5)
+        assert ours["test_nll"] == pytest.approx(reference["test_nll"], abs=within)
 
 
 # ----- stopping -----------------------------------------------------------------------------------
