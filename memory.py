@@ -406,16 +406,16 @@ def activations(z: Sizes) -> list[Term]:
 # All tokens count as supervised, which takes the most memory.
 
 def term_of_loss_gradients(z: Sizes) -> Term:
-    """dNLL/dh, which LinearNLL makes in its forward pass, and two indices of 8 bytes that picked h.
+    """dNLL/dh, which LinearNLL makes in its forward pass, and the index of 8 bytes that picked h.
 
-    (s C + 16) B (T - 1) = 3.7 MB; in full fine-tuning also dNLL/dW, 4 V C. In float16 dNLL/dh is
+    (s C + 8) B (T - 1) = 3.7 MB; in full fine-tuning also dNLL/dW, 4 V C. In float16 dNLL/dh is
     kept in float32: 4 C instead of s C.
     """
     size, symbol = (4, "4") if z.config.dtype == "float16" else (z.s, "s")
-    name, formula = "~ dNLL/dh", f"{symbol} C + 16 per token"
+    name, formula = "~ dNLL/dh", f"{symbol} C + 8 per token"
     if z.full:
         name, formula = f"{name}, dNLL/dW", f"{formula}, 4 V C"
-    return Term("loss", name, (size * z.C + 16) * z.predicted + z.dW, formula, "LinearNLL")
+    return Term("loss", name, (size * z.C + 8) * z.predicted + z.dW, formula, "LinearNLL")
 
 
 def softmax_bytes(z: Sizes) -> int:

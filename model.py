@@ -432,6 +432,16 @@ class Layer(nn.Module):
 
 # ----- the loss -----------------------------------------------------------------------------------
 
+def find_supervised(labels):
+    """labels (B, T) -> which of the B T positions predict a supervised token, and these tokens.
+
+    (n,) each. With the labels on the host n is known there, and it need not wait for a GPU.
+    [[-100, -100, 7], [-100, 5, 6]] gives the positions 1, 3 and 4, and the tokens 7, 5 and 6.
+    """
+    b, t = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+    return b * labels.shape[1] + t, labels[b, t + 1]
+
+
 class LinearNLL(torch.autograd.Function):
     """Sum over N rows of -log softmax(h W^T)[target], without ever holding all N rows of logits.
 
@@ -676,18 +686,15 @@ class Transformer(nn.Module):
 
         ids, labels (B, T), aligned as Hugging Face aligns them: position t predicts labels[:, t+1],
         and -100 is not supervised. A sum and not a mean, because a caller that accumulates over
-        micro-batches must divide by the tokens of all of them. With labels on the host and ids on a
-        GPU, the host need not wait for it.
+        micro-batches must divide by the tokens of all of them.
 
         Only supervised positions reach the unembedding. In chat data most positions are question or
         padding, and a position costs V C multiplications: at V = 151,936 and C = 896 as many as 9
         layers of Qwen2.5-0.5B.
         """
-        h, target = self.hidden(ids)[:, :-1], labels[:, 1:]
-        # nonzero must know how many there are, so it is taken where the labels are
-        b, t = (target != -100).nonzero(as_tuple=True)                      # n of each
-        b, t, target = (send(x, ids.device) for x in (b, t, target[b, t]))
-        return self.nll(h[b, t], target), len(target)
+        positions, target = (send(x, ids.device) for x in find_supervised(labels))
+        h = self.hidden(ids).flatten(0, 1).index_select(0, positions)       # (n, C)
+        return self.nll(h, target), len(target)
 
     def nll(self, h, target):
         """The sum of -log p(target) in nats: h (n, C), of `hidden`, predict the tokens (n,)."""

@@ -35,7 +35,7 @@ import dataset
 import train
 from lora import AdaptedLinear, lora_layers, remove_lora, wrap_layer
 from methods import find_method
-from model import Transformer
+from model import Transformer, find_supervised
 from plumbing.device import send
 from settings import Config
 
@@ -128,10 +128,7 @@ class Batch(NamedTuple):
 
 
 def to_batch(ids, labels, device) -> Batch:
-    """How many labels are supervised is found out on the host, which need not wait for a GPU."""
-    b, t = (labels[:, 1:] != dataset.IGNORED).nonzero(as_tuple=True)
-    on_host = ids, b * ids.shape[1] + t, labels[b, t + 1]
-    return Batch(*(send(tensor, device) for tensor in on_host))
+    return Batch(*(send(tensor, device) for tensor in (ids, *find_supervised(labels))))
 
 
 def copies_nll(stack: Stack, batch: Batch):

@@ -572,13 +572,15 @@ def make_step(run: Run) -> float:
 
     # ----- dropout: what is set to zero is another such function, so a run can be resumed -----
     seed = step_seed(config.seed, progress.step) if config.dropout else None
-    run.model.train(config.dropout > 0)
+    if config.dropout:
+        run.model.train()
 
     # ----- forward, backward, update -----
     nll, tokens = optimizer_step(
         run.model, run.optimizer, run.scaler, micro_batches, run.autocast,
         lr_at(progress.step, config), config.grad_clip, seed=seed, **method_hooks(run))
-    run.model.eval()
+    if config.dropout:
+        run.model.eval()
 
     progress.note_step(samples, nll, tokens, time.perf_counter() - start)
     return nll / tokens
