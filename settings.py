@@ -19,6 +19,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from plumbing.cli import flag, parse_flags
@@ -281,6 +282,9 @@ def settled(config: Config, n_train: int) -> Config:
     if config.method == "qlora":
         config = dataclasses.replace(config, nf4=False)
     device, dtype = choose_device(config.device, config.dtype)
+    if config.compile and device.startswith("cuda") and find_spec("triton") is None:
+        raise UserError("--compile on a GPU needs Triton, which is not installed (on Windows: pip "
+                        "install triton-windows); install it, or leave the flag out")
     steps = config.max_steps or 200
     if config.epochs:
         steps = math.ceil(config.epochs * math.ceil(n_train / config.batch_eff))

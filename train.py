@@ -648,6 +648,10 @@ def keep_training(run: Run, out: Path):
             if evaluated and first_process:
                 tqdm.write(records.row_line(run.progress.rows[-1]))
                 records.write_rows(out / "log.csv", run.progress.rows)
+                if run.scaler.is_enabled() and run.scaler.get_scale() < NO_STEP:
+                    raise UserError(
+                        "no step was made for a while: in float16 gradients overflow, or are nan. "
+                        "Take --dtype bfloat16 or float32, or a lower --lr")
                 if not warned and is_over_fitting(run.progress.rows):
                     warned = True
                     tqdm.write(OVER_FITTING.format(lowest_row(run.progress.rows)["step"]))
@@ -667,6 +671,7 @@ def keep_training(run: Run, out: Path):
 
 
 LINE_EVERY = 30.0       # seconds between two lines on progress where there is no bar
+NO_STEP = 2.0 ** -8     # of the factor of float16, which each skipped step halves, from 2^16 on
 RISEN = 1.02            # a test NLL of so many times the lowest is worth a word
 OVER_FITTING = ("note: the test NLL has risen since step {}, and the training NLL has fallen: the "
                 "run learns its samples by heart. Fewer steps, a lower rate or more data help; "

@@ -29,7 +29,8 @@ def choose_device(device: str, dtype: str) -> tuple[str, str]:
     if dtype == "auto" and not device.startswith("cuda"):
         dtype = "float32"
     elif dtype == "auto":
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        # from Ampere on; asked of this GPU, because a machine may have several kinds
+        has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
         dtype = "bfloat16" if has_bfloat16 else "float16"
     return device, dtype
 

@@ -23,12 +23,13 @@ import sweep
 import train
 from arms import read_runs, select_sweeps
 from model import ModelConfig, Transformer
+from plumbing.device import choose_device
 from plumbing.errors import UserError
 from plumbing.files import read_json
 from plumbing.records import COLUMNS, read_rows, write_rows
 from plumbing.workers import BUSY
 from rates import diverged
-from settings import LESS_MEMORY, parse
+from settings import LESS_MEMORY, parse, settled
 
 QWEN = {"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896,
         "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -781,7 +782,8 @@ def touched(monkeypatch):
         touched.append(gpu)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability",
+                        lambda gpu: (7, 5) if str(gpu) == "cuda:1" else (9, 0))
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
     monkeypatch.setattr(torch, "zeros", note_gpu)
     return touched
@@ -797,6 +799,20 @@ def test_each_rank_of_torchrun_touches_its_own_gpu_alone(
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert code_of(argv(tmp_path, "--dry_run", f"--device={device}")) == 0
     assert set(touched) == gpus
+
+
+def test_each_gpu_has_the_dtype_that_it_computes_in(touched):
+    """Here the second is a T4, which has no bfloat16."""
+    assert choose_device("auto", "auto") == ("cuda", "bfloat16")
+    assert choose_device("cuda:1", "auto") == ("cuda:1", "float16")
+    assert choose_device("cuda:1", "float32") == ("cuda:1", "float32")
+
+
+def test_compiling_for_a_gpu_needs_triton(touched, monkeypatch):
+    monkeypatch.setattr("settings.find_spec", lambda name: None)
+    settled(parse(["--compile", "--device=cpu"]), 1)
+    with pytest.raises(UserError, match="--compile on a GPU needs Triton"):
+        settled(parse(["--compile", "--device=cuda:1"]), 1)
 
 
 def test_a_task_of_srun_touches_the_gpu_of_its_place_on_its_node(

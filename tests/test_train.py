@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peers import use_dequantized_weights
-from runs import command, contents, numbers, press_ctrl_c, start, write_lines
+from runs import command, contents, numbers, one_line, press_ctrl_c, start, write_lines
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -312,6 +312,14 @@ def test_float16_trains_with_a_scaler_and_skips_a_step_that_overflows(
         moments += [state["exp_avg"], state["exp_avg_sq"]]
     assert moments and {m.dtype for m in moments} == {torch.float32}
     assert all(m.isfinite().all() for m in moments)
+
+
+def test_float16_that_makes_no_step_is_told(checkpoint, chat, tmp_path, capsys):
+    """After the first step all is nan, and the scaler skips each of the others."""
+    with pytest.raises(SystemExit) as end:
+        train.main(command(checkpoint(), chat, tmp_path, dtype="float16", lr=1e9, grad_accum=1,
+                           max_steps=40, eval_steps=30))
+    assert "no step was made for a while" in one_line(end.value.code, capsys.readouterr().err)
 
 
 def test_bfloat16_full_fine_tuning_keeps_small_updates(checkpoint, chat, tmp_path, spy):
