@@ -92,10 +92,12 @@ def analyze(settings: Settings):
         base = common_base(bases, settings)
         sources = adapters | tuned_source(settings.tuned, labels, base)
         rows = measure_layers(sources, base, with_svd=bool(settings.out))
+        if not rows:
+            print("\nevery dW is zero: nothing was trained")
     except UserError as e:
         if settings.tuned or settings.out and (settings.model or len(adapters) < 2):
             raise
-        print(f"\ndW is not set next to W: {e}")       # phi needs no W
+        print(f"\ndW cannot be compared with W: {e}")       # phi needs no W
     print_changes(rows)
 
     # ----- each two adapters -----
@@ -222,6 +224,8 @@ def measure_layer(name: str, change: Factors | Path, W, W_svd) -> dict | None:
         r, row = TOP, {}        # all directions together would be all of W
     if S[0] == 0:
         return None
+    if not S.isfinite().all():
+        raise UserError(f"{name}: dW is too large for float32; did the run diverge?")
     depth, _, kind = depth_and_kind(name)
     row |= {"layer": name, "depth": depth, "kind": kind, "shape": tuple(W.shape), "S": S}
     row |= relate_to_weight(W, U[:, :r], S, Vh[:r])
@@ -266,7 +270,7 @@ def measure_overlaps(one: dict, two: dict) -> list[dict]:
             row |= {f"{side} top": row[side][0, 0].item(), f"{side} top by chance": 1 / d,
                     f"{side} all": row[side][-1, -1].item(),
                     f"{side} all by chance": min(1, max(f.rank, g.rank) / d), f"{side} size": d}
-        if f.B.any() and g.B.any():         # B = 0 has no directions
+        if all(factor.any() for factor in (f.A, f.B, g.A, g.B)):    # zeros have no directions
             rows.append(row)
     return rows
 

@@ -579,11 +579,18 @@ def is_named(name: str, targets: str | list[str] | None) -> bool:
 
 def is_plain_lora(config: dict) -> bool:
     """Whether an adapter_config.json says LoRA next to the base as it is."""
+    return config.get("peft_type") == "LORA" and not unusual_entries(config)
+
+
+def unusual_entries(config: dict) -> list[str]:
+    """The names of the entries that say something else."""
+    found = [name for name in NOT_PLAIN if config.get(name)]
+    if config.get("bias", "none") != "none":
+        found.append("bias")
     # Other starts than these, PiSSA's for instance, change the base's weights as well.
-    starts = (True, False, "gaussian", "eva", "orthogonal")
-    return (config.get("peft_type") == "LORA" and not any(map(config.get, NOT_PLAIN))
-            and config.get("bias", "none") == "none"
-            and config.get("init_lora_weights", True) in starts)
+    if config.get("init_lora_weights", True) not in (True, False, "gaussian", "eva", "orthogonal"):
+        found.append("init_lora_weights")
+    return found
 
 
 # PEFT's entries with which an adapter computes something else than W x + s B A x

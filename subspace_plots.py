@@ -25,8 +25,8 @@ KINDS = {"q_proj": "#0072B2", "k_proj": "#56B4E9", "v_proj": "#009E73", "o_proj"
 
 
 def next_to_chance(rows: list[dict], key: str) -> str:
-    """The mean of a column of phi and of what random directions have -> 0.43 (0.33)"""
-    return f"{mean_of(rows, key):.2f} ({mean_of(rows, f'{key} by chance'):.2f})"
+    """The mean of a column of phi and of what random directions have -> 0.430 (0.330)"""
+    return f"{mean_of(rows, key):.3f} ({mean_of(rows, f'{key} by chance'):.3f})"
 
 
 def captioned_figure(title: str, height: float, *caption: str):
@@ -97,7 +97,7 @@ def weight_figure(label: str, rows: list[dict]):
         "Look for: the orange line between the others. dW takes directions in which W does little, "
         "but more than by chance, and amplifies them. And dark maps: they are not W's top ones.",
         "GPT-3, W_q of layer 48 (Hu et al., table 7), ||U^T W V||, not divided by ||W||, for U, V "
-        "of dW, of W, random: 0.32, 21.67, 0.02 at r = 4, amplification 21.6; 1.90, 37.71, 0.33 at "
+        "of dW, of W, random: 0.32, 21.67, 0.02 at r = 4, amplification 21.5; 1.90, 37.71, 0.33 at "
         "r = 64, "
         f"amplification 1.9. Here {where}, r = {row['rank']}: {row['UWV_dW']:.3g}, "
         f"{row['UWV_W']:.3g}, {row['UWV_random']:.3g}, amplification {row['amplification']:.3g}.",

@@ -124,7 +124,7 @@ def norm_through(W, U, Vh):
          0.02 for random ones                       about r ||W|| / sqrt(out in)
 
     So dW does not repeat what W does most. It takes directions in which W does little, though more
-    than in random ones, and does 21.6 times as much there.
+    than in random ones, and does 21.6 times as much there. (The paper prints 21.5.)
     """
     return (U.T @ W @ Vh.T).norm()                                          # (r, r) before
 

@@ -24,7 +24,8 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
-from lora import AdaptedLinear, base_entries, merge_lora, remove_lora, unmerge_lora, write_adapter
+from lora import (AdaptedLinear, base_entries, merge_lora, remove_lora, unmerge_lora,
+                  unusual_entries, write_adapter)
 from plumbing.errors import UserError
 from plumbing.fields import Number, check, number_of, whole
 from plumbing.files import read_json, read_tensors
@@ -141,6 +142,9 @@ def method_that_reads(config: dict, folder) -> Method:
         method = find_method(name)
         if method.reads(config) if method.reads else config.get("peft_type") == name.upper():
             return method
+    if config.get("peft_type") == "LORA":
+        raise UserError(f"{folder}: a kind of LoRA that is not read here: its config has "
+                        f"{', '.join(unusual_entries(config))}")
     raise UserError(f"{folder}: no method here reads this adapter (peft_type "
                     f"{config.get('peft_type')!r}); there are {', '.join(RELATIVES)}")
 

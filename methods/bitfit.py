@@ -6,8 +6,8 @@ Decoders of our families have few biases: Qwen2 has them on q, k and v, Llama an
 Where a layer has none, b is 0, and db is a bias that the method adds. Each target gets one, so with
 the default targets every linear map of a layer has a trained bias.
 
-A bias shifts what a layer puts out, by the same vector for every token. It cannot make a layer
-react to anything that it did not react to before. Its gradient is dy alone, so no x is kept.
+A bias shifts what a map puts out, by the same vector for every token. It cannot make the map react
+to anything that it did not react to before. Its gradient is dy alone, so no x is kept.
 
 Trained: out per target, whatever --rank and --alpha are. Saved: db, under this project's names.
 Merges into b; where the architecture has no b, export.py has nowhere to write it.

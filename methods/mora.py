@@ -3,16 +3,19 @@ r"""MoRA: one square matrix instead of two narrow ones (Jiang et al., arXiv 2405
     dW x = s decompress(M compress(x))              equation 5: M (k, k), trained, 0 at the start
 
 With k = floor(sqrt(r (in + out))) M has as many parameters as A and B of rank r. Its rank can be
-k, far above r: for 896 -> 896 and r = 8, k = 119. The price is that x must shrink to k numbers and
-grow again without anything trained. x is cut into n = ceil(in / k) pieces, the last filled up with
+k, far above r: for 896 -> 896 and r = 8, k = 119. The price is that nothing trained leads from x to
+k numbers and back. x is cut into n = ceil(in / k) pieces, the last filled up with
 zeros. Two ways (`--options form=...`):
 
     sharing     compress sums neighbours, n at a time; decompress repeats the k numbers until `out`
-                are reached (equation 6). Numbers of one group get the same column of dW.
+                are reached (equation 6). Numbers of one group get the same column of dW. So the
+                rank of dW is at most k.
     rotation    no sum: M acts on each piece by itself, turned first by an angle that depends on the
                 piece, as RoPE turns positions (equation 9). So pieces are told apart. The results
                 are put one after the other, and repeated or cut to `out`. The default. k is made
-                even, because numbers turn in pairs.
+                even, because numbers turn in pairs: 118. dW has n turned copies of M on its
+                diagonal, and zeros elsewhere. So its rank can be that of W, but a piece of the
+                output sees one piece of x alone.
 
 In a map that shrinks, like down_proj, rotation ignores what lies beyond the first out / k pieces.
 The authors' code (kongds/MoRA) does so too. It differs in details: it fills the last piece with x's

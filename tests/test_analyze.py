@@ -298,7 +298,7 @@ def test_phi_needs_no_base(tasks, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     said = run(capsys, tasks["sums"], tasks["tones"], "--out", out)
     assert said.count("base        unknown: owner/base is not on this machine; --model") == 2
-    assert "dW is not set next to W: " in said and "phi of sums and tones" in said
+    assert "dW cannot be compared with W: " in said and "phi of sums and tones" in said
     assert [path.name for path in out.iterdir()] == ["phi_sums_tones.png"]
 
 
@@ -318,9 +318,32 @@ def test_an_adapter_that_was_not_trained(folder, tmp_path, capsys):
                      str(folder))
     said = run(capsys, tmp_path / "one", tmp_path / "two")
     assert "does to W" not in said and "there is no layer that both have changed" in said
+    assert "every dW is zero" in said
+    assert "every dW is zero" in run(capsys, "--tuned", folder, "--model", folder)
     with pytest.raises(SystemExit) as e:
         run(capsys, tmp_path / "one", "--out", tmp_path / "out")
     assert "nothing was trained" in one_line(e.value.code, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+def test_a_factor_of_zeros_has_no_directions(folder, tasks, tmp_path, factor):
+    model = load_adapter(Transformer.from_pretrained(folder), tasks["sums"])
+    getattr(lora_layers(model)["model.layers.0.self_attn.q_proj"], factor).data.zero_()
+    save_adapter(model, tmp_path, str(folder))
+    one, two = read_adapter(tmp_path), read_adapter(tasks["sums"])
+    assert len(analyze.measure_overlaps(one, two)) == len(one) - 1
+
+
+def test_a_run_that_diverged_is_one_line(folder, tasks, tmp_path, capsys):
+    """Finite factors whose product is not."""
+    model = load_adapter(Transformer.from_pretrained(folder), tasks["sums"])
+    layer = lora_layers(model)["model.layers.0.self_attn.q_proj"]
+    for p in (layer.lora_A, layer.lora_B):
+        p.data *= 1e25
+    save_adapter(model, tmp_path / "a", str(folder))
+    with pytest.raises(SystemExit) as e:
+        run(capsys, tmp_path / "a", "--out", tmp_path / "out")
+    assert "q_proj: dW is too large" in one_line(e.value.code, capsys.readouterr().err)
 
 
 def test_a_layer_of_zeros(folder, tmp_path, unrendered, capsys):

@@ -5,11 +5,12 @@ import peft
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from adapters import LINEARS, in_peft, logits
 from test_methods import adapted, setup, shake
 from transformers import AutoModelForCausalLM
 
-from lora import adapted_layers, lora_layers, merge_lora
+from lora import adapted_layers, apply_lora, lora_layers, merge_lora
 from methods import find_method, open_adapter, put_on, switch_adapter, trained_parameters
 from methods.adalora import PARTS, after_update, budget_at, phases
 from methods.dora import DoRALinear
@@ -18,6 +19,21 @@ from methods.pissa import PiSSALinear
 from model import Transformer
 from train import make_optimizer, optimizer_step
 from settings import Config
+
+
+def assert_near(mine, theirs, within=1e-4):
+    """By the norm of the whole, so that small entries need not be as near."""
+    assert theirs.norm() > 0 and (mine - theirs).norm() < within * theirs.norm()
+
+
+def assert_same_gradients(mine: dict, theirs: dict, ids, *models):
+    """Of one loss through both models. mine, theirs: {name: parameter}."""
+    for model in models:
+        out = model(ids)
+        F.cross_entropy(getattr(out, "logits", out).flatten(0, 1)[:-1],
+                        ids.flatten()[1:]).backward()
+    for name in mine:
+        assert_near(mine[name].grad, theirs[name].grad)
 
 
 @pytest.fixture
@@ -182,6 +198,17 @@ def test_pissa_takes_the_largest_directions_out_of_W(niter, atol):
     torch.testing.assert_close(root, (S[:6] / 1.5).sqrt(), rtol=0, atol=atol)
 
 
+def test_pissa_begins_as_pefts(folder):
+    """The residual is the same. (Two randomized SVDs of matrices as random as these differ.)"""
+    model = adapted(folder, "pissa", rank=4)
+    peer = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), PEERS["pissa"]())
+    for name, layer in lora_layers(model).items():
+        residual = layer.base.weight - layer.scale * layer.B0 @ layer.A0
+        theirs = peer.get_submodule(f"base_model.model.{name}").base_layer.weight
+        torch.testing.assert_close(residual, theirs, rtol=0, atol=1e-5)
+        assert (residual - layer.base.weight).abs().max() > 1e-2
+
+
 def test_pissa_without_its_residual_would_count_W_twice(folder, ids, tmp_path):
     """The pitfall: the trained A and B on the untouched base. What is saved is another adapter."""
     model = adapted(folder, "pissa", rank=4)
@@ -190,7 +217,6 @@ def test_pissa_without_its_residual_would_count_W_twice(folder, ids, tmp_path):
     method.save(model, tmp_path, str(folder), setup("pissa", rank=4))
     torch.testing.assert_close(logits(in_peft(folder, tmp_path), ids), untouched, rtol=0, atol=1e-4)
     plain = Transformer.from_pretrained(folder)
-    from lora import apply_lora
     apply_lora(plain, 4, 6.0)
     with torch.no_grad():
         for name, layer in lora_layers(plain).items():
@@ -201,7 +227,7 @@ def test_pissa_without_its_residual_would_count_W_twice(folder, ids, tmp_path):
 
 # ----- AdaLoRA ------------------------------------------------------------------------------------
 
-def test_adalora_ranks_as_peft_over_a_run(folder):
+def test_adalora_ranks_as_peft_over_a_run(folder, tmp_path):
     """From the same start: scores at each step, what is off, and the ranks that survive."""
     steps, alpha = 20, 6
     how = setup("adalora", rank=2, alpha=alpha, options="init_rank=4", steps=steps)
@@ -240,9 +266,10 @@ def test_adalora_ranks_as_peft_over_a_run(folder):
         their_adam.zero_grad()
         if step < last:
             for name, layer in layers.items():
-                key = f"{name}.lora_B.default"
-                torch.testing.assert_close(layer.I_P, allocator.exp_avg_ipt[key], rtol=2e-2,
-                                           atol=1e-7)
+                for part, theirs in PARTS.items():
+                    key = f"{name}.{theirs}.default"
+                    for mine, peers in (("I", allocator.exp_avg_ipt), ("U", allocator.exp_avg_unc)):
+                        assert_near(getattr(layer, f"{mine}_{part}"), peers[key])
         on = {name: layer.on[:, 0].tolist() for name, layer in layers.items()}
         if step > first:
             pattern = peer.peft_config["default"].rank_pattern
@@ -251,8 +278,20 @@ def test_adalora_ranks_as_peft_over_a_run(folder):
     ranks = [sum(some) for some in on.values()]
     assert sum(ranks) == 2 * len(layers) and min(ranks) < max(ranks)
     for name, layer in layers.items():
-        torch.testing.assert_close(layer.delta(), there[name].get_delta_weight("default"),
-                                   rtol=0, atol=1e-3)
+        theirs = there[name].get_delta_weight("default")
+        if any(on[name]):
+            assert_near(layer.delta(), theirs)
+        else:
+            assert not layer.delta().any() and not theirs.any()
+    # files of ranks that differ, both ways
+    method.save(model, tmp_path / "ours", str(folder), how)
+    peer.save_pretrained(tmp_path / "theirs")
+    expected = logits(model, ids)
+    assert (expected - logits(Transformer.from_pretrained(folder), ids)).abs().max() > 1e-3
+    torch.testing.assert_close(logits(in_peft(folder, tmp_path / "ours"), ids), expected,
+                               rtol=0, atol=1e-4)
+    here = switch_adapter(Transformer.from_pretrained(folder), open_adapter(tmp_path / "theirs"))
+    torch.testing.assert_close(logits(here, ids), expected, rtol=0, atol=1e-4)
 
 
 def test_adalora_ignores_a_step_that_overflows(folder, ids):
@@ -314,15 +353,21 @@ def test_mora_is_the_dense_matrix_that_it_stands_for(form, size_in, size_out, ra
         2 if form == "rotation" else 1)
     dW = 2 * naive_mora(size_in, size_out, layer.M.detach().double(), form)
     torch.testing.assert_close(layer.delta().double(), dW, rtol=0, atol=1e-5)
-    x = torch.randn(4, 3, size_in)
-    torch.testing.assert_close(layer(x) - layer.base(x), x @ dW.float().T, rtol=0, atol=1e-4)
+    x, dy = torch.randn(4, 3, size_in), torch.randn(4, 3, size_out)
+    y = layer(x)
+    torch.testing.assert_close(y - layer.base(x), x @ dW.float().T, rtol=0, atol=1e-4)
+    y.backward(dy)
+    M = layer.M.detach().double().requires_grad_()
+    (2 * x.double() @ naive_mora(size_in, size_out, M, form).T).backward(dy.double())
+    assert_near(layer.M.grad.double(), M.grad)
 
 
-def test_the_rank_of_mora_is_above_r():
-    layer = MoRALinear(nn.Linear(64, 64), 4, 4.0, "rotation")
+@pytest.mark.parametrize("form, rank", [("sharing", 22), ("rotation", 64)])
+def test_the_rank_of_mora_is_above_r(form, rank):
+    layer = MoRALinear(nn.Linear(64, 64), 4, 4.0, form)
     nn.init.normal_(layer.M)
     assert len(layer.M) == 22 and layer.M.numel() <= 4 * 128
-    assert torch.linalg.matrix_rank(layer.delta()) > 20
+    assert torch.linalg.matrix_rank(layer.delta()) == rank
 
 
 # ----- BitFit, prefixes, adapter layers -----------------------------------------------------------
@@ -371,11 +416,19 @@ def test_prefixes_are_a_naive_loop(folder, name, ids):
     for row in ids:
         torch.testing.assert_close(logits(model, ids[:1] * 0 + row)[0], naive_prefix(model, row),
                                    rtol=0, atol=1e-4)
+    trained, grads = trained_parameters(model), []
+    for run in (lambda: model(ids[:1])[0], lambda: naive_prefix(model, ids[0])):
+        F.cross_entropy(run()[:-1], ids[0, 1:]).backward()
+        grads.append({name: p.grad.clone() for name, p in trained.items()})
+        model.zero_grad()
+    for key in trained:
+        assert_near(grads[0][key], grads[1][key])
 
 
-def test_the_loss_of_a_prefix_ignores_padding_and_virtual_tokens(folder, ids):
+@pytest.mark.parametrize("name", ["prefix_embedding", "prefix_layer"])
+def test_the_loss_of_a_prefix_ignores_padding_and_virtual_tokens(folder, name, ids):
     """A row padded on the right has the loss that it has alone; labels count text alone."""
-    model = shake(adapted(folder, "prefix_layer", rank=5))
+    model = shake(adapted(folder, name, rank=5))
     short, labels = ids[:1, :8], ids.clone()
     labels[0, 8:] = -100
     padded = ids.clone()
@@ -395,6 +448,7 @@ def test_prefix_layer_begins_as_prefix_embedding(folder, ids):
 def test_adapter_layers_are_a_naive_module(folder, ids):
     model = shake(adapted(folder, "adapter", rank=5))
     peer = AutoModelForCausalLM.from_pretrained(folder)
+    mine, theirs = {}, {}
     for k, layer in enumerate(peer.model.layers):
         for part in ("self_attn", "mlp"):
             block = model.get_submodule(f"model.layers.{k}.{part}")
@@ -403,6 +457,7 @@ def test_adapter_layers_are_a_naive_module(folder, ids):
                 for p, q in zip(bottleneck.parameters(), (block.down, block.down_bias, block.up,
                                                           block.up_bias)):
                     p.copy_(q)
+                    mine[k, part, p.shape], theirs[k, part, p.shape] = q, p
 
             def behind(module, args, output, bottleneck=bottleneck):
                 h = output[0] if isinstance(output, tuple) else output
@@ -411,5 +466,6 @@ def test_adapter_layers_are_a_naive_module(folder, ids):
 
             getattr(layer, part).register_forward_hook(behind)
     torch.testing.assert_close(logits(model, ids), logits(peer, ids), rtol=0, atol=1e-4)
+    assert_same_gradients(mine, theirs, ids, model, peer)
     trained = sum(p.numel() for p in trained_parameters(model).values())
     assert trained == 2 * 2 * (2 * 32 * 5 + 5 + 32)
