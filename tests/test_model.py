@@ -184,6 +184,28 @@ def test_plain_attention_is_torchs(mask):
         functools.partial(F.scaled_dot_product_attention, **how), q, k, v)
     for mine, theirs in zip(got, expected):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    half = [x.bfloat16() for x in (q, k, v)]        # what it is for
+    got = output_and_gradients(functools.partial(plain_attention, **how), *half)
+    expected = output_and_gradients(functools.partial(F.scaled_dot_product_attention, **how),
+                                    *(x.double() for x in half))
+    for mine, exact in zip(got, expected):
+        assert mine.dtype == torch.bfloat16
+        assert (mine.double() - exact).norm() < 1e-2 * exact.norm()
+
+
+def test_one_token_shares_keys_as_many_do(checkpoint):
+    """Query heads that share a key are laid one below the other for a single token alone."""
+    model = Transformer.from_pretrained(
+        checkpoint("qwen3", num_attention_heads=6, head_dim=8, num_key_value_heads=2)).double()
+    rows = [[5, 6, 7, 8, 9], [7, 8, 9]]             # the second is padded
+    ids, cache = model.start_cache(rows, 1)
+    with torch.no_grad():
+        model.hidden_after(ids, cache)
+        cache.used += ids.shape[1]
+        h = model.hidden_after(torch.tensor([[3], [4]]), cache)
+        for row, token, mine in zip(rows, (3, 4), h):
+            exact = model.hidden(torch.tensor([[*row, token]]))[0, -1]
+            torch.testing.assert_close(mine[0], exact, rtol=0, atol=1e-10)
 
 
 def test_plain_attention_is_taken_for_steps_in_bfloat16_alone(monkeypatch):
