@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import REPO
 
+import stack
 import train
 from engine import load_base, mean_nll
 from methods import setup_of
@@ -92,6 +93,21 @@ def test_the_host_waits_for_no_micro_batch(chat, method):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(p.grad.isfinite().all() for p in run.trained.values())
+
+
+def test_stacked_runs_are_the_cpus(chat):
+    """Four in one pass, of different ranks and rates, next to each alone on the CPU."""
+    points = [(1, 1e-2), (4, 1e-3), (8, 3e-3), (8, 1e-4)]
+    expected = [curve(chat, "cpu", rank=rank, lr=lr) for rank, lr in points]
+    assert len({run[-1] for run in expected}) == 4      # else the runs could be mixed up
+    config = Config(model="nano", data=str(chat), max_steps=STEPS, device="cuda", dtype="float32")
+    data = train.read_data(config)
+    configs = [settled(dataclasses.replace(config, rank=rank, lr=lr), len(data.train_set))
+               for rank, lr in points]
+    together = stack.stack_runs(configs, data, train.model_for(configs[0]))
+    list(stack.stacked_steps(together))
+    for run, alone in zip(together.runs, expected):
+        assert run.progress.rows[-1]["test_nll"] == pytest.approx(alone[-1], rel=1e-4)
 
 
 def test_greedy_answers_are_the_cpus():
