@@ -316,7 +316,9 @@ class Attention(nn.Module):
         # A single token after a filled cache sees everything in it. Several tokens there need
         # `mask`, because is_causal would let the first see one column.
         causal = mask is None and (cache is None or cache.used == 0)
-        if T == 1:      # query heads that share a key stand one below the other, as tokens do
+        # One token: the query heads that share a key stand one below the other, as tokens do. Each
+        # sees all keys, so there is no triangle.
+        if T == 1:
             q, causal = q.reshape(B, k.shape[1], -1, self.hd), False        # (B, nk, nh / nk, hd)
         plain = plain_is_faster(q.device.type, q.dtype, k.shape[2])
         attend = plain_attention if plain else F.scaled_dot_product_attention

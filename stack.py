@@ -12,7 +12,7 @@ multiplies all K B samples in one product, and copy k also goes through the adap
 
 A pass over K copies takes hardly more kernels than a pass over one, and larger products. This is
 for GPUs, which a few samples leave idle most of the time, and for small models: on two cores of a
-CPU four runs of nano take half the time, and four of SmolLM2 no less (results/speed.md).
+CPU four runs of nano take half the time. Four of SmolLM2 gain nothing there (results/speed.md).
 
 No run knows of the others. Each has its own loss, gradient norm, AdamW and rate. One backward pass
 of the sum of all losses gives each adapter the gradient of its own loss, because no other loss

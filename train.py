@@ -648,13 +648,13 @@ def keep_training(run: Run, out: Path):
             if evaluated and first_process:
                 tqdm.write(records.row_line(run.progress.rows[-1]))
                 records.write_rows(out / "log.csv", run.progress.rows)
-                if run.scaler.is_enabled() and run.scaler.get_scale() < NO_STEP:
-                    raise UserError(
-                        "no step was made for a while: in float16 gradients overflow, or are nan. "
-                        "Take --dtype bfloat16 or float32, or a lower --lr")
                 if not warned and is_over_fitting(run.progress.rows):
                     warned = True
                     tqdm.write(OVER_FITTING.format(lowest_row(run.progress.rows)["step"]))
+            if evaluated and run.scaler.is_enabled() and run.scaler.get_scale() < NO_STEP:
+                raise UserError(        # in all processes: they have one factor
+                    "no step was made for a while: in float16 gradients overflow, or are nan. "
+                    "Take --dtype bfloat16 or float32, or a lower --lr")
             if evaluated and run.config.keep == "best":
                 keep_best(run, out / records.BEST)
             if interrupted or due:

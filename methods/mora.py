@@ -4,8 +4,8 @@ r"""MoRA: one square matrix instead of two narrow ones (Jiang et al., arXiv 2405
 
 With k = floor(sqrt(r (in + out))) M has as many parameters as A and B of rank r. Its rank can be
 k, far above r: for 896 -> 896 and r = 8, k = 119. The price is that nothing trained leads from x to
-k numbers and back. x is cut into n = ceil(in / k) pieces, the last filled up with
-zeros. Two ways (`--options form=...`):
+k numbers and back. x is cut into n = ceil(in / k) pieces, the last filled up with zeros. Two ways
+(`--options form=...`):
 
     sharing     compress sums neighbours, n at a time; decompress repeats the k numbers until `out`
                 are reached (equation 6). Numbers of one group get the same column of dW. So the

@@ -15,9 +15,9 @@ directions twice. Here W stays, and the same h is computed as a plain LoRA of ra
     h = W x + s [B, -B0] [A; A0] x
 
 So W may be in four bits, the start is exact in any dtype, and what is saved is that plain LoRA,
-which every library opens. (With --nf4 it is W that is in four bits. The paper's QPiSSA has W_res
-there, which loses less.) PEFT writes A and B alone, and computes W_res from W anew. Such files are
-read here, too: signs of another SVD do not matter, because B0 A0 is the same.
+which every library opens. With --nf4 W itself is quantized. The paper's QPiSSA quantizes W_res, and
+loses less. PEFT writes A and B alone, and computes W_res from W again. Such files are read here,
+too: signs of another SVD do not matter, because B0 A0 is the same.
 
 The exact SVD takes O(out in min(out, in)): 0.8 s for 896 x 4864 on a core. `--options niter=16`
 finds the top r by a randomized SVD (Halko et al., arXiv 0909.4061) with so many power iterations.
